@@ -91,6 +91,18 @@ class StepBatch:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
+class Advantages:
+    """What an estimator returns: a part for the whole rollout and one for each of its steps.
+
+    Both carry their weights already; a token's advantage is their sum.
+    """
+
+    outcome: Float[Array, "B"]
+    step: Float[Array, "B S"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
 class TrainBatch:
     """What one policy update reads.
 
@@ -115,6 +127,17 @@ class TrainBatch:
     ref_logps: Float[Array, "B T"] | None = None
     temperature: Float[Array, ""] | float = 1.0
     kl_weight: Float[Array, ""] | float = 0.0
+    prompt_length: int = field(default=1, metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class SftBatch:
+    """What one step of supervised fine-tuning reads; fields as in ``TrainBatch``."""
+
+    tokens: Int[Array, "B T"]
+    positions: Int[Array, "B T"]
+    weights: Float[Array, "B T"]
     prompt_length: int = field(default=1, metadata={"static": True})
 
 

@@ -1,0 +1,114 @@
+"""Every key of a run, with its default and what it means. The other files say what differs."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The defaults: a small decoder from scratch on ShopWorld, sized for two CPU cores."""
+    config = ConfigDict()
+    config.kind = "train"  # train | evaluate
+    config.seed = 0  # parameters, order of the data and sampling
+    config.export = False  # also write the judge as a Hugging Face directory, <workdir>/export
+    config.checkpoint = ""  # evaluate: a run's folder, a Hugging Face directory or a .gguf file
+
+    # The pairs.
+    config.data = ConfigDict()
+    config.data.name = "shopworld"  # shopworld | esci | wands | jsonl
+    config.data.path = ""  # folder (esci, wands) or file (jsonl)
+    config.data.dir = ""  # where the TFDS data set goes; "" for <workdir>/data
+    config.data.max_bad_share = 0.05  # share of rows that may be unusable
+    config.data.balance = False  # draw the classes in equal shares while training
+    config.data.eval_split = "test"  # split that is judged before, during and after
+    config.data.eval_pairs = 0  # judge the first so many pairs of it; 0 for all
+
+    # ShopWorld's options; see she_jax.data.shopworld.World and TeacherErrors.
+    config.shopworld = ConfigDict()
+    config.shopworld.seed = 0
+    config.shopworld.pairs = (40_000, 512, 2_048, 1_024)  # train, validation, test, test_longtail
+    config.shopworld.class_balance = (0.25, 0.25, 0.25, 0.25)
+    config.shopworld.coverage = 1.0  # share of the steps that humans annotated
+    config.shopworld.chains = "teacher"  # teacher | gold | none
+    config.shopworld.errors = ConfigDict()
+    config.shopworld.errors.negation = 0.6
+    config.shopworld.errors.unstated = 0.6
+    config.shopworld.errors.near = 0.6
+    config.shopworld.errors.price = 0.6
+
+    # The chain of thought; see she_jax.cot.CotSchema.build.
+    config.chain = ConfigDict()
+    config.chain.label_first = False
+    config.chain.checks = 0  # steps for single attributes; ShopWorld needs 0 or 3
+
+    # The policy.
+    config.model = ConfigDict()
+    config.model.name = "scratch"  # scratch | smollm2 | a Hugging Face directory or .gguf file
+    config.model.dtype = "float32"  # of the computation; a loaded model's parameters are in it too
+    config.model.remat = False  # recompute layers in the backward pass: slower, less memory
+    config.model.prompt_length = 32  # tokens; longer products are cut, and counted
+    config.model.completion_length = 68  # tokens, the end included
+    config.model.vocab_size = 1_280  # from scratch only, like all below
+    config.model.dim = 128
+    config.model.layers = 3
+    config.model.heads = 4
+    config.model.kv_heads = 4
+    config.model.head_dim = 32
+    config.model.ffn = 384
+
+    # The devices: sizes of the mesh, -1 for all that are left.
+    config.mesh = ConfigDict()
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
+    config.mesh.tensor = 1
+
+    # The cold start.
+    config.sft = _optimizer(learning_rate=3e-3, warmup=40)
+    config.sft.steps = 600
+    config.sft.batch_size = 64
+    config.sft.micro_batches = 1
+    config.sft.checkpoint_every = 200
+
+    # SRPO.
+    config.rl = _optimizer(learning_rate=3e-4, warmup=5)
+    config.rl.steps = 120
+    config.rl.prompts = 32  # N, prompts a step
+    config.rl.group_size = 8  # G, rollouts a prompt
+    config.rl.temperature = 1.0
+    config.rl.top_k = 0  # 0 for the whole vocabulary
+    config.rl.top_p = 1.0
+    config.rl.kl_weight = 0.01  # 0 leaves the reference out
+    config.rl.format_weight = 0.1  # outcome of a well-formed chain with the wrong label
+    config.rl.normalisation = "token"  # token | sequence | step
+    config.rl.clamp = 2.0  # of a token's advantage
+    config.rl.estimator = "srpo"  # srpo | grpo
+    config.rl.eval_every = 40
+    config.rl.checkpoint_every = 20
+    config.rl.sample_every = 40
+    config.rl.loss = ConfigDict()  # she_jax.rl.losses.LossConfig
+    config.rl.loss.clip_low = 0.2
+    config.rl.loss.clip_high = 0.2
+    config.rl.loss.micro_batches = 1
+    config.rl.srpo = ConfigDict()  # she_jax.rl.advantages.srpo_advantages
+    config.rl.srpo.w_outcome = 1.0
+    config.rl.srpo.w_step = 1.0
+    config.rl.srpo.critical = "first_error"  # first_error | all | outcome_consistent
+    config.rl.srpo.after_error = 0.5
+
+    # Judging.
+    config.eval = ConfigDict()
+    config.eval.batch_size = 256
+    config.eval.pass_k = 8  # rollouts a pair for pass@k, before and after; 0 leaves it out
+    config.eval.pass_pairs = 256  # pairs for pass@k
+    return config
+
+
+def _optimizer(*, learning_rate: float, warmup: int) -> ConfigDict:
+    """AdamW under a cosine schedule with a linear warm-up."""
+    config = ConfigDict()
+    config.learning_rate = learning_rate  # peak
+    config.final_share = 0.05  # of the peak, at the end of the cosine
+    config.warmup = warmup  # steps
+    config.b1 = 0.9
+    config.b2 = 0.98
+    config.weight_decay = 0.01
+    config.clip_norm = 1.0  # of the whole gradient
+    return config

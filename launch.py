@@ -1,0 +1,102 @@
+"""Runs a recipe: ``python launch.py --config=configs/stage1.py --workdir=DIR --config.KEY=VALUE``.
+
+Exit codes: 0 done; 1 bad input (a message, no traceback); 2 a wrong command line; 143 and 130
+stopped by SIGTERM and by Ctrl-C, after saving. The same command again goes on with the run.
+"""
+
+import difflib
+import re
+import sys
+import traceback
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+ROOT = Path(__file__).resolve().parent
+FLAGS = flags.FLAGS
+CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/<config name> if not given.")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        _leave(f"unexpected arguments {argv[1:]}: options start with --", 2)
+    workdir = WORKDIR.value or default_workdir()
+    # Imported here, since it takes seconds: a wrong command line has failed by now.
+    from she_jax.train.run import run
+
+    try:
+        run(CONFIG.value, Path(workdir))
+    except OSError as error:
+        _leave(str(error), 1)
+    except ValueError as error:
+        # Where our own code says `raise`, the message is for the user; anything else is a bug.
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        ours = Path(frame.filename).resolve().is_relative_to(ROOT / "she_jax")
+        if not (ours and (frame.line or "").startswith("raise ")):
+            raise
+        _leave(str(error), 1)
+
+
+def default_workdir() -> str:
+    """``runs/<config name>``; with an argument (``stage1.py:model=x``) ``runs/stage1-model-x``."""
+    recipe = config_flags.get_config_filename(FLAGS["config"])
+    name, colon, argument = recipe.partition(":")
+    return f"runs/{Path(name).stem}" + re.sub(r"[^A-Za-z0-9.]+", "-", colon + argument)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the command line; what is wrong with it is said in a line, with exit code 2."""
+    try:
+        rest = FLAGS(argv)
+    except flags.Error as error:
+        cause: BaseException = error
+        while inner := cause.__cause__ or cause.__context__:
+            cause = inner
+        if "Traceback" in str(error) and not isinstance(cause, ValueError):
+            raise  # a bug in the config file
+        _leave(str(cause if "Traceback" in str(error) else error), 2)
+    except OSError as error:
+        _leave(str(error), 2)
+    except (AttributeError, KeyError):
+        if message := _unknown_key(argv):
+            _leave(message, 2)
+        raise
+    if FLAGS["config"].value is None:
+        _leave("--config is missing: give a recipe, such as --config=configs/stage1.py", 2)
+    name = config_flags.get_config_filename(FLAGS["config"]).partition(":")[0]
+    if not Path(name).is_file():
+        _leave(f"--config={name}: there is no such file", 2)
+    return rest
+
+
+def _unknown_key(argv: list[str]) -> str | None:
+    matches = [re.match(r"--?(?:no)?config\.([^=\[]+)", argument) for argument in argv]
+    plain = flags.FlagValues()  # the config without what the command line changes
+    config = config_flags.DEFINE_config_file("config", flag_values=plain, sys_argv=argv[:1])
+    plain(argv, known_only=True)
+    known = _keys(config.value)
+    for key in [match[1] for match in matches if match]:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0) or known[:1]
+            return f"--config.{key}: there is no such key; the nearest one is --config.{near[0]}"
+    return None
+
+
+def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in config.items():
+        keys.append(f"{prefix}{key}")
+        if isinstance(value, ConfigDict):
+            keys += _keys(value, f"{prefix}{key}.")
+    return keys
+
+
+def _leave(message: str, code: int):
+    print(f"launch.py: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,83 @@
+"""SHE in JAX: stepwise reward policy optimization (SRPO) for search relevance.
+
+The names below are the whole public interface. Importing reads no file and no flag; what needs more
+than JAX and optax is loaded when it is first asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from she_jax.cot import Chain, CotSchema, ParsedStep, Step
+from she_jax.rl.advantages import (
+    grpo_advantages,
+    informative_groups,
+    srpo_advantages,
+    token_advantages,
+)
+from she_jax.rl.losses import LossConfig, policy_loss, sft_loss, token_logps, token_weights
+from she_jax.rl.update import jit_update_step, make_sft_step, make_update_step
+from she_jax.types import (
+    Advantages,
+    BadRow,
+    Example,
+    LMOutput,
+    PromptBatch,
+    Rollout,
+    SftBatch,
+    StepBatch,
+    TrainBatch,
+    TrainState,
+)
+
+if TYPE_CHECKING:
+    from she_jax.models.transformer import ModelConfig, build_model, init_params
+    from she_jax.models.weights import load_model
+    from she_jax.rl.sampling import sample
+
+_LATER = {
+    "ModelConfig": "she_jax.models.transformer",
+    "build_model": "she_jax.models.transformer",
+    "init_params": "she_jax.models.transformer",
+    "load_model": "she_jax.models.weights",
+    "sample": "she_jax.rl.sampling",
+}
+
+__all__ = [
+    "Advantages",
+    "BadRow",
+    "Chain",
+    "CotSchema",
+    "Example",
+    "LMOutput",
+    "LossConfig",
+    "ModelConfig",
+    "ParsedStep",
+    "PromptBatch",
+    "Rollout",
+    "SftBatch",
+    "Step",
+    "StepBatch",
+    "TrainBatch",
+    "TrainState",
+    "build_model",
+    "grpo_advantages",
+    "informative_groups",
+    "init_params",
+    "jit_update_step",
+    "load_model",
+    "make_sft_step",
+    "make_update_step",
+    "policy_loss",
+    "sample",
+    "sft_loss",
+    "srpo_advantages",
+    "token_advantages",
+    "token_logps",
+    "token_weights",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LATER[name]), name)

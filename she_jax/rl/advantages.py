@@ -1,0 +1,203 @@
+"""Advantages: how much better a rollout, or one of its steps, did than its group.
+
+Shapes: B = N * G rollouts, a group's G rows contiguous, S steps, T tokens. An estimator is a
+function of (step rewards, their mask, outcome rewards) that returns ``Advantages``;
+``token_advantages`` lays them over the tokens. Everything is float32, masked, and zero where a
+group has no spread.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from she_jax.types import Advantages
+
+CRITICAL = ("first_error", "all", "outcome_consistent")
+
+
+def srpo_advantages(
+    step_rewards: Float[Array | np.ndarray, "B S"],
+    step_mask: Bool[Array | np.ndarray, "B S"],
+    outcome: Float[Array | np.ndarray, "B"],
+    *,
+    group_size: int,
+    w_outcome: float | Float[Array, ""] = 1.0,
+    w_step: float | Float[Array, ""] = 1.0,
+    critical: str = "first_error",
+    after_error: float | Float[Array, ""] = 0.5,
+    correct_from: float | Float[Array, ""] = 0.5,
+    eps: float = 1e-4,
+    tol: float = 1e-6,
+) -> Advantages:
+    """Stepwise reward policy optimization: outcome and steps against their own group.
+
+    For rollout i of a group and step index k, with mu and sigma over the rollouts that have step k:
+
+        d[i, k] = (r[i, k] - mu[k]) / (sigma[k] + eps)
+        outcome part = w_outcome * (R[i] - mean R) / (std R + eps)
+        step part    = w_step * c[i, k] * d[i, k]
+
+    d is 0 where fewer than two rollouts have the step or sigma[k] <= tol. The weights c put the
+    learning on the critical steps:
+
+    - ``first_error``: the first wrong step of a rollout weighs 1, every later step ``after_error``,
+      since it reasons from a wrong premise; a right step counts only where some rollout of the
+      group has it wrong.
+    - ``all``: every weight is 1.
+    - ``outcome_consistent``: 0 where the signs of d and of the outcome's advantage disagree, else
+      1.
+
+    Reconstruction: SRPO's equations (arXiv 2510.07972) could not be obtained. The normalisation per
+    step index is SRaR's (arXiv 2605.17291); the critical weights, ``after_error`` and
+    ``correct_from`` are our reading of "critical correct and incorrect steps". Deviations are the
+    population's (divided by n).
+
+    Args:
+      step_rewards: reward of each step, in [0, 1]; may hold anything where ``step_mask`` is False.
+      step_mask: True where the rollout has the step and its reward is known; other steps take no
+        part.
+      outcome: reward of the whole rollout.
+      group_size: G, rollouts a prompt.
+      w_outcome: weight of the outcome part, >= 0.
+      w_step: weight of the step part, >= 0.
+      critical: how the steps are weighed, as above.
+      after_error: weight of the steps after the first wrong one, in [0, 1].
+      correct_from: a step is right from this reward on, in (0, 1].
+      eps: added to every standard deviation.
+      tol: a standard deviation up to this counts as none.
+
+    Raises:
+      ValueError: if the group has one rollout, B is no multiple of it, or ``critical`` is unknown.
+    """
+    reward = _groups(jnp.where(step_mask, step_rewards, 0.0), group_size)
+    mask = _groups(jnp.asarray(step_mask), group_size)
+    whole = _outcome_advantages(outcome, group_size, eps, tol)
+    d = _normalise(reward, mask, eps, tol)
+    wrong = mask & (reward < correct_from)
+    if critical == "first_error":
+        wrong_before = (jnp.cumsum(wrong, axis=2) - wrong) > 0
+        c = (wrong | wrong.any(axis=1, keepdims=True)) * jnp.where(wrong_before, after_error, 1.0)
+    elif critical == "all":
+        c = jnp.ones_like(d)
+    elif critical == "outcome_consistent":
+        c = (d * whole[:, :, None] >= 0).astype(d.dtype)
+    else:
+        raise ValueError(f"critical={critical!r}: expected one of {CRITICAL}")
+    return Advantages(
+        outcome=w_outcome * whole.reshape(-1), step=(w_step * c * d).reshape(step_rewards.shape)
+    )
+
+
+def grpo_advantages(
+    step_rewards: Float[Array | np.ndarray, "B S"],
+    step_mask: Bool[Array | np.ndarray, "B S"],
+    outcome: Float[Array | np.ndarray, "B"],
+    *,
+    group_size: int,
+    eps: float = 1e-4,
+    tol: float = 1e-6,
+) -> Advantages:
+    """Group relative policy optimization: A[i] = (R[i] - mean R) / (std R + eps).
+
+    DeepSeekMath (arXiv 2402.03300), section 4.1.2, outcome supervision. The steps are not read.
+
+    Args:
+      step_rewards: gives the number of steps only.
+      step_mask: not read.
+      outcome: reward of the whole rollout.
+      group_size: G, rollouts a prompt.
+      eps: added to the standard deviation (the population's).
+      tol: a standard deviation up to this counts as none, and the advantage is 0.
+
+    Raises:
+      ValueError: if the group has one rollout or B is no multiple of it.
+    """
+    del step_mask
+    whole = _outcome_advantages(outcome, group_size, eps, tol)
+    return Advantages(
+        outcome=whole.reshape(-1), step=jnp.zeros(step_rewards.shape, dtype=whole.dtype)
+    )
+
+
+def token_advantages(
+    advantages: Advantages,
+    step_ids: Int[Array | np.ndarray, "B T"],
+    completion_mask: Bool[Array | np.ndarray, "B T"],
+    *,
+    clamp: float | Float[Array, ""] = 2.0,
+) -> Float[Array, "B T"]:
+    """Lays advantages over the tokens: A[i, t] = clip(outcome[i] + step[i, k(t)], -clamp, clamp).
+
+    The clamp of 2 is DyKnow-RAG's (arXiv 2510.11122).
+
+    Args:
+      advantages: from an estimator.
+      step_ids: step of each token, in [-1, S); a token outside every step (-1) gets the outcome
+        part only.
+      completion_mask: True on sampled tokens; every other token gets 0.
+      clamp: bound on the size of an advantage, > 0.
+    """
+    own = jnp.take_along_axis(advantages.step, jnp.maximum(step_ids, 0), axis=1)
+    total = advantages.outcome[:, None] + jnp.where(step_ids >= 0, own, 0.0)
+    return jnp.where(completion_mask, jnp.clip(total, -clamp, clamp), 0.0)
+
+
+def informative_groups(
+    outcome: Float[Array | np.ndarray, "B"],
+    step_rewards: Float[Array | np.ndarray, "B S"],
+    step_mask: Bool[Array | np.ndarray, "B S"],
+    *,
+    group_size: int,
+    tol: float = 1e-6,
+) -> Bool[Array, "N"]:
+    """Says which groups can teach something: those whose rollouts the verifier tells apart.
+
+    Give it the verifier's own rewards. A shaped reward (a length bonus, say) differs between any
+    two rollouts and would keep every group.
+
+    Args:
+      outcome: the verifier's reward of the whole rollout.
+      step_rewards: the verifier's reward of each step.
+      step_mask: True where the step exists and its reward is known; all False asks about the
+        outcome alone, which is what outcome-only estimators can use.
+      group_size: G, rollouts a prompt.
+      tol: a standard deviation up to this counts as none.
+
+    Raises:
+      ValueError: if the group has one rollout or B is no multiple of it.
+    """
+    whole = _outcome_advantages(outcome, group_size, 1.0, tol)
+    reward = _groups(jnp.where(step_mask, step_rewards, 0.0), group_size)
+    steps = _normalise(reward, _groups(jnp.asarray(step_mask), group_size), 1.0, tol)
+    return (whole != 0).any(axis=1) | (steps != 0).any(axis=(1, 2))
+
+
+def _groups(rows: Array, group_size: int) -> Array:
+    """Reshapes [B, ...] to [N, G, ...]."""
+    if group_size < 2:
+        raise ValueError(f"group_size={group_size}: the group baseline needs at least 2")
+    if rows.shape[0] % group_size:
+        raise ValueError(
+            f"{rows.shape[0]} rollouts do not divide into groups of {group_size}: "
+            "pass whole groups, a group's rows contiguous"
+        )
+    return rows.reshape(-1, group_size, *rows.shape[1:])
+
+
+def _outcome_advantages(
+    outcome: Float[Array | np.ndarray, "B"], group_size: int, eps: float, tol: float
+) -> Float[Array, "N G"]:
+    reward = _groups(jnp.asarray(outcome, dtype=jnp.float32), group_size)[:, :, None]
+    return _normalise(reward, jnp.ones(reward.shape, dtype=bool), eps, tol)[:, :, 0]
+
+
+def _normalise(
+    reward: Float[Array, "N G S"], mask: Bool[Array, "N G S"], eps: float, tol: float
+) -> Float[Array, "N G S"]:
+    """Z-scores over axis 1, of the entries under the mask; 0 elsewhere and where nothing varies."""
+    reward = reward.astype(jnp.float32)
+    count = mask.sum(axis=1, keepdims=True)
+    share = mask / jnp.maximum(count, 1)
+    centred = reward - (share * reward).sum(axis=1, keepdims=True)
+    sigma = jnp.sqrt((share * jnp.square(centred)).sum(axis=1, keepdims=True))
+    return jnp.where(mask & (count >= 2) & (sigma > tol), centred / (sigma + eps), 0.0)

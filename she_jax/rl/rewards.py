@@ -1,0 +1,155 @@
+"""Rewards on the host: the offline verifier, which compares a chain with human annotation.
+
+Everything here is a pure function of parsed chains and examples.
+"""
+
+import re
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float32, Int
+
+from she_jax.cot import Chain, CotSchema, ParsedStep, Step
+from she_jax.rl.steps import step_ids
+from she_jax.types import Example, StepBatch
+
+
+def verify(
+    chain: Chain, example: Example, schema: CotSchema
+) -> tuple[Float32[np.ndarray, "S"], Bool[np.ndarray, "S"]]:
+    """Compares each step of a chain with what humans said of it.
+
+    - The label is known where the example has one, any other step where its name is among the
+      example's ``annotations``. A step that the chain lacks is not known: there is nothing to
+      credit.
+    - A step with a verdict earns 1 if the verdict is the true one, else 0; an unreadable one 0.
+    - A free step, whose truth is ``;``-separated items, earns the number of those items found in
+      its text (whole words, any case) over the larger of the two numbers of items, so that what is
+      missing and what is too much both cost.
+    - An optional step that the truth does not have (a ``check_3`` where two attributes were asked)
+      earns 0, and is known if humans annotated any step of its family (``check_1``, ...) here.
+
+    Reconstruction: the paper's annotation verifier (arXiv 2510.07972) is not described in what
+    could be obtained.
+
+    Args:
+      chain: as parsed by ``schema``.
+      example: the pair the chain is about.
+      schema: the steps.
+
+    Returns:
+      Rewards in [0, 1], and where they are known; the reward is 0 where they are not.
+    """
+    judged = [
+        None if parsed is None else _judge(step, parsed, example)
+        for step, parsed in zip(schema.steps, chain.steps, strict=True)
+    ]
+    rewards = np.array([reward or 0.0 for reward in judged], dtype=np.float32)
+    return rewards, np.array([reward is not None for reward in judged])
+
+
+def outcome_reward(
+    chain: Chain, example: Example, *, truncated: bool = False, format_weight: float = 0.1
+) -> float:
+    """Reward of a whole chain.
+
+    1 for the right label in a well-formed chain, ``format_weight`` for any other well-formed chain,
+    0 for the rest. A truncated rollout earns 0 whatever it says. Where the example has no label, no
+    label is right.
+
+    Args:
+      chain: the parsed chain.
+      example: the pair it is about.
+      truncated: True where the rollout ran out of tokens before its end.
+      format_weight: what good form alone is worth, in [0, 1].
+    """
+    if truncated or not chain.well_formed:
+        return 0.0
+    return 1.0 if example.label is not None and chain.label == example.label else format_weight
+
+
+def step_batch(
+    chains: Sequence[Chain],
+    examples: Sequence[Example],
+    schema: CotSchema,
+    *,
+    tokens: Int[Array | np.ndarray, "B T"],
+    completion_mask: Bool[Array | np.ndarray, "B T"],
+    newlines: Int[np.ndarray, "V"],
+    truncated: Bool[np.ndarray, "B"],
+    format_weight: float = 0.1,
+) -> StepBatch:
+    """Sees a batch of rollouts as steps with their rewards.
+
+    Args:
+      chains: one a rollout, parsed from exactly what the completion decodes to.
+      examples: one a rollout, so each prompt's example G times over.
+      schema: the steps.
+      tokens: token ids.
+      completion_mask: True on the sampled tokens, the end-of-sequence token included.
+      newlines: how many newlines each token id holds; see ``she_jax.rl.steps.step_ids``.
+      truncated: True where a rollout ran out of tokens before its end.
+      format_weight: see ``outcome_reward``.
+
+    Raises:
+      ValueError: if the numbers of chains, examples and rows of tokens differ.
+    """
+    if not len(chains) == len(examples) == len(tokens):
+        raise ValueError(
+            f"{len(chains)} chains, {len(examples)} examples, {len(tokens)} rows of tokens: "
+            "expected one of each a rollout"
+        )
+    lines = np.full((len(chains), max(len(c.line_steps) for c in chains)), -1, dtype=np.int32)
+    for row, chain in zip(lines, chains, strict=True):
+        row[: len(chain.line_steps)] = chain.line_steps
+    verified = [verify(chain, ex, schema) for chain, ex in zip(chains, examples, strict=True)]
+    outcome = [
+        outcome_reward(chain, example, truncated=bool(cut), format_weight=format_weight)
+        for chain, example, cut in zip(chains, examples, truncated, strict=True)
+    ]
+    return StepBatch(
+        step_ids=jnp.asarray(step_ids(tokens, completion_mask, newlines, lines)),
+        step_mask=jnp.asarray([[step is not None for step in chain.steps] for chain in chains]),
+        verifier=jnp.asarray(np.stack([rewards for rewards, _ in verified])),
+        verifier_known=jnp.asarray(np.stack([known for _, known in verified])),
+        outcome=jnp.asarray(outcome, dtype=jnp.float32),
+    )
+
+
+def _judge(step: Step, parsed: ParsedStep, example: Example) -> float | None:
+    """The verifier's reward of a step that the chain has; None where humans said nothing of it."""
+    truth = _truth(step, example)
+    if truth is None:
+        return 0.0 if step.optional and _family_annotated(step, example) else None
+    if step.verdicts:
+        return float(parsed.verdict == truth)
+    return _items_found(truth, parsed.text) if parsed.valid else 0.0
+
+
+def _truth(step: Step, example: Example) -> str | None:
+    if step.name == "label":
+        return None if example.label is None else str(example.label)
+    if example.steps is None or step.name not in example.annotations:
+        return None
+    return example.steps.get(step.name)
+
+
+def _family_annotated(step: Step, example: Example) -> bool:
+    family = step.name.rstrip("0123456789")
+    return any(name.rstrip("0123456789") == family for name in example.annotations)
+
+
+def _items_found(truth: str, text: str) -> float:
+    """Share of the true items that stand in the text, over the larger number of items."""
+    wanted, given = _items(truth), _items(text)
+    found = sum(
+        re.search(rf"(?<!\w){re.escape(item)}(?!\w)", text, re.IGNORECASE) is not None
+        for item in wanted
+    )
+    most = max(len(wanted), len(given))
+    return found / most if most else 1.0
+
+
+def _items(text: str) -> list[str]:
+    return [item for part in text.split(";") if (item := part.strip())]

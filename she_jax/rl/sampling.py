@@ -1,0 +1,293 @@
+"""Sampling groups of rollouts: each prompt is read once, then decoded G times.
+
+Letters in shapes as in ``she_jax.types``; besides, C new tokens at most, so T = P + C, and V words.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Float32, Int
+
+from she_jax.models.sharding import batch_sharding, check_batch
+from she_jax.models.transformer import Model
+from she_jax.types import PromptBatch, Rollout
+
+
+def sample(
+    model: Model,
+    params: Mapping[str, Any],
+    prompts: PromptBatch,
+    key: Array,
+    *,
+    group_size: int,
+    max_new_tokens: int,
+    temperature: float | Float[Array, ""],
+    eos_id: int | tuple[int, ...],
+    pad_id: int,
+    top_k: int = 0,
+    top_p: float | Float[Array, ""] = 1.0,
+) -> Rollout:
+    """Samples ``group_size`` completions of every prompt; pure, compile it with ``jit_sample``.
+
+    The token at completion index c of row b comes from the c-th uniform of that row, drawn with
+    ``fold_in(key, c)``: a row does not depend on when other rows end. The same key gives the same
+    rollouts, so fold the training step into it.
+
+    ``logps`` are ``log_softmax(logits / temperature)`` over the whole vocabulary, as the trainer
+    computes them. What is sampled from is narrower (never the pad id; the top k; the nucleus), and
+    its renormalisation is left out of them.
+
+    Args:
+      model: the policy; static.
+      params: its parameters.
+      prompts: prompts padded on the left; each has at least one token.
+      key: consumed.
+      group_size: completions of each prompt, G >= 1; static.
+      max_new_tokens: C >= 1; static. Decoding stops early once every row has ended.
+      temperature: divides the logits. At 0 the most probable token is taken, and ``logps`` are
+        those at temperature 1. Traced.
+      eos_id: the token, or tokens, that end a completion and belong to it; static.
+      pad_id: fills a row after its end; never sampled, unless it is an ``eos_id`` too; static.
+      top_k: sample among the k most probable tokens only; 0 for the whole vocabulary; static.
+      top_p: sample among the most probable of the top k only, as few as hold this share of the top
+        k's probability, in (0, 1]; needs ``top_k`` (no whole vocabulary is ever sorted). Traced;
+        as a traced value it is ignored where ``top_k`` is 0.
+
+    Returns:
+      B = N * G rows, a group's contiguous.
+
+    Raises:
+      ValueError: if a size is out of range, or ``top_p`` is below 1 without a ``top_k``.
+    """
+    _check(group_size, max_new_tokens, top_k, top_p)
+    eos_ids = (eos_id,) if isinstance(eos_id, int) else eos_id
+    banned = None if pad_id in eos_ids else pad_id
+    prompt_length = prompts.tokens.shape[1]
+
+    def draw(out_hidden: Float[Array, "B D"], head: Float[Array, "D V"], done: Array, step: Array):
+        logits = jnp.einsum("bd,dv->bv", out_hidden, head, preferred_element_type=jnp.float32)
+        uniform = jax.random.uniform(jax.random.fold_in(key, step), done.shape)
+        token, logp = draw_tokens(logits, uniform, temperature, top_p, top_k=top_k, banned=banned)
+        token = jnp.where(done, pad_id, token)
+        ended = done | jnp.any(token[:, None] == jnp.asarray(eos_ids)[None], axis=1)
+        return token, jnp.where(done, 0.0, logp), ended
+
+    weights = model.decoding_params(params)
+    hidden, head, cache = _prefill(model, weights, prompts, group_size, max_new_tokens)
+    lengths = jnp.repeat(prompts.mask.sum(axis=1), group_size)
+    batch = lengths.shape[0]
+    alive = jnp.zeros(batch, dtype=bool)
+    token, logp, done = draw(hidden, head, alive, jnp.asarray(0))
+    record = {
+        "tokens": jnp.full((batch, max_new_tokens), pad_id, jnp.int32),
+        "mask": jnp.zeros((batch, max_new_tokens), bool),
+        "logps": jnp.zeros((batch, max_new_tokens), jnp.float32),
+    }
+    first = {"tokens": token, "mask": ~alive, "logps": logp}
+
+    def unfinished(carry):
+        step, _, done, _, _ = carry
+        return (step < max_new_tokens) & ~jnp.all(done)
+
+    def decode_one(carry):
+        step, token, done, record, cache = carry
+        positions = jnp.where(done, -1, lengths + step - 1)[:, None]
+        slot = prompt_length + step - 1
+        out, cache = model.decode(weights, token[:, None], positions, cache, slot)
+        token, logp, ended = draw(out.hidden[:, 0], out.head, done, step)
+        record = _put(record, {"tokens": token, "mask": ~done, "logps": logp}, step)
+        return step + 1, token, ended, record, cache
+
+    carry = (jnp.asarray(1), token, done, _put(record, first, 0), cache)
+    _, _, _, record, _ = jax.lax.while_loop(unfinished, decode_one, carry)
+
+    tokens = jnp.repeat(prompts.tokens, group_size, axis=0).astype(jnp.int32)
+    mask = jnp.repeat(prompts.mask, group_size, axis=0)
+    return Rollout(
+        tokens=jnp.concatenate([tokens, record["tokens"]], axis=1),
+        prompt_mask=jnp.pad(mask, ((0, 0), (0, max_new_tokens))),
+        completion_mask=jnp.pad(record["mask"], ((0, 0), (prompt_length, 0))),
+        logps=jnp.pad(record["logps"], ((0, 0), (prompt_length, 0))),
+    )
+
+
+def _check(group_size: int, max_new_tokens: int, top_k: int, top_p: Any):
+    if group_size < 1 or max_new_tokens < 1 or top_k < 0:
+        raise ValueError(
+            f"group_size={group_size}, max_new_tokens={max_new_tokens}, top_k={top_k}: "
+            "expected at least 1, 1 and 0"
+        )
+    if isinstance(top_p, int | float):
+        if not 0 < top_p <= 1:
+            raise ValueError(f"top_p={top_p}: expected a share in (0, 1]")
+        if top_p < 1 and top_k == 0:
+            raise ValueError(f"top_p={top_p} with top_k=0: set top_k, top_p narrows the top k only")
+
+
+def _prefill(
+    model: Model, weights: Mapping[str, Any], prompts: PromptBatch, group_size: int, new_tokens: int
+) -> tuple[Float[Array, "B D"], Float[Array, "D V"], dict[str, Any]]:
+    """Reads each prompt once, then hands every member of its group a copy of the cache."""
+    count, length = prompts.tokens.shape
+    positions = jnp.where(prompts.mask, jnp.cumsum(prompts.mask, axis=1) - 1, -1)
+    empty = model.init_cache(count, length)
+    out, cache = model.decode(weights, prompts.tokens, positions, empty, 0)
+    room = new_tokens - 1  # the last token is read by nobody
+
+    def expand(buffer: Array, axis: int, fill: int) -> Array:
+        widths = [(0, room if a == axis else 0) for a in range(buffer.ndim)]
+        return jnp.pad(jnp.repeat(buffer, group_size, axis=0), widths, constant_values=fill)
+
+    cache = {
+        "positions": expand(cache["positions"], 1, -1),
+        "layers": jax.tree.map(lambda buffer: expand(buffer, 2, 0), cache["layers"]),
+    }
+    return jnp.repeat(out.hidden[:, -1], group_size, axis=0), out.head, cache
+
+
+def _put(
+    record: dict[str, Array], column: dict[str, Array], index: Array | int
+) -> dict[str, Array]:
+    return {
+        name: jax.lax.dynamic_update_slice_in_dim(record[name], new[:, None], index, axis=1)
+        for name, new in column.items()
+    }
+
+
+def draw_tokens(
+    logits: Float32[Array, "B V"],
+    uniform: Float32[Array, "B"],
+    temperature: float | Float[Array, ""],
+    top_p: float | Float[Array, ""] = 1.0,
+    *,
+    top_k: int = 0,
+    banned: int | None = None,
+) -> tuple[Int[Array, "B"], Float32[Array, "B"]]:
+    """Draws a token a row by inverting the cumulative distribution at one uniform a row.
+
+    Args:
+      logits: of the policy.
+      uniform: in [0, 1).
+      temperature, top_p, top_k: as for ``sample``.
+      banned: a token id that is never drawn, or None.
+
+    Returns:
+      Token ids, and their log-probabilities over the whole vocabulary at the temperature.
+    """
+    vocab = logits.shape[1]
+    greedy = jnp.asarray(temperature) == 0
+    scaled = logits / jnp.where(greedy, 1.0, temperature)
+    norm = jax.nn.logsumexp(scaled, axis=1, keepdims=True)
+    allowed = scaled if banned is None else scaled.at[:, banned].set(-jnp.inf)
+    if top_k:
+        values, ids = jax.lax.top_k(allowed, min(top_k, vocab))
+        probs = jnp.exp(values - norm)
+        before = jnp.cumsum(probs, axis=1) - probs
+        kept = before < top_p * probs.sum(axis=1, keepdims=True)
+        index, _ = _invert(jnp.where(kept, probs, 0.0), uniform)
+        token = jnp.take_along_axis(ids, jnp.where(greedy, 0, index)[:, None], axis=1)
+    else:
+        sampled = _invert_in_blocks(jnp.exp(allowed - norm), uniform)
+        token = jnp.where(greedy, jnp.argmax(allowed, axis=1), sampled)[:, None]
+    logp = jnp.take_along_axis(scaled, token, axis=1) - norm
+    return token[:, 0], logp[:, 0]
+
+
+def _invert(
+    probs: Float32[Array, "B X"], uniform: Float32[Array, "B"]
+) -> tuple[Int[Array, "B"], Float32[Array, "B"]]:
+    """The first index whose cumulative sum exceeds ``uniform`` times the whole.
+
+    Returns:
+      The index, and how far into it the uniform fell, which is a uniform again.
+    """
+    cumulative = jnp.cumsum(probs, axis=1)
+    target = uniform[:, None] * cumulative[:, -1:]
+    # A sum may round upwards at an entry of probability 0, which must not be drawn. Should rounding
+    # leave no entry at all, the maximum falls to the most probable one.
+    reached = (cumulative > target) & (probs > 0)
+    index = jnp.argmax(jnp.where(reached, 2.0, probs), axis=1, keepdims=True)
+    mass = jnp.take_along_axis(probs, index, axis=1)
+    into = target - (jnp.take_along_axis(cumulative, index, axis=1) - mass)
+    rest = jnp.where(mass > 0, into / mass, 0.0)
+    return index[:, 0], jnp.clip(rest, 0.0, 1.0 - 2.0**-24)[:, 0]
+
+
+def _invert_in_blocks(
+    probs: Float32[Array, "B V"], uniform: Float32[Array, "B"]
+) -> Int[Array, "B"]:
+    """Like ``_invert``, but sums cumulatively over blocks, then within the one drawn.
+
+    A long cumulative sum costs several passes over the vocabulary; two of about sqrt(V) cost none.
+    """
+    batch, vocab = probs.shape
+    size = 1 << math.ceil(math.log2(vocab) / 2)
+    blocks = jnp.pad(probs, ((0, 0), (0, -vocab % size))).reshape(batch, -1, size)
+    block, rest = _invert(blocks.sum(axis=2), uniform)
+    within = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    return block * size + _invert(within, rest)[0]
+
+
+def jit_sample(
+    model: Model,
+    *,
+    group_size: int,
+    max_new_tokens: int,
+    eos_id: int | tuple[int, ...],
+    pad_id: int,
+    top_k: int = 0,
+    mesh: Mesh | None = None,
+) -> Callable[..., Rollout]:
+    """``sample``, compiled once for each shape of the prompts.
+
+    Args:
+      model, group_size, max_new_tokens, eos_id, pad_id, top_k: as for ``sample``.
+      mesh: prompts and rollouts are shared out over its ``data`` and ``fsdp`` axes; the parameters
+        stay where they are. None for one device.
+
+    Returns:
+      ``(params, prompts, key, temperature, top_p=1.0) -> Rollout``.
+
+    Raises:
+      ValueError: as ``sample`` does; and by the returned function, where the number of prompts does
+        not divide by the mesh.
+    """
+    eos_ids = (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
+    rows = batch_sharding(mesh) if mesh is not None else None
+
+    @functools.partial(jax.jit, out_shardings=rows)
+    def run(params, prompts, key, temperature, top_p):
+        return sample(
+            model,
+            params,
+            prompts,
+            key,
+            group_size=group_size,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            eos_id=eos_ids,
+            pad_id=pad_id,
+            top_k=top_k,
+            top_p=top_p,
+        )
+
+    def call(
+        params: Mapping[str, Any],
+        prompts: PromptBatch,
+        key: Array,
+        temperature: float | Float[Array, ""],
+        top_p: float | Float[Array, ""] = 1.0,
+    ) -> Rollout:
+        _check(group_size, max_new_tokens, top_k, top_p)
+        if mesh is not None:
+            check_batch(prompts.tokens.shape[0], mesh)
+            prompts = jax.device_put(prompts, rows)
+        # As arrays of one dtype, so that a Python number and an array share one compilation.
+        return run(params, prompts, key, jnp.float32(temperature), jnp.float32(top_p))
+
+    return call

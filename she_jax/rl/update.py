@@ -1,0 +1,196 @@
+"""The pure update step, for any model.
+
+A model enters as ``forward(params, tokens, positions)``, which returns logits [B, T, V] or an
+``LMOutput``; parameters are any tree of arrays. ``make_update_step`` returns a function of
+(state, batch) and nothing else; ``jit_update_step`` compiles it for a mesh.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from she_jax.models.sharding import batch_sharding, shardings
+from she_jax.rl.losses import LossConfig, policy_loss, sft_loss, token_logps
+from she_jax.types import LMOutput, SftBatch, TrainBatch, TrainState
+
+Forward = Callable[[Any, Array, Array], Array | LMOutput]
+Metrics = dict[str, Float[Array, ""]]
+Batch = TypeVar("Batch", TrainBatch, SftBatch)
+# (params, batch) -> (sum of the loss, {"count": sum of the weights, and more sums or maxima})
+LossSum = Callable[[Any, Any], tuple[Float[Array, ""], Metrics]]
+
+
+def make_update_step(
+    forward: Forward, optimizer: optax.GradientTransformation, loss_config: LossConfig
+) -> Callable[[TrainState, TrainBatch], tuple[TrainState, Metrics]]:
+    """Makes one policy update: the gradient of ``policy_loss`` over a batch, and the optimizer's
+    step.
+
+    Micro-batches add up sums of gradients in float32, which are divided once by the sum of the
+    weights: however the batch is cut, the result is the same.
+
+    Args:
+      forward: the model.
+      optimizer: any optax transformation; ``state.opt_state`` is its ``init(params)``.
+      loss_config: clip range and number of micro-batches.
+
+    Returns:
+      A pure function (state, batch) -> (state, metrics). It raises ValueError if the batch does not
+      divide into the micro-batches. ``state.step`` goes up by one; ``state.key`` is handed on as it
+      is, since nothing here is random (who samples folds the step into it). Metrics are scalars:
+      ``loss``, ``pg_loss``, ``kl``, ``entropy``, ``ratio``, ``clip_low``, ``clip_high``,
+      ``logp_gap`` (means by weight), ``logp_gap_max``, ``grad_norm`` (before the optimizer clips
+      it) and ``tokens`` (how many carry weight). A batch without weight has loss 0 and gradient 0.
+    """
+
+    def loss_sum(params: Any, batch: TrainBatch) -> tuple[Float[Array, ""], Metrics]:
+        output = forward(params, batch.tokens, batch.positions)
+        logps, entropy = token_logps(
+            output, batch.tokens, temperature=batch.temperature, start=batch.prompt_length
+        )
+        (total, count), metrics = policy_loss(logps, batch, loss_config)
+        return total, metrics | {
+            "entropy": (batch.weights * jnp.where(batch.weights != 0, entropy, 0.0)).sum(),
+            "count": count,
+        }
+
+    def update(state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
+        return _step(loss_sum, optimizer, state, batch, loss_config.micro_batches)
+
+    return update
+
+
+def make_sft_step(
+    forward: Forward, optimizer: optax.GradientTransformation, *, micro_batches: int = 1
+) -> Callable[[TrainState, SftBatch], tuple[TrainState, Metrics]]:
+    """Makes one step of supervised fine-tuning: as ``make_update_step``, with ``sft_loss``.
+
+    Args:
+      forward: the model.
+      optimizer: any optax transformation; ``state.opt_state`` is its ``init(params)``.
+      micro_batches: the batch is worked through in this many parts, >= 1.
+
+    Returns:
+      A pure function (state, batch) -> (state, metrics), with the metrics ``loss``, ``grad_norm``
+      and ``tokens``.
+
+    Raises:
+      ValueError: if ``micro_batches`` is below 1.
+    """
+    if micro_batches < 1:
+        raise ValueError(f"micro_batches={micro_batches}: expected at least 1")
+
+    def loss_sum(params: Any, batch: SftBatch) -> tuple[Float[Array, ""], Metrics]:
+        output = forward(params, batch.tokens, batch.positions)
+        total, count = sft_loss(output, batch.tokens, batch.weights, batch.prompt_length)
+        return total, {"count": count}
+
+    def update(state: TrainState, batch: SftBatch) -> tuple[TrainState, Metrics]:
+        return _step(loss_sum, optimizer, state, batch, micro_batches)
+
+    return update
+
+
+def jit_update_step(
+    update: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+    mesh: Mesh,
+    state: TrainState,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Compiles an update for a mesh. The state is donated: use the one that comes back.
+
+    Parameters and optimizer state lie as ``she_jax.models.sharding`` says, the rows of the batch
+    are shared out over the mesh's ``data`` and ``fsdp`` axes, metrics come back whole on every
+    device. One device is a mesh of one.
+
+    Args:
+      update: from ``make_update_step`` or ``make_sft_step``.
+      mesh: the devices, with the axes ``data``, ``fsdp`` and ``tensor``.
+      state: a state of the right shape (its values are not read).
+
+    Returns:
+      The compiled update. It compiles once a shape of batch; temperature, KL weight and anything in
+      the optimizer's state (a learning rate of ``optax.inject_hyperparams``) may change from call
+      to call.
+    """
+    layout = shardings(state, mesh)
+    rows = batch_sharding(mesh)
+
+    def placed(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        batch = jax.tree.map(
+            lambda x: jax.lax.with_sharding_constraint(x, rows) if jnp.ndim(x) else x, batch
+        )
+        return update(state, batch)
+
+    return jax.jit(
+        placed,
+        in_shardings=(layout, None),
+        out_shardings=(layout, NamedSharding(mesh, PartitionSpec())),
+        donate_argnums=0,
+    )
+
+
+def _step(
+    loss_sum: LossSum,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    batch: TrainBatch | SftBatch,
+    micro_batches: int,
+) -> tuple[TrainState, Metrics]:
+    """Gradient of loss / count, applied."""
+    grads, metrics = _accumulate(loss_sum, state.params, batch, micro_batches)
+    count = metrics.pop("count")
+    scale = jnp.where(count > 0, 1.0 / jnp.where(count > 0, count, 1.0), 0.0)
+    metrics = {k: v if k == "logp_gap_max" else v * scale for k, v in metrics.items()}
+    grads = jax.tree.map(lambda g: g * scale, grads)
+    metrics["grad_norm"] = jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(grads)))
+    metrics["tokens"] = (batch.weights != 0).sum().astype(jnp.float32)
+    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    state = TrainState(step=state.step + 1, params=params, opt_state=opt_state, key=state.key)
+    return state, metrics
+
+
+def _accumulate(
+    loss_sum: LossSum, params: Any, batch: TrainBatch | SftBatch, micro_batches: int
+) -> tuple[Any, Metrics]:
+    """Sums of gradients and metrics over micro-batches, in float32."""
+
+    def one(carry: tuple[Any, Metrics], part: Any) -> tuple[tuple[Any, Metrics], None]:
+        (total, metrics), grads = jax.value_and_grad(loss_sum, has_aux=True)(params, part)
+        metrics = metrics | {"loss": total}
+        sums = jax.tree.map(lambda total, g: total + g.astype(jnp.float32), carry[0], grads)
+        merged = {
+            k: (jnp.maximum if k == "logp_gap_max" else jnp.add)(carry[1][k], v)
+            for k, v in metrics.items()
+        }
+        return (sums, merged), None
+
+    parts = jax.tree.map(lambda x: _split(x, micro_batches), batch)
+    _, shapes = jax.eval_shape(loss_sum, params, jax.tree.map(lambda x: x[0], parts))
+    zeros = {k: jnp.zeros((), dtype=jnp.float32) for k in (*shapes, "loss")}
+    grads = jax.tree.map(lambda p: jnp.zeros(p.shape, dtype=jnp.float32), params)
+    return jax.lax.scan(one, (grads, zeros), parts)[0]
+
+
+def _split(leaf: Any, micro_batches: int) -> Array:
+    """Puts the micro-batches on a leading axis.
+
+    Micro-batch m has the rows m, m + M, m + 2M, ...: of rows that lie in blocks on several devices,
+    each device then holds its share of every micro-batch.
+    """
+    leaf = jnp.asarray(leaf)
+    if leaf.ndim == 0:
+        return jnp.broadcast_to(leaf, (micro_batches,))
+    rows = leaf.shape[0]
+    if rows % micro_batches:
+        raise ValueError(
+            f"{rows} rows do not divide into micro_batches={micro_batches}: "
+            "change one of them so that they do"
+        )
+    return leaf.reshape(rows // micro_batches, micro_batches, *leaf.shape[1:]).swapaxes(0, 1)

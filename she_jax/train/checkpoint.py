@@ -1,0 +1,331 @@
+"""Checkpoints that a run can trust, and the signal that asks it to stop.
+
+Orbax writes the arrays and makes a save all or nothing (a temporary folder, then a rename). It does
+not notice a file that was cut or altered afterwards, so every checkpoint carries ``SHA256SUMS``
+(the format of ``sha256sum -c``, below a line with the number of files), and restoring checks it
+first.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from she_jax.types import TrainState
+
+MANIFEST = "SHA256SUMS"
+_LOG = logging.getLogger("she_jax")
+LEFTOVER = ".orbax-checkpoint-tmp"  # Orbax's mark of a save that is under way, or was cut short
+
+
+class Checkpoints:
+    """The checkpoints of one run, a folder a step: ``<directory>/<step>``, on a local or shared
+    disk.
+
+    Kept are the last ``keep``, and for each of them the best one as of its step, so that a fall
+    back still has its own best. Saving is synchronous: when ``save`` returns, the checkpoint is on
+    the disk.
+
+    Args:
+      directory: where they live; made if missing.
+      keep: how many of the last checkpoints to keep, at least 1.
+      warn: called with a sentence for each damaged checkpoint.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        *,
+        keep: int = 2,
+        warn: Callable[[str], Any] = _LOG.warning,
+    ):
+        if keep < 1:
+            raise ValueError(f"keep={keep}: at least 1 checkpoint must be kept")
+        self.directory = Path(directory).absolute()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._keep = keep
+        self._warn = warn
+        self._best_of: dict[int, int | None] = {}
+        self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, whole or not, in ascending order."""
+        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdecimal())
+
+    @property
+    def latest_step(self) -> int | None:
+        """The last step that has a checkpoint, whole or not; None where there is none."""
+        return max(self.steps, default=None)
+
+    def save(self, step: int, state: TrainState, host: Mapping, *, best: bool = False) -> None:
+        """Saves a checkpoint, all or nothing, then deletes those that are no longer kept.
+
+        Args:
+          step: its number; a step is saved once.
+          state: the device side.
+          host: the host side (data position, curriculum, best score, ...); whatever JSON gives back
+            unchanged: string keys, lists, no tuples, no NaN.
+          best: this is the best checkpoint so far.
+
+        Raises:
+          ValueError: if the step is there already, or ``host`` does not survive JSON.
+          OSError: if it could not be written (a full disk); earlier checkpoints are untouched.
+        """
+        path = self.directory / str(step)
+        if path.exists():
+            raise ValueError(f"{path} is there already: a step is saved once, after restore()")
+        if json.loads(json.dumps(host)) != host:
+            raise ValueError(
+                f"host state {host!r} does not survive JSON: use string keys and lists"
+            )
+        steps = self.steps
+        best_step = step if best else self._best_of.get(steps[-1]) if steps else None
+        record = {"host": dict(host), "best": best_step, "arrays": _describe(state)}
+        rest = {"step": state.step, "opt_state": state.opt_state, "key": state.key}
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            rest=ocp.args.StandardSave(rest),
+            record=ocp.args.JsonSave(record),
+        )
+        self._delete(f"*{LEFTOVER}*")
+        try:
+            self._orbax.save(path, args=items)
+            if jax.process_index() == 0:
+                _write_manifest(path)
+        except (OSError, ValueError) as error:
+            # TensorStore reports what the system said as a ValueError with this mark in its text.
+            if isinstance(error, ValueError) and "os_error_code" not in str(error):
+                raise
+            self._delete(f"{step}{LEFTOVER}*", str(step))
+            raise OSError(
+                f"could not save the checkpoint {path}: {error}. Make room on the disk and "
+                f"start again; the checkpoints of steps {steps} are intact"
+            ) from error
+        self._best_of[step] = best_step
+        last = [*steps, step][-self._keep :]
+        kept = {*last, *(self._best_of.get(s) for s in last)}
+        self._delete(*(str(s) for s in steps if s not in kept))
+
+    def restore(self, template: TrainState) -> tuple[int, TrainState, dict] | None:
+        """Restores the last checkpoint that is whole, bit for bit.
+
+        A damaged one is renamed to ``<step>.damaged``, ``warn`` is told why, and the one before is
+        tried.
+
+        Args:
+          template: a state (or ``jax.ShapeDtypeStruct`` leaves) with the shapes, dtypes and
+            shardings to restore to.
+
+        Returns:
+          (step, state, host), or None where there is no whole checkpoint.
+
+        Raises:
+          ValueError: if the checkpoint is whole but holds other arrays than the template.
+        """
+        for step in reversed(self.steps):
+            path = self.directory / str(step)
+            if reason := _damage(path):
+                aside = self._set_aside(path)
+                self._warn(
+                    f"checkpoint {path} is damaged: {reason}. It is now {aside.name}; "
+                    "falling back to the one before"
+                )
+                continue
+            record = self._record(path)
+            _check_arrays(path, record["arrays"], _describe(template))
+            rest = {"step": template.step, "opt_state": template.opt_state, "key": template.key}
+            items = self._orbax.restore(
+                path,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardRestore(_abstract(template.params)),
+                    rest=ocp.args.StandardRestore(_abstract(rest)),
+                ),
+            )
+            self._best_of = {step: record["best"]}
+            state = dataclasses.replace(template, params=items["params"], **items["rest"])
+            return step, state, record["host"]
+        return None
+
+    def restore_params(self, template: Any) -> tuple[int, Any] | None:
+        """Restores the parameters alone: the best checkpoint's, or the last one's if none was best.
+
+        Changes nothing on the disk, so it may look into a run that is still going on. Damaged
+        checkpoints are passed over, and ``warn`` is told.
+
+        Args:
+          template: parameters (or ``jax.ShapeDtypeStruct`` leaves), as for ``restore``.
+
+        Returns:
+          (step, params), or None where there is no whole checkpoint.
+
+        Raises:
+          ValueError: if the checkpoint is whole but holds other arrays than the template.
+        """
+        whole = None
+        for step in reversed(self.steps):
+            path = self.directory / str(step)
+            if reason := _damage(path):
+                self._warn(f"checkpoint {path} is passed over: {reason}")
+                continue
+            best = self._record(path)["best"]
+            if best not in (None, step) and not _damage(self.directory / str(best)):
+                step, path = best, self.directory / str(best)
+            whole = step, path
+            break
+        if whole is None:
+            return None
+        step, path = whole
+        saved = {
+            name.removeprefix(".params"): array
+            for name, array in self._record(path)["arrays"].items()
+            if name.startswith(".params")
+        }
+        _check_arrays(path, saved, _describe(template))
+        restore = ocp.args.StandardRestore(_abstract(template))
+        return step, self._orbax.restore(path, args=ocp.args.Composite(params=restore))["params"]
+
+    def _record(self, path: Path) -> dict:
+        args = ocp.args.Composite(record=ocp.args.JsonRestore())
+        return self._orbax.restore(path, args=args)["record"]
+
+    def _delete(self, *patterns: str) -> None:
+        if jax.process_index() != 0:
+            return
+        for path in [path for pattern in patterns for path in self.directory.glob(pattern)]:
+            # Renamed first: a kill in the middle must leave no half checkpoint under a step's name.
+            doomed = path if LEFTOVER in path.name else path.rename(f"{path}{LEFTOVER}")
+            shutil.rmtree(doomed)
+
+    def _set_aside(self, path: Path) -> Path:
+        aside = path.with_name(f"{path.name}.damaged")
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = path.with_name(f"{path.name}.damaged{number}")
+        if jax.process_index() == 0:
+            path.rename(aside)
+        return aside
+
+
+class StopSignal:
+    """Turns SIGTERM and the first Ctrl-C into a wish the loop can grant; a second Ctrl-C aborts.
+
+    ::
+
+        with StopSignal() as stop:
+            for step in ...:
+                ...
+                if stop:
+                    checkpoints.save(...)
+                    raise SystemExit(stop.exit_code)
+
+    ``exit_code`` is the shell's 128 + signal (143 for SIGTERM, 130 for Ctrl-C), so that a script
+    does not take a run that was stopped for one that is done. Outside the main thread, where Python
+    allows no signal handlers, it never asks.
+    """
+
+    def __init__(self):
+        self._received: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def __bool__(self) -> bool:
+        return self._received is not None
+
+    @property
+    def name(self) -> str:
+        """The signal's name, such as ``SIGTERM``; empty where none came."""
+        return self._received.name if self._received else ""
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal's number; 0 where none came."""
+        return 128 + self._received if self._received else 0
+
+    def _receive(self, number: int, frame: Any) -> None:
+        self._received = signal.Signals(number)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _abstract(tree: Any) -> Any:
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def leaf(x: Any) -> jax.ShapeDtypeStruct:
+        sharding = getattr(x, "sharding", None) or device
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(leaf, tree)
+
+
+def _describe(tree: Any) -> dict[str, list]:
+    """Path of each array to its shape and dtype, as JSON gives them back."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path): [list(x.shape), str(x.dtype)] for path, x in leaves}
+
+
+def _check_arrays(path: Path, saved: dict, wanted: dict) -> None:
+    """Orbax would cast to fit the template; here a difference is an error, all of them in one."""
+    lines = [
+        f"  {name}: saved {saved.get(name, 'absent')}, expected {wanted.get(name, 'absent')}"
+        for name in sorted(saved.keys() | wanted.keys())
+        if saved.get(name) != wanted.get(name)
+    ]
+    if lines:
+        raise ValueError(
+            f"checkpoint {path} holds other arrays than this config makes; resume with the model "
+            "and optimizer it was saved with, or choose another workdir:\n" + "\n".join(lines)
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_manifest(path: Path) -> None:
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    lines = [f"# {len(files)} files"]
+    lines += [f"{_sha256(file)}  {file.relative_to(path).as_posix()}" for file in files]
+    part = path / f"{MANIFEST}.part"
+    part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    part.replace(path / MANIFEST)
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint on the disk, or None where it is as it was saved."""
+    manifest = path / MANIFEST
+    if not manifest.is_file():
+        return f"{MANIFEST} is missing, the save was cut short"
+    lines = manifest.read_bytes().decode("utf-8", "replace").splitlines()
+    if not lines or lines[0] != f"# {len(lines) - 1} files":
+        return f"{MANIFEST} is not whole"
+    for line in lines[1:]:
+        digest, _, name = line.partition("  ")
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if _sha256(file) != digest:
+            return f"{name} ({file.stat().st_size} bytes) is not as it was saved"
+    return None

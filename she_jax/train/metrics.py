@@ -1,0 +1,179 @@
+"""What a run says while it runs: ``metrics.jsonl``, TensorBoard events, progress on the screen."""
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bar
+from tensorboardX import SummaryWriter
+
+_LOG = logging.getLogger("she_jax")
+PLAIN_SECONDS = 10.0  # how often a line is due where stdout is no terminal
+
+
+class MetricsWriter:
+    """Writes a line a step to ``metrics.jsonl``, and events to ``tensorboard/<phase>``.
+
+    A run saves ``lines`` in its checkpoints and hands it back when it resumes: what a killed run
+    wrote beyond its last checkpoint, a torn last line included, is cut off, so that the file of a
+    resumed run equals that of an uninterrupted one but for the ``time/`` fields. TensorBoard is
+    told to forget the same steps.
+
+    Args:
+      workdir: the run's folder.
+      lines: how many lines of an earlier part of the run to keep; 0 starts anew.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, *, lines: int = 0):
+        self._events_dir = Path(workdir) / "tensorboard"
+        self._events: dict[str, SummaryWriter] = {}
+        path = Path(workdir) / "metrics.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a+b")
+        self._file.seek(0)
+        found = end = 0
+        while found < lines and self._file.readline().endswith(b"\n"):
+            found += 1
+            end = self._file.tell()
+        self._file.truncate(end)
+        if found < lines:
+            _LOG.warning("%s has %d whole lines, the checkpoint knows of %d", path, found, lines)
+        self.lines = found
+
+    def write(self, phase: str, step: int, values: Mapping[str, Any]) -> None:
+        """Writes the figures of a step.
+
+        Args:
+          phase: ``sft``, ``srpo``, ``eval``, ...
+          step: step within the phase.
+          values: name to a number (Python's, numpy's or a JAX scalar). Names of timings start with
+            ``time/``. NaN and infinities become null in the file and are left out of the events.
+
+        Raises:
+          ValueError: if a value is not one number, or a name is ``phase`` or ``step``.
+        """
+        numbers: dict[str, int | float | None] = {}
+        for name, value in values.items():
+            if name in ("phase", "step") or getattr(value, "ndim", 0):
+                raise ValueError(
+                    f"metric {name!r}={value!r}: expected one number under a name of its own"
+                )
+            number = value if type(value) is int else float(value)
+            numbers[name] = number if math.isfinite(number) else None
+        line = json.dumps({"phase": phase, "step": step, **numbers}, allow_nan=False)
+        self._file.write(line.encode() + b"\n")
+        self._file.flush()
+        self.lines += 1
+        if phase not in self._events:
+            # A purge forgets every later step of its folder, so each phase has a folder of its own.
+            self._events[phase] = SummaryWriter(str(self._events_dir / phase), purge_step=step)
+        for name, number in numbers.items():
+            if number is not None:
+                self._events[phase].add_scalar(name, number, step)
+
+    def close(self) -> None:
+        """Flushes and closes the file and the events."""
+        self._file.close()
+        for events in self._events.values():
+            events.close()
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+class Progress:
+    """Shows one piece of work: what, how far, how long still, and the latest figures.
+
+    A live bar on a terminal; elsewhere (a CI log) a plain line at the start, at the end and about
+    every ten seconds. ::
+
+        with Progress("cold start", total=1200, done=resumed_step) as progress:
+            for step in ...:
+                progress.update(step + 1, loss=loss)
+
+    Args:
+      task: what is being done.
+      total: how many units it has.
+      done: how many are done already.
+      console: where to show it; stdout if None.
+    """
+
+    def __init__(self, task: str, *, total: int, done: int = 0, console: Console | None = None):
+        self._task, self._total, self._done = task, total, done
+        self._console = console or Console()
+        self._started = self._shown = time.monotonic()
+        self._first: tuple[float, int] | None = (
+            None  # the first step compiles: no measure of the rest
+        )
+        self._figures = ""
+        self._bar: Bar | None = None
+
+    def __enter__(self) -> "Progress":
+        self._started = self._shown = time.monotonic()
+        if self._console.is_terminal or self._console.is_jupyter:
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rest]}"),
+                console=self._console,
+                refresh_per_second=2,
+            )
+            self._bar.start()
+            self._bar.add_task(self._task, total=self._total, completed=self._done, rest="")
+        else:
+            self.print(f"{self._task}: {self._done}/{self._total}")
+        return self
+
+    def update(self, done: int, **figures: float) -> None:
+        """Says how many units are done, and the latest figures by name."""
+        now = time.monotonic()
+        self._done = done
+        self._first = self._first or (now, done)
+        self._figures = "  ".join(f"{name} {_short(value)}" for name, value in figures.items())
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=done, rest=self._rest(now))
+        elif now - self._shown >= PLAIN_SECONDS:
+            self._shown = now
+            self.print(f"{self._task}: {done}/{self._total}  {self._rest(now)}")
+
+    def print(self, text: str) -> None:
+        """Prints a line, above the bar where there is one."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        took = _clock(time.monotonic() - self._started)
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], rest=f"took {took}  {self._figures}")
+            self._bar.stop()
+        else:
+            end = "done" if kind is None else "stopped"
+            head = f"{self._task}: {self._done}/{self._total}"
+            self.print(f"{head}  {end}, took {took}  {self._figures}".rstrip())
+
+    def _rest(self, now: float) -> str:
+        since, units = self._first or (now, self._done)
+        if self._done == units:
+            return self._figures
+        left = (self._total - self._done) * (now - since) / (self._done - units)
+        return f"{_clock(left)} left  {self._figures}"
+
+
+def _short(value: float) -> str:
+    return f"{float(value):.4g}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

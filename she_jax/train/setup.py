@@ -1,0 +1,173 @@
+"""From a config to what a run works with: the pairs on disk, the policy and its prompts."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tokenizers import Tokenizer
+
+from she_jax.cot import CotSchema
+from she_jax.data.dataset import ExampleBuilder, Prepared, open_split, prepare
+from she_jax.data.esci import Esci, EsciConfig
+from she_jax.data.jsonl import Jsonl, JsonlConfig
+from she_jax.data.prompts import EOS, PAD, PromptFormat, train_tokenizer, training_texts
+from she_jax.data.shopworld import ShopWorld, ShopWorldConfig, TeacherErrors, World
+from she_jax.data.wands import Wands, WandsConfig
+from she_jax.models.sharding import make_mesh, shardings
+from she_jax.models.transformer import Model, ModelConfig, build_model, init_params
+from she_jax.models.weights import load_model
+from she_jax.train.checkpoint import Checkpoints
+from she_jax.train.metrics import Progress
+from she_jax.train.report import write_text
+from she_jax.train.workdir import Config
+
+TOKENIZER_PAIRS = 8_000  # enough to see every word of ShopWorld
+SETS = ("shopworld", "esci", "wands", "jsonl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """A language model with all it takes to ask it: parameters, prompts, devices."""
+
+    model: Model
+    params: Any
+    format: PromptFormat
+    mesh: Mesh
+
+
+def make_data(config: Config, workdir: Path) -> Prepared:
+    """Makes the data set of the config, or finds it made, and says what is in it.
+
+    Raises:
+      ValueError: for an unknown set, or one with too many bad rows.
+    """
+    builder = _builder(config, Path(config.data.dir or workdir / "data"))
+    sizes = config.shopworld.pairs if config.data.name == "shopworld" else ()
+    with Progress(f"data: {config.data.name}", total=sum(sizes) or None) as progress:
+        made = prepare(builder, on_progress=progress.update)
+        progress.update(sum(made.splits.values()))
+        counts = ", ".join(f"{n:,} {split}" for split, n in made.splits.items())
+        progress.print(f"pairs: {counts}{' (made before)' if made.reused else ''}, in {made.path}")
+        if made.bad_rows:
+            reasons = ", ".join(f"{n} {reason}" for reason, n in made.bad_rows.items())
+            progress.print(f"rows set aside: {reasons}; see {made.path / 'bad_rows.jsonl'}")
+        if made.cut_fields:
+            progress.print(f"fields cut for their length: {made.cut_fields}")
+    return made
+
+
+def _builder(config: Config, folder: Path) -> ExampleBuilder:
+    name, path, share = config.data.name, config.data.path, config.data.max_bad_share
+    if name not in SETS:
+        raise ValueError(f"data.name={name!r}: expected one of {SETS}")
+    if name != "shopworld" and not path:
+        raise ValueError(f"data.name={name!r} needs --config.data.path")
+    if name == "esci":
+        return Esci(data_dir=folder, config=EsciConfig(path=path, max_bad_share=share))
+    if name == "wands":
+        return Wands(data_dir=folder, config=WandsConfig(path=path, max_bad_share=share))
+    if name == "jsonl":
+        own = config.kind == "evaluate"
+        settings = JsonlConfig(path=path, max_bad_share=share, evaluation=own)
+        return Jsonl(data_dir=folder, config=settings)
+    options = config.shopworld.to_dict()
+    world = World(
+        **options
+        | {
+            "pairs": tuple(options["pairs"]),
+            "class_balance": tuple(options["class_balance"]),
+            "errors": TeacherErrors(**options["errors"]),
+            "checks": config.chain.checks > 0,
+            "label_first": config.chain.label_first,
+        }
+    )
+    return ShopWorld(data_dir=folder, config=ShopWorldConfig(world=world))
+
+
+def make_policy(config: Config, workdir: Path, made: Prepared | None = None) -> Policy:
+    """The policy of the config before any training, its parameters laid out on the mesh.
+
+    Args:
+      config: of the run.
+      workdir: its folder; a tokenizer that is trained is kept there, and read again later.
+      made: the pairs to train a tokenizer on, where there is none yet.
+    """
+    sizes = config.model.to_dict()
+    lengths = {name: sizes.pop(name) for name in ("prompt_length", "completion_length")}
+    name = sizes.pop("name")
+    schema = CotSchema.build(**config.chain.to_dict())
+    if name == "scratch":
+        tokenizer = _tokenizer(workdir / "tokenizer.json", sizes["vocab_size"], made)
+        own = ModelConfig(**sizes | {"vocab_size": tokenizer.get_vocab_size()})
+        params = init_params(own, jax.random.PRNGKey(config.seed))
+        eos_ids, pad_id = (tokenizer.token_to_id(EOS),), tokenizer.token_to_id(PAD)
+        chat: dict[str, Any] = {}
+    else:
+        loaded = load_model(name, dtype=sizes["dtype"])
+        own, params, tokenizer = loaded.config, loaded.params, loaded.tokenizer
+        eos_ids, pad_id = loaded.eos_ids, loaded.pad_id
+        chat = {"chat_template": loaded.chat_template, "specials": loaded.specials}
+    prompts = PromptFormat(
+        tokenizer=tokenizer, schema=schema, eos_ids=eos_ids, pad_id=pad_id, **lengths, **chat
+    )
+    mesh = make_mesh(**config.mesh.to_dict())
+    params = jax.device_put(params, shardings(params, mesh))
+    return Policy(model=build_model(own), params=params, format=prompts, mesh=mesh)
+
+
+def _tokenizer(path: Path, vocab_size: int, made: Prepared | None) -> Tokenizer:
+    if path.is_file():
+        return Tokenizer.from_file(str(path))
+    if made is None:
+        raise FileNotFoundError(f"{path} is missing: the run's folder is not whole")
+    source = open_split(made.path, "train")
+    pairs = (source[i] for i in range(min(TOKENIZER_PAIRS, len(source))))
+    tokenizer = train_tokenizer(training_texts(pairs), vocab_size)
+    write_text(path, tokenizer.to_str(pretty=True))
+    return tokenizer
+
+
+def load_policy(config: Config) -> Policy:
+    """The policy that ``config.checkpoint`` names: a run's folder, or a model in files.
+
+    A run's folder brings its own model, chain and lengths, and its best checkpoint.
+
+    Raises:
+      FileNotFoundError: if there is no such checkpoint.
+    """
+    folder = Path(config.checkpoint)
+    if not config.checkpoint:
+        raise ValueError("evaluating needs --config.checkpoint: a run's folder or a model's")
+    if not (folder / "checkpoints").is_dir():
+        own = config.copy_and_resolve_references()
+        own.model.name = config.checkpoint
+        return make_policy(own, folder)
+    run = ConfigDict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    run.mesh = config.mesh
+    policy = make_policy(run, folder)
+    for phase in ("srpo", "sft"):
+        if (folder / "checkpoints" / phase).is_dir():
+            found = Checkpoints(folder / "checkpoints" / phase).restore_params(policy.params)
+            if found is not None:
+                return Policy(**vars(policy) | {"params": found[1]})
+    raise FileNotFoundError(f"{folder / 'checkpoints'} holds no whole checkpoint: train first")
+
+
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+    """AdamW under a cosine schedule with linear warm-up, the gradient clipped by its norm."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=config.learning_rate,
+        warmup_steps=min(config.warmup, config.steps - 1),
+        decay_steps=config.steps,
+        end_value=config.learning_rate * config.final_share,
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay),
+    )

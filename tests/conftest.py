@@ -1,0 +1,23 @@
+"""What all tests share: eight virtual devices, checked shapes, no silent broadcasting."""
+
+import os
+
+flags = os.environ.get("XLA_FLAGS", "")
+if "xla_force_host_platform_device_count" not in flags:
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+# Shapes and dtypes in the signatures of these modules are enforced as long as the tests run. Not
+# those of she_jax.types: JAX rebuilds records with shardings, shapes or a scan's leading axis in
+# the fields.
+install_import_hook(["she_jax.rl", "she_jax.models"], "beartype.beartype")
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+hypothesis.settings.register_profile("tests", deadline=None, max_examples=100, derandomize=True)
+hypothesis.settings.load_profile("tests")

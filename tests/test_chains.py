@@ -1,0 +1,200 @@
+"""Chains written from the gold class."""
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from she_jax.cot import ATTRIBUTES, CotSchema, Step
+from she_jax.data.chains import implied_steps, write_chain
+from she_jax.data.dataset import hygiene
+from she_jax.types import Example
+
+SCHEMA = CotSchema()
+LAMP = Example(
+    uid="a",
+    query="brass wall lamp without cord",
+    product={
+        "title": "Acme Wall Lamps, brushed brass, with a very long cord and so on and on",
+        "brand": "Lumen Works",
+        "colour": "gold",
+        "bullets": "dimmable",
+    },
+    label=3,
+)
+TEXT = st.text(max_size=60).map(hygiene).filter(bool)
+
+
+def chain(example: Example, seed: int = 0, schema: CotSchema = SCHEMA) -> str:
+    return write_chain(example, schema, np.random.default_rng(seed))
+
+
+def step(text: str, name: str) -> str:
+    """What a chain says in a step."""
+    return next(line for line in text.split("\n") if line.startswith(f"{name}: "))
+
+
+def verdicts(example: Example, **kw) -> tuple[str | None, ...]:
+    parsed = SCHEMA.parse(chain(example, **kw))
+    assert parsed.well_formed
+    return tuple(s.verdict for s in parsed.steps if s is not None and s.verdict)
+
+
+@given(
+    query=TEXT,
+    product=st.dictionaries(st.sampled_from(["brand", "colour", "color", "bullets"]), TEXT),
+    title=TEXT,
+    label=st.integers(1, 4),
+    implied=st.booleans(),
+    seed=st.integers(0, 50),
+)
+def test_every_pair_gets_a_well_formed_chain(query, product, title, label, implied, seed):
+    example = Example(
+        uid="x",
+        query=query,
+        product={"title": title} | product,
+        label=label,
+        steps=implied_steps(label) if implied else None,
+    )
+    for schema in (SCHEMA, CotSchema.build(label_first=True, checks=2)):
+        parsed = schema.parse(chain(example, seed, schema))
+        assert parsed.well_formed
+        assert parsed.label == label
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        (4, ("match", "met", "4")),
+        (3, ("match", "unstated", "3")),
+        (2, ("match", "conflict", "2")),
+        (1, ("mismatch", "unstated", "1")),
+    ],
+)
+def test_verdicts_follow_the_label_rule(label, expected):
+    assert verdicts(dataclasses.replace(LAMP, label=label)) == expected
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        (4, ("match", "met", "4")),
+        (3, ("match", "unstated", "3")),
+        (2, ("mismatch", "unstated", "2")),
+        (1, ("mismatch", "unstated", "1")),
+    ],
+)
+def test_verdicts_never_contradict_what_the_class_implies(label, expected):
+    known = implied_steps(label)
+    assert verdicts(dataclasses.replace(LAMP, label=label, steps=known)) == expected
+    assert known.items() <= {"category": expected[0], "attributes": expected[1]}.items()
+
+
+def test_given_verdicts_are_kept_and_the_other_one_agrees_with_the_label():
+    near = dataclasses.replace(LAMP, steps={"category": "near"})
+    assert verdicts(near) == ("near", "unstated", "3")
+    met = dataclasses.replace(LAMP, steps={"attributes": "met"})
+    assert verdicts(met) == ("near", "met", "3")
+
+
+def test_attributes_say_what_the_product_says_and_what_it_does_not():
+    line = step(chain(LAMP), "attributes")
+    assert "without cord" in line  # a negation stays with what it negates
+    for word in ("brass", "wall"):
+        assert word in line
+    assert line.endswith("=> unstated")
+    assert line.count("met") == 2
+    assert line.count("unstated") == 2
+    met = step(chain(dataclasses.replace(LAMP, label=4)), "attributes")
+    assert "cord" not in met  # cannot be shown as met
+    assert "lamp" in met  # though the title says "lamps"
+
+
+def test_a_conflict_shows_only_what_the_product_does_not_say():
+    line = step(chain(dataclasses.replace(LAMP, label=2)), "attributes")
+    assert line.count("not offered") == 1
+    assert "without cord" in line
+    assert line.endswith("=> conflict")
+
+
+def test_accents_and_plurals_make_no_difference():
+    example = Example(uid="a", query="telefonos", product={"title": "Teléfono móvil"}, label=4)
+    assert "telefonos" in step(chain(example), "attributes")
+
+
+def test_japanese_is_compared_without_spaces():
+    example = Example(
+        uid="a",
+        query="ふちなしメガネ ブルーライトカット",
+        product={"title": "AIYUJIWU ブルーライトカット眼鏡 メガネ"},
+        label=3,
+    )
+    line = step(chain(example), "attributes")
+    assert "ふちなしメガネ" in line  # a negation is not taken apart
+    assert "ブルーライトカット" in line
+    parts = dataclasses.replace(example, query="赤いメガネ", label=3)
+    line = step(chain(parts), "attributes")
+    assert "赤い" in line.replace("赤いメガネ", "")
+    assert "メガネ" in line.replace("赤いメガネ", "")
+
+
+@given(title=TEXT, query=TEXT, label=st.integers(1, 4), seed=st.integers(0, 9))
+def test_a_chain_says_nothing_that_is_in_neither_query_nor_fields(title, query, label, seed):
+    """Every character outside ASCII comes from the pair; the templates are plain English."""
+    assume("=" not in title + query)
+    example = Example(uid="x", query=query, product={"title": title}, label=label)
+    foreign = {c for c in chain(example, seed) if not c.isascii()}
+    assert foreign <= set(title + query)
+
+
+def test_chains_are_deterministic_and_varied():
+    assert chain(LAMP, 3) == chain(LAMP, 3)
+    seen = Counter(chain(LAMP, seed) for seed in range(100))
+    assert len(seen) > 30
+    for name in ("query", "product", "category", "attributes"):
+        assert len({step(text, name) for text in seen}) >= 3
+
+
+def test_a_well_formed_rationale_is_taken_as_it_is():
+    own = "query: a\nproduct: b\ncategory: c => near\nattributes: met\nlabel: 1"
+    assert chain(dataclasses.replace(LAMP, rationale=own)) == own
+    assert chain(dataclasses.replace(LAMP, rationale="label: 3")) == chain(LAMP)
+
+
+def test_other_steps_of_a_schema_come_from_the_example():
+    steps = (*SCHEMA.steps[:4], Step(name="price", verdicts=ATTRIBUTES), SCHEMA.steps[4])
+    priced = CotSchema(steps=steps)
+    example = dataclasses.replace(LAMP, steps={"price": "conflict"})
+    assert "price: conflict\nlabel: 3" in chain(example, schema=priced)
+    with pytest.raises(ValueError, match="'price' has no text and no verdict"):
+        chain(LAMP, schema=priced)
+    short = CotSchema(steps=SCHEMA.steps[2:])
+    assert short.parse(chain(LAMP, schema=short)).well_formed
+
+
+def test_an_unlabelled_pair_has_no_chain():
+    with pytest.raises(ValueError, match="'a' has no label"):
+        chain(dataclasses.replace(LAMP, label=None))
+
+
+def test_chains_of_the_real_excerpt_are_short_and_readable():
+    from she_jax.data.esci import Esci, EsciConfig
+
+    folder = Path(__file__).parents[2] / "shared" / "data" / "esci_excerpt"
+    if not folder.is_dir():
+        pytest.skip(f"the ESCI excerpt is not at {folder}")
+    rng = np.random.default_rng(0)
+    rows = list(Esci(data_dir="unused", config=EsciConfig(path=str(folder))).rows())
+    texts = [write_chain(row.example, SCHEMA, rng) for row in rows]
+    assert max(len(text.split()) for text in texts) <= 70
+    assert max(map(len, texts)) <= 450
+    for row, text in zip(rows, texts, strict=True):
+        parsed = SCHEMA.parse(text)
+        assert parsed.well_formed
+        assert parsed.label == row.example.label
+        said = {name: s.verdict for name, s in zip(SCHEMA.names, parsed.steps, strict=True) if s}
+        assert row.example.steps.items() <= said.items()

@@ -1,0 +1,365 @@
+"""Checkpoints: bit for bit, all or nothing, and damage noticed."""
+
+import functools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from she_jax.train.checkpoint import MANIFEST, Checkpoints, StopSignal
+from she_jax.types import TrainState
+
+OPTIMIZER = optax.MultiSteps(
+    optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.linear_schedule(1e-2, 0.0, 50))),
+    every_k_schedule=2,
+)
+
+
+@functools.cache
+def make_state(seed: int = 0, size: int = 40) -> TrainState:
+    key = jax.random.PRNGKey(seed)
+    params = {
+        "embed": jax.random.normal(key, (size, 8)),
+        "layers": {"half": jax.random.normal(key, (3, 8), jnp.bfloat16)},
+        "odd": jnp.array([jnp.nan, jnp.inf, -0.0, 1e-45], jnp.float32),
+    }
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32), params=params, opt_state=OPTIMIZER.init(params), key=key
+    )
+    return train(state, 3)
+
+
+def train(state: TrainState, steps: int) -> TrainState:
+    for _ in range(steps):
+        state = update(state)
+    return state
+
+
+@jax.jit
+def update(state: TrainState) -> TrainState:
+    key = jax.random.fold_in(state.key, state.step)
+    grads = jax.tree.map(lambda p: jax.random.normal(key, p.shape, p.dtype), state.params)
+    updates, opt_state = OPTIMIZER.update(grads, state.opt_state, state.params)
+    return TrainState(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        opt_state=opt_state,
+        key=state.key,
+    )
+
+
+def assert_same(left, right):
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_restored_state_is_the_saved_one_bit_for_bit(tmp_path):
+    """NaN, -0.0, denormals, bfloat16, uint32 keys, empty optimizer states and the host dict."""
+    state = make_state()
+    host = {"position": [3, 17], "score": 0.1 + 0.2, "curriculum": {"stage": 1, "seen": {}}}
+    Checkpoints(tmp_path).save(3, state, host)
+    step, restored, restored_host = Checkpoints(tmp_path).restore(make_state(1))
+    assert (step, restored_host) == (3, host)
+    assert_same(restored, state)
+
+
+def test_restore_takes_abstract_leaves(tmp_path):
+    state = make_state()
+    Checkpoints(tmp_path).save(3, state, {})
+    template = jax.eval_shape(lambda: state)
+    assert_same(Checkpoints(tmp_path).restore(template)[1], state)
+
+
+def test_nothing_saved_restores_to_none(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "new")
+    assert checkpoints.restore(make_state()) is None
+    assert checkpoints.restore_params(make_state().params) is None
+    assert checkpoints.latest_step is None
+
+
+def test_trap_11_a_resumed_loop_equals_the_uninterrupted_one(tmp_path):
+    """The key, the optimizer's accumulators and the data cursor all come back."""
+    data = jnp.arange(20.0)
+
+    def run(state, cursor, until):
+        while cursor < until:
+            params = dict(state.params)
+            params["embed"] = params["embed"] + data[cursor]
+            fields = {"step": state.step, "opt_state": state.opt_state, "key": state.key}
+            state = train(TrainState(params=params, **fields), 1)
+            cursor += 1
+        return state, cursor
+
+    whole, _ = run(make_state(), 0, 9)
+    half, cursor = run(make_state(), 0, 5)
+    Checkpoints(tmp_path).save(5, half, {"cursor": cursor})
+    _, state, host = Checkpoints(tmp_path).restore(make_state(7))
+    resumed, _ = run(state, host["cursor"], 9)
+    assert_same(resumed, whole)
+
+
+def test_restore_lays_arrays_out_as_the_template_asks(tmp_path):
+    """Saved on one device, restored sharded over eight, and back."""
+    state = make_state()
+    Checkpoints(tmp_path / "one").save(1, state, {})
+    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def place(x):
+        spec = PartitionSpec("fsdp") if x.shape[:1] == (40,) else PartitionSpec()
+        return jax.device_put(x, NamedSharding(mesh, spec))
+
+    template = jax.tree.map(place, make_state(1))
+    sharded = Checkpoints(tmp_path / "one").restore(template)[1]
+    assert sharded.params["embed"].sharding == template.params["embed"].sharding
+    assert_same(sharded, state)
+    Checkpoints(tmp_path / "eight").save(1, sharded, {})
+    assert_same(Checkpoints(tmp_path / "eight").restore(state)[1], state)
+
+
+def test_the_last_ones_and_their_best_are_kept(tmp_path):
+    state = make_state()
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in range(1, 6):
+        checkpoints.save(step, state, {}, best=step == 2)
+    assert checkpoints.steps == [2, 4, 5]
+    checkpoints.save(6, state, {}, best=True)
+    assert checkpoints.steps == [2, 5, 6], "5 fell back to would still need its best, 2"
+    checkpoints.save(7, state, {})
+    assert checkpoints.steps == [6, 7]
+
+
+def test_the_best_survives_a_restart(tmp_path):
+    Checkpoints(tmp_path, keep=1).save(1, make_state(1), {}, best=True)
+    for step in (2, 3):
+        checkpoints = Checkpoints(tmp_path, keep=1)
+        checkpoints.restore(make_state())
+        checkpoints.save(step, make_state(step), {})
+    assert checkpoints.steps == [1, 3]
+    step, params = Checkpoints(tmp_path).restore_params(make_state().params)
+    assert step == 1
+    assert_same(params, make_state(1).params)
+
+
+def test_params_without_a_best_are_the_last(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, make_state(1), {})
+    checkpoints.save(2, make_state(2), {})
+    step, params = checkpoints.restore_params(make_state().params)
+    assert step == 2
+    assert_same(params, make_state(2).params)
+
+
+def cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def flip(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("two")
+    checkpoints = Checkpoints(directory)
+    checkpoints.save(1, make_state(1), {"at": 1})
+    checkpoints.save(2, make_state(2), {"at": 2})
+    return directory
+
+
+def files_of(directory):
+    return sorted(p for p in (directory / "2").rglob("*") if p.is_file() and p.stat().st_size)
+
+
+@pytest.mark.parametrize("damage", [cut, flip, lambda data: b"", lambda data: b"{]", None])
+def test_damage_to_any_file_falls_back_and_says_so(two_checkpoints, tmp_path, damage):
+    """Each file of the newest checkpoint in turn: cut, one bit flipped, emptied, garbage, gone."""
+    files = files_of(two_checkpoints)
+    assert len(files) > 10
+    for number, original in enumerate(files):
+        directory = tmp_path / str(number)
+        shutil.copytree(two_checkpoints, directory)
+        file = directory / original.relative_to(two_checkpoints)
+        if damage is None:
+            file.unlink()
+        else:
+            file.write_bytes(damage(file.read_bytes()))
+        warnings = []
+        found = Checkpoints(directory, warn=warnings.append)
+        if number == 0:
+            step, params = found.restore_params(make_state().params)
+            assert step == 1
+            assert_same(params, make_state(1).params)
+            assert found.steps == [1, 2], "looking at parameters changes nothing"
+            warnings.clear()
+        step, state, host = found.restore(make_state())
+        assert (step, host) == (1, {"at": 1}), file
+        assert_same(state, make_state(1))
+        assert len(warnings) == 1
+        assert str(directory / "2") in warnings[0]
+        assert file.name in warnings[0] or MANIFEST in warnings[0]
+        assert (directory / "2.damaged").is_dir(), "set aside, not deleted"
+        assert found.steps == [1]
+
+
+@pytest.mark.parametrize("lines", [0, 1, 3, -1])
+def test_a_manifest_cut_at_a_line_is_noticed(two_checkpoints, tmp_path, lines):
+    shutil.copytree(two_checkpoints, tmp_path / "c")
+    manifest = tmp_path / "c" / "2" / MANIFEST
+    manifest.write_text("".join(manifest.read_text().splitlines(keepends=True)[:lines]))
+    assert Checkpoints(tmp_path / "c").restore(make_state())[0] == 1
+
+
+def test_all_damaged_is_none_and_a_second_damaged_one_gets_its_own_name(two_checkpoints, tmp_path):
+    shutil.copytree(two_checkpoints, tmp_path / "c")
+    warnings = []
+    checkpoints = Checkpoints(tmp_path / "c", warn=warnings.append)
+    for step in ("1", "2"):
+        (tmp_path / "c" / step / MANIFEST).unlink()
+    assert checkpoints.restore(make_state()) is None
+    assert len(warnings) == 2
+    checkpoints.save(2, make_state(2), {})
+    (tmp_path / "c" / "2" / MANIFEST).unlink()
+    assert checkpoints.restore(make_state()) is None
+    names = sorted(path.name for path in (tmp_path / "c").iterdir())
+    assert names == ["1.damaged", "2.damaged", "2.damaged2"]
+
+
+def test_a_run_goes_on_after_falling_back(two_checkpoints, tmp_path):
+    shutil.copytree(two_checkpoints, tmp_path / "c")
+    (tmp_path / "c" / "2" / "record" / "metadata").write_bytes(b"")
+    checkpoints = Checkpoints(tmp_path / "c")
+    checkpoints.restore(make_state())
+    checkpoints.save(2, make_state(5), {"at": "again"})
+    step, state, host = Checkpoints(tmp_path / "c").restore(make_state())
+    assert (step, host) == (2, {"at": "again"})
+    assert_same(state, make_state(5))
+
+
+def test_other_arrays_are_one_error_that_lists_them_all(tmp_path):
+    """Orbax alone would cast the dtype; a whole checkpoint that does not fit is not set aside."""
+    Checkpoints(tmp_path).save(3, make_state(), {})
+    state = make_state()
+    params = {"embed": jnp.zeros((41, 8)), "odd": jnp.zeros(4, jnp.bfloat16), "more": jnp.ones(2)}
+    template = TrainState(step=state.step, params=params, opt_state=state.opt_state, key=state.key)
+    with pytest.raises(ValueError, match="other arrays") as error:
+        Checkpoints(tmp_path).restore(template)
+    message = str(error.value)
+    for word in ("[40, 8]", "[41, 8]", "bfloat16", "['more']", "['half']", "absent"):
+        assert word in message
+    with pytest.raises(ValueError, match="'more'"):
+        Checkpoints(tmp_path).restore_params(params)
+    assert Checkpoints(tmp_path).steps == [3]
+
+
+def test_a_failed_write_leaves_the_one_before_and_names_the_path(tmp_path):
+    """The system refuses to write more (here a file size limit, which acts like a full disk)."""
+    resource = pytest.importorskip("resource")
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, make_state(1), {"at": 1}, best=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    big = make_state(2, size=100_000)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, hard))
+    try:
+        with pytest.raises(OSError, match="Make room") as error:
+            checkpoints.save(2, big, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(tmp_path / "2") in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["1"], "no half checkpoint is left"
+    step, state, _ = Checkpoints(tmp_path).restore(make_state())
+    assert step == 1
+    assert_same(state, make_state(1))
+    checkpoints.save(2, make_state(2), {})
+    assert checkpoints.steps == [1, 2]
+
+
+def test_bad_arguments_are_errors(tmp_path):
+    with pytest.raises(ValueError, match="keep=0"):
+        Checkpoints(tmp_path, keep=0)
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(ValueError, match="survive JSON"):
+        checkpoints.save(1, make_state(), {"pair": (1, 2)})
+    with pytest.raises(ValueError, match="survive JSON"):
+        checkpoints.save(1, make_state(), {"by_step": {1: 2}})
+    checkpoints.save(1, make_state(), {})
+    with pytest.raises(ValueError, match="saved once"):
+        checkpoints.save(1, make_state(), {})
+
+
+KILLED = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_checkpoint import make_state
+from she_jax.train.checkpoint import Checkpoints
+checkpoints = Checkpoints({directory!r})
+for step in range(1, 1000):
+    checkpoints.save(step, make_state(step), {{"at": step}})
+    print(step, flush=True)
+"""
+
+
+def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
+    """SIGKILL in the middle of saving, three times; what was reported as saved is there."""
+    for number, wait in enumerate((0.0, 0.03, 0.07)):
+        directory = tmp_path / str(number)
+        code = KILLED.format(tests=os.path.dirname(__file__), directory=str(directory))
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env
+        )
+        with process:
+            for line in process.stdout:
+                if line.strip() == "3":
+                    break
+            time.sleep(wait)
+            process.kill()
+            reported = [3, *map(int, process.stdout.read().split())][-1]
+        step, state, host = Checkpoints(directory).restore(make_state())
+        assert step in (reported, reported + 1)
+        assert host == {"at": step}
+        assert_same(state, make_state(step))
+        Checkpoints(directory).save(step + 1, state, {})
+        assert not list(directory.glob("*tmp*")), "the next save sweeps up"
+
+
+def test_saving_is_quiet_and_quick(tmp_path, capfd):
+    """A million parameters with Adam: well under a second (0.1 s on a free core), nothing said."""
+    state = make_state(size=125_000)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state, {})
+    start = time.monotonic()
+    checkpoints.save(2, state, {})
+    assert time.monotonic() - start < 5, "five times the expected even on a busy machine"
+    checkpoints.restore(state)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_stop_signal_notes_sigterm_and_puts_the_handlers_back():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with StopSignal() as stop:
+        assert not stop
+        assert stop.exit_code == 0
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop
+        assert (stop.name, stop.exit_code) == ("SIGTERM", 143)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_the_second_interrupt_aborts():
+    with StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert (bool(stop), stop.exit_code) == (True, 130)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)

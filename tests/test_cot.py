@@ -1,0 +1,220 @@
+"""The chain of thought: whatever text a model writes, reading it has a defined result."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from she_jax.cot import ATTRIBUTES, CATEGORY, LABELS, CotSchema, Step
+
+SCHEMAS = [CotSchema(), CotSchema.build(label_first=True), CotSchema.build(checks=2)]
+schemas = st.sampled_from(SCHEMAS)
+
+# Text that comes near a chain often enough to reach every branch, and text of any other kind.
+fragments = st.sampled_from(
+    [
+        "query",
+        "product",
+        "category",
+        "attributes",
+        "label",
+        "check_1",
+        "Label ",
+        ":",
+        ": ",
+        "\n",
+        "=>",
+    ]
+    + [" => ", "near", "met", "4", "MET.", "red; blue", "x", " ", "\r", "\x00", "\u202e", "\u2028"]
+)
+texts = st.one_of(st.lists(fragments, max_size=40).map("".join), st.text(max_size=200))
+
+# What a writer may put into a step: one line, and no arrow in it.
+free_text = st.text(
+    st.characters(codec="utf-8", exclude_categories=("Cc", "Zl", "Zp")), min_size=1, max_size=40
+).filter(str.strip)
+
+
+@st.composite
+def written(draw):
+    """A schema with texts and verdicts that make a whole chain."""
+    schema = draw(schemas)
+    verdicts, bodies = {}, {}
+    for step in schema.steps:
+        if step.optional and draw(st.booleans()):
+            continue
+        if step.verdicts:
+            verdicts[step.name] = draw(st.sampled_from(step.verdicts))
+        if not step.verdicts or draw(st.booleans()):
+            bodies[step.name] = draw(free_text)
+    return schema, bodies, verdicts
+
+
+@given(schemas, texts)
+def test_any_text_can_be_read(schema, text):
+    chain = schema.parse(text)
+    assert len(chain.steps) == len(schema.steps)
+    assert len(chain.line_steps) == text.count("\n") + 1
+    assert chain.label is None or 1 <= chain.label <= 4
+    for step, parsed in zip(schema.steps, chain.steps, strict=True):
+        if parsed is None:
+            continue
+        assert parsed.verdict is None or parsed.verdict in step.verdicts
+        assert parsed.valid == (parsed.verdict is not None if step.verdicts else bool(parsed.text))
+
+
+@given(schemas, texts)
+def test_lines_and_steps_agree(schema, text):
+    """A step is there just when a line belongs to it, and lines go forward through the steps."""
+    chain = schema.parse(text)
+    owned = [k for k in chain.line_steps if k >= 0]
+    assert set(owned) == {k for k, step in enumerate(chain.steps) if step is not None}
+    assert owned == sorted(owned)
+    assert all(-1 <= k < len(schema.steps) for k in chain.line_steps)
+
+
+@given(schemas, texts)
+def test_a_well_formed_chain_is_whole_and_has_a_label(schema, text):
+    chain = schema.parse(text)
+    if chain.well_formed:
+        assert chain.label is not None
+        for step, parsed in zip(schema.steps, chain.steps, strict=True):
+            assert parsed.valid if parsed is not None else step.optional
+
+
+@given(texts)
+def test_a_stray_line_in_front_spoils_the_form_and_no_step(text):
+    schema = CotSchema()
+    stray = schema.parse(f"well then\n{text}")
+    plain = schema.parse(text)
+    assert stray.steps == plain.steps
+    assert stray.line_steps == (-1, *plain.line_steps)
+    assert not stray.well_formed
+
+
+@given(schemas, texts, texts)
+def test_what_comes_later_does_not_move_earlier_lines(schema, text, more):
+    """So the step of a token does not depend on what the model writes after it."""
+    lines = schema.parse(text).line_steps
+    assert schema.parse(f"{text}\n{more}").line_steps[: len(lines)] == lines
+
+
+@given(written())
+def test_what_is_written_reads_back(case):
+    schema, bodies, verdicts = case
+    text = schema.write(bodies, verdicts)
+    chain = schema.parse(text)
+    assert chain.well_formed
+    assert chain.label == int(verdicts["label"])
+    for step, parsed in zip(schema.steps, chain.steps, strict=True):
+        if step.name not in bodies and step.name not in verdicts:
+            assert parsed is None
+            continue
+        assert parsed.verdict == verdicts.get(step.name)
+        body = " ".join(bodies.get(step.name, "").split()).replace("=>", "->")
+        assert parsed.text == body
+
+
+@given(written())
+def test_cut_short_it_keeps_the_steps_that_were_finished(case):
+    """Without its last line a chain loses the last step only, and its good form."""
+    schema, bodies, verdicts = case
+    whole = schema.write(bodies, verdicts)
+    cut, _, _ = whole.rpartition("\n")
+    chain, full = schema.parse(cut), schema.parse(whole)
+    last = max(full.line_steps)
+    assert chain.steps == (*full.steps[:last], None, *full.steps[last + 1 :])
+    assert not chain.well_formed
+
+
+GOOD = """query: running shoes; red
+product: trail shoes; navy
+category: running shoes / trail shoes => near
+attributes: red / navy => conflict
+label: 2"""
+
+
+def test_the_chain_of_the_docstring():
+    chain = CotSchema().parse(GOOD)
+    assert chain.well_formed
+    assert chain.label == 2
+    assert chain.line_steps == (0, 1, 2, 3, 4)
+    assert [step.verdict for step in chain.steps] == [None, None, "near", "conflict", "2"]
+    assert chain.steps[2].text == "running shoes / trail shoes"
+
+
+def test_case_space_and_full_stop_are_forgiven():
+    chain = CotSchema().parse(GOOD.replace("label: 2", " LABEL :  2. ").replace("near", " Near."))
+    assert chain.label == 2
+    assert chain.well_formed
+
+
+@pytest.mark.parametrize(
+    ("change", "label"),
+    [
+        (("label: 2", "label: 2\nlabel: 3"), 2),  # twice: the first counts
+        (("label: 2", "label: 2\nquery: again"), 2),  # out of order
+        (("label: 2", "label: 5"), None),  # outside the set
+        (("label: 2", ""), None),  # missing
+        (("=> near", "=> nearly"), 2),  # unreadable
+        (("running shoes; red", ""), 2),  # empty
+    ],
+)
+def test_bad_form(change, label):
+    chain = CotSchema().parse(GOOD.replace(*change, 1))
+    assert not chain.well_formed
+    assert chain.label == label
+
+
+def test_a_line_that_names_no_step_continues_the_one_before():
+    chain = CotSchema().parse(GOOD.replace(" => near", "\nand so: => near"))
+    assert chain.line_steps == (0, 1, 2, 2, 3, 4)
+    assert chain.well_formed
+    assert chain.steps[2].verdict == "near"
+
+
+def test_a_label_first_chain():
+    schema = CotSchema.build(label_first=True)
+    lines = GOOD.split("\n")
+    assert schema.parse("\n".join([lines[-1], *lines[:-1]])).well_formed
+    assert not schema.parse(GOOD).well_formed
+
+
+def test_optional_checks_may_be_left_out():
+    schema = CotSchema.build(checks=2)
+    assert schema.names[3:5] == ("check_1", "check_2")
+    chain = schema.parse(
+        GOOD.replace("attributes:", "check_2: red / navy => conflict\nattributes:")
+    )
+    assert chain.well_formed
+    assert chain.steps[3] is None
+    assert chain.steps[4].verdict == "conflict"
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ((Step(name="a"), Step(name="a"), Step(name="label", verdicts=LABELS)), "only once"),
+        ((Step(name="A b"), Step(name="label", verdicts=LABELS)), "lower-case words"),
+        ((Step(name="query"), Step(name="category", verdicts=CATEGORY)), "one must be 'label'"),
+        ((Step(name="label", verdicts=ATTRIBUTES),), "with verdicts ('1', '2', '3', '4')"),
+    ],
+)
+def test_a_schema_that_cannot_be(steps, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        CotSchema(steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("texts", "verdicts", "message"),
+    [
+        ({}, {"label": "2"}, "step 'query' has no text and no verdict"),
+        ({"query": "x", "product": "y"}, {"category": "far"}, "verdict 'far' not in"),
+        ({"query": "x", "product": "y", "category": "z"}, {}, "verdict None not in"),
+        ({"colour": "red"}, {}, "steps ['colour'] are not in the schema"),
+    ],
+)
+def test_a_chain_that_cannot_be_written(texts, verdicts, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        CotSchema().write(texts, verdicts)

@@ -1,0 +1,133 @@
+"""A user's JSONL: what is read, and what is set aside and why."""
+
+import json
+
+import pytest
+
+from she_jax.data.dataset import open_split, prepare
+from she_jax.data.jsonl import Jsonl, JsonlConfig
+from she_jax.types import BadRow, Example
+
+ROW = {"query": "red mug", "product": {"title": "Mug, red"}}
+
+
+def read(tmp_path, *lines, **options) -> list:
+    """The rows of a file with these lines (bytes, text, or values to write as JSON)."""
+    path = tmp_path / "pairs.jsonl"
+    raw = [x if isinstance(x, bytes) else json.dumps(x).encode() for x in lines]
+    path.write_bytes(b"\n".join(raw))
+    return list(Jsonl(data_dir=tmp_path, config=JsonlConfig(path=str(path), **options)).rows())
+
+
+def test_all_fields_are_read(tmp_path):
+    (row,) = read(
+        tmp_path,
+        {
+            "query": "taza roja",
+            "product": {"title": "Mug", "price": 9.5, "new": True, "tags": ["a", 1], "brand": None},
+            "label": 3,
+            "steps": {"category": "match"},
+            "kind": "plain",
+            "uid": 17,
+            "rationale": "label: 3",
+            "split": "validation",
+        },
+    )
+    assert row.split == "validation"
+    assert row.line == 1
+    assert row.example == Example(
+        uid="17",
+        query="taza roja",
+        product={"title": "Mug", "price": "9.5", "new": "true", "tags": "a, 1", "brand": ""},
+        label=3,
+        steps={"category": "match"},
+        kind="plain",
+        annotations=("category",),
+        rationale="label: 3",
+    )
+
+
+def test_only_query_and_product_are_needed(tmp_path):
+    (row,) = read(tmp_path, ROW)
+    assert row.example == Example(uid="1", query="red mug", product={"title": "Mug, red"})
+
+
+@pytest.mark.parametrize("label", [1, 4, "1", "4", " 2 "])
+def test_labels(tmp_path, label):
+    (row,) = read(tmp_path, ROW | {"label": label})
+    assert row.example.label == int(label)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"{", "not JSON: "),
+        (b'{"query": "a", "query', "not JSON: "),
+        (b"[" * 100_000, "not JSON: "),
+        (b'{"query": "\xff"}', "not UTF-8: invalid start byte at byte 11"),
+        ([1], "not an object: [1]"),
+        ("text", 'not an object: "text"'),
+        (ROW | {"query": 3}, "wrong query: 3, expected text"),
+        (ROW | {"product": "Mug"}, 'wrong product: "Mug", expected an object with a title'),
+        ({"query": "a"}, "wrong product: null, expected an object with a title"),
+        (
+            ROW | {"product": {"title": {"en": "Mug"}}},
+            'wrong product field: title: {"en": "Mug"}, expected text or a number',
+        ),
+        (ROW | {"product": {"title": "a", "b": [["c"]]}}, "wrong product field: b: "),
+        (ROW | {"label": 0}, "wrong label: 0, expected 1, 2, 3 or 4"),
+        (ROW | {"label": "E"}, 'wrong label: "E", expected 1, 2, 3 or 4'),
+        (ROW | {"label": True}, "wrong label: true, expected 1, 2, 3 or 4"),
+        (ROW | {"label": 4.0}, "wrong label: 4.0, expected 1, 2, 3 or 4"),
+        (ROW | {"steps": {"category": 1}}, "wrong steps: "),
+        (ROW | {"steps": ["category"]}, "wrong steps: "),
+        (ROW | {"steps": {"label": "4"}}, "wrong steps: 'label' stands beside the steps"),
+        (ROW | {"kind": 5}, "wrong kind: 5, expected text"),
+        (ROW | {"split": "my split"}, "wrong split: 'my split'"),
+        (ROW | {"uid": []}, "wrong uid: []"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_set_aside(tmp_path, line, reason):
+    good, bad = read(tmp_path, ROW, line)
+    assert good.example.query == "red mug"
+    assert isinstance(bad, BadRow)
+    assert bad.line == 2
+    assert bad.file.endswith("pairs.jsonl")
+    assert bad.reason.startswith(reason)
+
+
+def test_empty_query_and_missing_title_are_set_aside_on_the_way_in(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    lines = [ROW, ROW | {"query": " "}, ROW | {"product": {"brand": "x"}}, {"product": {}}]
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    made = prepare(Jsonl(data_dir=tmp_path, config=JsonlConfig(path=str(path), max_bad_share=0.9)))
+    assert made.bad_rows == {"empty query": 2, "missing title": 1}
+    first = json.loads((made.path / "bad_rows.jsonl").read_text().splitlines()[0])
+    assert first == {"file": str(path), "line": 2, "reason": "empty query"}
+
+
+def test_byte_order_mark_blank_lines_and_windows_line_ends(tmp_path):
+    line = json.dumps(ROW).encode()
+    got = read(tmp_path, b"\xef\xbb\xbf" + line + b"\r", b"\r", b"", line + b"\r")
+    assert [row.line for row in got] == [1, 4]
+
+
+def test_splits_go_by_query_and_evaluation_takes_all(tmp_path):
+    lines = [ROW | {"query": f"q {i // 2}", "uid": i} for i in range(400)]
+    got = read(tmp_path, *lines)
+    by_query = {}
+    for row in got:
+        by_query.setdefault(row.example.query, set()).add(row.split)
+    assert all(len(splits) == 1 for splits in by_query.values())
+    assert {row.split for row in got} == {"train", "validation", "test"}
+    assert {row.split for row in read(tmp_path, *lines, evaluation=True)} == {"test"}
+
+
+def test_three_languages_and_escapes_come_back_whole(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    queries = ["ふちなしメガネ", "gafas para niño", "rimless glasses", "x \\ud800"]
+    text = "".join(f'{{"query": "{q}", "product": {{"title": "{q}"}}}}\n' for q in queries)
+    path.write_text(text, encoding="utf-8")
+    made = prepare(Jsonl(data_dir=tmp_path, config=JsonlConfig(path=str(path), evaluation=True)))
+    got = [e.query for e in open_split(made.path, "test")]
+    assert got == [*queries[:3], "x"]  # a lone surrogate is no text

@@ -1,0 +1,176 @@
+"""The offline verifier, the outcome's reward, and the records made of them."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from she_jax.cot import CotSchema
+from she_jax.rl.rewards import outcome_reward, step_batch, verify
+from she_jax.types import Example
+
+SCHEMA = CotSchema()
+CHECKS = CotSchema.build(checks=3)
+GOLD = {
+    "query": "running shoes; red; not leather",
+    "product": "trail shoes; navy",
+    "category": "near",
+    "attributes": "conflict",
+}
+EXAMPLE = Example(
+    uid="1",
+    query="red running shoes not leather",
+    product={"title": "Navy suede trail shoes"},
+    label=2,
+    steps=GOLD,
+    annotations=("query", "product", "category", "attributes"),
+)
+RIGHT = """query: running shoes; red; not leather
+product: trail shoes; navy
+category: running shoes / trail shoes => near
+attributes: red / navy conflict => conflict
+label: 2"""
+
+
+def judged(text, example=EXAMPLE, schema=SCHEMA):
+    rewards, known = verify(schema.parse(text), example, schema)
+    return rewards.round(4).tolist(), known.tolist()
+
+
+def with_fields(**fields):
+    return Example(**({name: getattr(EXAMPLE, name) for name in vars(EXAMPLE)} | fields))
+
+
+def test_a_right_chain_earns_everything():
+    assert judged(RIGHT) == ([1, 1, 1, 1, 1], [True] * 5)
+
+
+def test_each_wrong_verdict_costs_its_own_step_only():
+    assert judged(RIGHT.replace("=> near", "=> match"))[0] == [1, 1, 0, 1, 1]
+    assert judged(RIGHT.replace("label: 2", "label: 3"))[0] == [1, 1, 1, 1, 0]
+
+
+def test_an_unreadable_step_earns_zero_and_is_known():
+    assert judged(RIGHT.replace("=> near", "=> nearly")) == ([1, 1, 0, 1, 1], [True] * 5)
+    assert judged(RIGHT.replace("trail shoes; navy", "")) == ([1, 0, 1, 1, 1], [True] * 5)
+
+
+def test_a_missing_step_is_not_known():
+    text = "\n".join(line for line in RIGHT.split("\n") if not line.startswith("category"))
+    assert judged(text) == ([1, 1, 0, 1, 1], [True, True, False, True, True])
+
+
+def test_only_annotated_steps_are_known():
+    """The label is known where the example has one; steps need an annotation beside their truth."""
+    known = judged(RIGHT, with_fields(annotations=("category",)))
+    assert known == ([0, 0, 1, 0, 1], [False, False, True, False, True])
+    assert judged(RIGHT, with_fields(annotations=(), label=None))[1] == [False] * 5
+    assert judged(RIGHT, with_fields(steps=None))[1] == [False] * 4 + [True]
+
+
+@pytest.mark.parametrize(
+    ("text", "reward"),
+    [
+        ("Running Shoes; RED; not leather", 1),  # any case
+        ("shoes for running; red; not leather", 2 / 3),  # one missing
+        ("running shoes; red; not leather; blue", 3 / 4),  # one too many
+        ("running shoes; red", 2 / 3),
+        ("running shoes; redder; not leather", 2 / 3),  # whole words only
+        ("red, not leather running shoes", 1),  # order and form are free
+        ("; ;", 0),
+        ("boots", 0),
+    ],
+)
+def test_items_of_a_free_step(text, reward):
+    got, _ = judged(f"query: {text}")
+    np.testing.assert_allclose(got[0], reward, atol=1e-4)
+
+
+def test_a_free_step_whose_truth_has_no_items():
+    """Nothing to find: whatever is written is too much."""
+    empty = with_fields(steps=GOLD | {"query": ""})
+    assert judged("query: red", empty)[0][0] == 0
+    assert judged("query: ;", empty)[0][0] == 1
+
+
+def test_truth_with_signs_that_mean_something_to_regular_expressions():
+    example = with_fields(steps=GOLD | {"query": "c++ (book); 5.5 in."})
+    assert judged("query: C++ (book); 5.5 in.", example)[0][0] == 1
+    assert judged("query: c (book); 525 in.", example)[0][0] == 0
+
+
+def test_an_optional_step_that_nobody_asked_for():
+    """It earns 0 where humans annotated its family; else nobody knows."""
+    extra = RIGHT.replace("attributes:", "check_1: => met\ncheck_3: => met\nattributes:")
+    checked = with_fields(
+        steps=GOLD | {"check_1": "met"}, annotations=(*EXAMPLE.annotations, "check_1")
+    )
+    rewards, known = judged(extra, checked, CHECKS)
+    assert rewards[3:6] == [1, 0, 0]
+    assert known[3:6] == [True, False, True]
+    assert judged(extra, EXAMPLE, CHECKS)[1][3:6] == [False, False, False]
+
+
+def test_outcome_reward():
+    chain = SCHEMA.parse(RIGHT)
+    assert outcome_reward(chain, EXAMPLE) == 1
+    assert outcome_reward(chain, EXAMPLE, truncated=True) == 0
+    assert outcome_reward(chain, with_fields(label=3)) == 0.1
+    assert outcome_reward(chain, with_fields(label=3), format_weight=0.3) == 0.3
+    assert outcome_reward(chain, with_fields(label=None)) == 0.1
+    assert outcome_reward(SCHEMA.parse("label: 2"), EXAMPLE) == 0
+
+
+@given(st.text(alphabet="querylabct:;=> \n2nearmet\x00\u202e", max_size=120))
+def test_any_text_has_rewards_in_range(text):
+    chain = CHECKS.parse(text)
+    rewards, known = verify(chain, EXAMPLE, CHECKS)
+    assert rewards.shape == known.shape == (8,)
+    assert np.all((rewards >= 0) & (rewards <= 1))
+    assert not np.any(rewards[~known])
+    assert 0 <= outcome_reward(chain, EXAMPLE) <= 1
+
+
+def characters(text):
+    """Tokens of one character each, an end of sequence behind them, padding behind that."""
+    tokens = np.zeros(256, dtype=np.int64)
+    tokens[: len(text)] = [ord(c) for c in text]
+    return tokens, np.arange(256) <= len(text)
+
+
+def test_step_batch():
+    """Two rollouts of one prompt, one right and whole, one cut off in its second line."""
+    texts = [RIGHT, RIGHT[: RIGHT.index("; navy")]]
+    tokens, mask = (np.stack(x) for x in zip(*map(characters, texts), strict=True))
+    newlines = np.arange(128) == ord("\n")
+    batch = step_batch(
+        [SCHEMA.parse(text) for text in texts],
+        [EXAMPLE] * 2,
+        SCHEMA,
+        tokens=tokens,
+        completion_mask=mask,
+        newlines=newlines.astype(int),
+        truncated=np.array([False, True]),
+    )
+    np.testing.assert_allclose(batch.outcome, [1, 0])
+    np.testing.assert_array_equal(batch.step_mask, [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+    np.testing.assert_array_equal(batch.verifier_known, batch.step_mask)
+    np.testing.assert_allclose(batch.verifier, [[1, 1, 1, 1, 1], [1, 0.5, 0, 0, 0]])
+    ids = np.asarray(batch.step_ids)
+    for row, text in zip(ids, texts, strict=True):
+        steps = [k for k, line in enumerate(text.split("\n")) for _ in range(len(line) + 1)]
+        np.testing.assert_array_equal(row, steps + [-1] * (256 - len(steps)))
+
+
+def test_step_batch_wants_one_of_each():
+    chain = SCHEMA.parse(RIGHT)
+    with pytest.raises(ValueError, match="2 chains, 1 examples, 2 rows of tokens"):
+        step_batch(
+            [chain] * 2,
+            [EXAMPLE],
+            SCHEMA,
+            tokens=np.zeros((2, 3), dtype=int),
+            completion_mask=np.ones((2, 3), dtype=bool),
+            newlines=np.zeros(9, dtype=int),
+            truncated=np.zeros(2, dtype=bool),
+        )

@@ -1,0 +1,314 @@
+"""Sampling: what is drawn, what is recorded of it, and what it costs."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from she_jax.models.transformer import Model, ModelConfig, build_model, init_params
+from she_jax.rl.sampling import draw_tokens, jit_sample, sample
+from she_jax.types import PromptBatch
+
+CONFIG = ModelConfig(vocab_size=24, dim=16, layers=2, heads=2, kv_heads=1, head_dim=8, ffn=32)
+MODEL = build_model(CONFIG)
+PAD, EOS, NEW, GROUP = 0, 1, 7, 4
+
+
+@functools.cache
+def params():
+    """Weights large enough that the distributions are far from uniform."""
+    return jax.tree.map(lambda leaf: 4.0 * leaf, init_params(CONFIG, jax.random.key(0)))
+
+
+def prompts():
+    """Three prompts of 5, 3 and 1 tokens; the first holds the pad id as a real token."""
+    tokens = jnp.array([[3, PAD, 7, 9, 4], [PAD, PAD, 5, 6, 7], [PAD, PAD, PAD, PAD, 8]])
+    return PromptBatch(tokens=tokens, mask=jnp.arange(5)[None] >= jnp.array([[0], [2], [4]]))
+
+
+@functools.cache
+def sampler(**changes):
+    """A compiled sampler, shared by the tests that need the same."""
+    static = {"group_size": GROUP, "max_new_tokens": NEW, "eos_id": EOS, "pad_id": PAD}
+    return jit_sample(MODEL, **(static | changes))
+
+
+def roll(seed=1, temperature=1.0, top_p=1.0, **changes):
+    return sampler(**changes)(params(), prompts(), jax.random.key(seed), temperature, top_p)
+
+
+def full_logps(rollout, temperature=1.0):
+    """Log-probabilities of the rollout's tokens by the uncached forward, zero outside completions."""
+    mask = rollout.prompt_mask | rollout.completion_mask
+    positions = jnp.where(mask, jnp.cumsum(mask, axis=1) - 1, -1)
+    output = jax.jit(MODEL.forward)(params(), rollout.tokens, positions)
+    logps = jax.nn.log_softmax(output.hidden @ output.head / temperature)
+    taken = jnp.take_along_axis(logps[:, :-1], rollout.tokens[:, 1:, None], axis=2)[..., 0]
+    return jnp.where(rollout.completion_mask, jnp.pad(taken, ((0, 0), (1, 0))), 0.0), logps
+
+
+def test_the_layout_of_a_rollout():
+    """Group rows are contiguous and carry their prompt; masks cover prompt and completion."""
+    rollout = roll()
+    assert rollout.tokens.shape == (3 * GROUP, 5 + NEW)
+    for name in ("tokens", "prompt_mask"):
+        source = prompts().tokens if name == "tokens" else prompts().mask
+        found = getattr(rollout, name)[:, :5]
+        np.testing.assert_array_equal(found, jnp.repeat(source, GROUP, axis=0))
+    assert not rollout.prompt_mask[:, 5:].any()
+    assert not rollout.completion_mask[:, :5].any()
+    assert rollout.completion_mask[:, 5].all()
+    assert (rollout.logps[~rollout.completion_mask] == 0).all()
+    assert (rollout.logps[rollout.completion_mask] < 0).all()
+
+
+@pytest.mark.parametrize("top_k", [0, 3])
+def test_greedy_takes_the_most_probable_token(top_k):
+    """Temperature 0 is the argmax of the full forward, pad apart, with log-probs at temperature 1."""
+    rollout = roll(temperature=0.0, top_k=top_k)
+    expected, logps = full_logps(rollout)
+    best = jnp.argmax(logps.at[:, :, PAD].set(-jnp.inf), axis=2)[:, :-1]
+    drawn = rollout.completion_mask[:, 1:]
+    np.testing.assert_array_equal(best[drawn], rollout.tokens[:, 1:][drawn])
+    np.testing.assert_allclose(rollout.logps, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 5, "top_p": 0.7}, {"temperature": 0.6}])
+def test_recorded_logps_are_those_of_the_full_forward(settings):
+    """The trainer's log-probabilities of the same tokens, whatever narrowed the draw."""
+    rollout = roll(**settings)
+    expected, _ = full_logps(rollout, settings.get("temperature", 1.0))
+    np.testing.assert_allclose(rollout.logps, expected, atol=1e-5)
+
+
+def chi_square(tokens, probs):
+    """The statistic in standard deviations from its mean, over the entries expected often enough."""
+    expected = probs * tokens.size
+    counts = np.bincount(np.asarray(tokens), minlength=probs.size)
+    assert not counts[probs == 0].any()
+    often = expected >= 5
+    counts = np.append(counts[often], counts[~often].sum())
+    expected = np.append(expected[often], max(expected[~often].sum(), 1e-9))
+    degrees = len(counts) - 1
+    statistic = ((counts - expected) ** 2 / np.maximum(expected, 1.0)).sum()
+    return (statistic - degrees) / np.sqrt(2 * degrees)
+
+
+@pytest.mark.parametrize("vocab", [24, 1000, 5003])
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (10, 1.0), (10, 0.6)])
+def test_draws_follow_the_distribution(vocab, top_k, top_p):
+    """Chi-square against the exact distribution; the sizes are not multiples of the blocks."""
+    temperature, banned, count = 1.3, 3, 200_000
+    logits = np.random.default_rng(0).normal(size=vocab).astype(np.float32) * 2
+    logits[banned] = logits.max() + 1
+    exact = np.exp(logits.astype(np.float64) / temperature)
+    exact[banned] = 0.0
+    order = np.argsort(-exact)
+    if top_k:
+        exact[order[top_k:]] = 0.0
+    exact /= exact.sum()
+    nucleus = np.cumsum(exact[order])
+    exact[order[1:][nucleus[:-1] >= top_p]] = 0.0
+    exact /= exact.sum()
+
+    @jax.jit
+    def draw(key):
+        rows = jnp.broadcast_to(jnp.asarray(logits), (1000, vocab))
+        uniform = jax.random.uniform(key, (1000,))
+        return draw_tokens(rows, uniform, temperature, top_p, top_k=top_k, banned=banned)[0]
+
+    keys = jax.random.split(jax.random.key(1), count // 1000)
+    tokens = np.concatenate([draw(key) for key in keys])
+    assert abs(chi_square(tokens, exact)) < 4
+
+
+def test_inversion_at_the_ends_of_the_unit_interval():
+    """0 and the largest uniform fall on entries that have probability, whatever surrounds them."""
+    logits = jnp.full((2, 300), -jnp.inf).at[:, jnp.array([5, 207])].set(0.0)
+    uniform = jnp.array([0.0, 1 - 2.0**-24])
+    tokens, logps = draw_tokens(logits, uniform, 1.0)
+    np.testing.assert_array_equal(tokens, [5, 207])
+    np.testing.assert_allclose(logps, np.log([0.5, 0.5]), rtol=1e-6)
+    tokens, _ = draw_tokens(logits, uniform, 1.0, banned=207)
+    np.testing.assert_array_equal(tokens, [5, 5])
+
+
+def test_greedy_prefers_the_first_of_equals_on_both_routes():
+    logits = jnp.zeros((1, 40)).at[0, jnp.array([7, 30])].set(2.0)
+    for top_k in (0, 4):
+        tokens, _ = draw_tokens(logits, jnp.array([0.99]), 0.0, top_k=top_k)
+        assert tokens[0] == 7
+
+
+def test_early_exit_equals_the_full_length():
+    """Rows that end soon leave the loop early; the same rows beside one that goes on are the same."""
+    every = tuple(range(2, CONFIG.vocab_size))
+    rollout = roll(eos_id=every)
+    turns = []
+
+    class Counting(Model):
+        def decode(self, params, tokens, positions, cache, slot):
+            jax.debug.callback(lambda: turns.append(1))
+            return super().decode(params, tokens, positions, cache, slot)
+
+    counting = Counting(config=CONFIG, graph=MODEL.graph)
+    settings = {"group_size": GROUP, "max_new_tokens": NEW, "temperature": 1.0, "pad_id": PAD}
+    run = jax.jit(functools.partial(sample, counting, eos_id=every, **settings))
+    run(params(), prompts(), jax.random.key(1))
+    jax.effects_barrier()
+    longest = int(rollout.completion_mask.sum(axis=1).max())
+    assert len(turns) == longest < NEW
+    long = roll(eos_id=CONFIG.vocab_size)  # a token that is never drawn
+    assert long.completion_mask[:, 5:].all()
+    kept = rollout.completion_mask
+    np.testing.assert_array_equal(rollout.tokens[kept], long.tokens[kept])
+    np.testing.assert_allclose(rollout.logps[kept], long.logps[kept], atol=1e-6)
+
+
+def test_keys_and_members_of_a_group_differ():
+    first, second = roll(seed=1), roll(seed=2)
+    assert (first.tokens != second.tokens).any()
+    np.testing.assert_array_equal(first.tokens, roll(seed=1).tokens)
+    for group in first.tokens.reshape(3, GROUP, -1):
+        assert len(np.unique(group, axis=0)) > 1
+
+
+def test_trap_1_pad_id_is_never_sampled():
+    """Not even when it is the likeliest token by far; and masks come from lengths, not token ids."""
+    head = jnp.zeros((CONFIG.dim, CONFIG.vocab_size)).at[:, PAD].set(50.0)
+    untied = build_model(dataclasses.replace(CONFIG, tie_embeddings=False))
+    weights = params() | {"head": head, "norm": jnp.ones(CONFIG.dim)}
+    for top_k, temperature in ((0, 1.0), (4, 1.0), (0, 0.0)):
+        run = jit_sample(
+            untied, group_size=64, max_new_tokens=NEW, eos_id=EOS, pad_id=PAD, top_k=top_k
+        )
+        rollout = run(weights, prompts(), jax.random.key(3), temperature)
+        assert (rollout.tokens[rollout.completion_mask] != PAD).all()
+    rollout = roll()
+    assert rollout.tokens[0, 1] == PAD
+    assert rollout.prompt_mask[0, 1]
+    np.testing.assert_array_equal(rollout.prompt_mask.sum(axis=1), np.repeat([5, 3, 1], GROUP))
+
+
+def test_pad_id_that_is_the_eos_id_ends_a_row():
+    """Some tokenizers have one id for both: then it is sampled, counted and ends the row."""
+    rollout = roll(pad_id=EOS)
+    ended = (rollout.tokens[:, 5:] == EOS).any(axis=1)
+    assert ended.any()
+    last = 4 + rollout.completion_mask.sum(axis=1)
+    taken = jnp.take_along_axis(rollout.tokens, last[:, None], axis=1)[:, 0]
+    assert (taken[ended] == EOS).all()
+
+
+@pytest.mark.parametrize("eos_id", [EOS, (EOS, 2, 3)])
+def test_trap_2_eos_belongs_to_the_completion(eos_id):
+    """EOS is in the mask with its log-probability; after it there is padding only."""
+    rollout = roll(eos_id=eos_id)
+    ids = [eos_id] if isinstance(eos_id, int) else list(eos_id)
+    lengths = []
+    for tokens, mask, logps in zip(
+        *(np.asarray(x)[:, 5:] for x in (rollout.tokens, rollout.completion_mask, rollout.logps)),
+        strict=True,
+    ):
+        ends = np.flatnonzero(np.isin(tokens, ids))
+        length = ends[0] + 1 if ends.size else NEW
+        lengths.append(length)
+        np.testing.assert_array_equal(mask, np.arange(NEW) < length)
+        assert (logps[:length] < 0).all()
+        assert (tokens[length:] == PAD).all()
+        assert (logps[length:] == 0).all()
+    assert min(lengths) < NEW
+
+
+def test_trap_3_key_folds_in_the_step():
+    key = jax.random.PRNGKey(0)
+    rollouts = [
+        sampler()(params(), prompts(), jax.random.fold_in(key, step), 1.0) for step in range(3)
+    ]
+    assert len({np.asarray(r.tokens).tobytes() for r in rollouts}) == 3
+
+
+def test_trap_4_temperature_and_top_p_do_not_recompile():
+    traces = []
+
+    class Counting(Model):
+        def init_cache(self, batch, length):
+            traces.append(batch)
+            return super().init_cache(batch, length)
+
+    counting = Counting(config=CONFIG, graph=MODEL.graph)
+    run = jit_sample(counting, group_size=2, max_new_tokens=3, eos_id=EOS, pad_id=PAD, top_k=4)
+    for temperature, top_p in ((1.0, 1.0), (0.7, 0.9), (0, 1), (jnp.float32(0.5), np.float32(0.8))):
+        run(params(), prompts(), jax.random.key(0), temperature, top_p)
+    assert len(traces) == 1
+
+
+def test_trap_5_top_p_without_full_sort():
+    """Nothing as long as the vocabulary is sorted, and the top k are the only partial order taken."""
+    vocab, batch = 5003, 2
+
+    def draw(logits, uniform, top_p):
+        return draw_tokens(logits, uniform, 1.0, top_p, top_k=16, banned=0)
+
+    logits, uniform = jnp.zeros((batch, vocab)), jnp.zeros(batch)
+    found = list(primitives(jax.make_jaxpr(draw)(logits, uniform, 0.9).jaxpr))
+    assert "top_k" in [name for name, _ in found]
+    sorted_sizes = [max(sizes) for name, sizes in found if name == "sort"]
+    assert all(size < vocab for size in sorted_sizes)
+    full = jax.make_jaxpr(lambda x: jnp.sort(x, axis=1))(logits).jaxpr
+    assert [max(sizes) for name, sizes in primitives(full) if name == "sort"] == [batch * vocab]
+
+
+def primitives(jaxpr):
+    """Every primitive of a program, with the sizes of what it reads."""
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name, [v.aval.size for v in equation.invars]
+        for value in jax.tree.leaves(list(equation.params.values())):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from primitives(inner)
+
+
+def test_trap_7_prompts_prefilled_once():
+    """The prompt pass reads N rows, not N * G; a token pass reads N * G rows of one token."""
+    shapes = []
+
+    class Recording(Model):
+        def decode(self, params, tokens, positions, cache, slot):
+            shapes.append(tokens.shape)
+            return super().decode(params, tokens, positions, cache, slot)
+
+    recording = Recording(config=CONFIG, graph=MODEL.graph)
+    run = jit_sample(recording, group_size=GROUP, max_new_tokens=NEW, eos_id=EOS, pad_id=PAD)
+    found = run(params(), prompts(), jax.random.key(1), 1.0)
+    assert shapes[0] == (3, 5)
+    assert set(shapes[1:]) == {(3 * GROUP, 1)}
+    repeated = jax.tree.map(lambda x: jnp.repeat(x, GROUP, axis=0), prompts())
+    run = jit_sample(MODEL, group_size=1, max_new_tokens=NEW, eos_id=EOS, pad_id=PAD)
+    apart = run(params(), repeated, jax.random.key(1), 1.0)
+    np.testing.assert_array_equal(found.tokens, apart.tokens)
+    np.testing.assert_allclose(found.logps, apart.logps, atol=1e-5)
+
+
+def test_one_new_token():
+    rollout = roll(max_new_tokens=1)
+    assert rollout.tokens.shape == (3 * GROUP, 6)
+    assert rollout.completion_mask[:, 5].all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"group_size": 0}, "group_size=0"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"top_k": -1}, "top_k=-1"),
+        ({"top_p": 0.9}, "top_p=0.9 with top_k=0"),
+        ({"top_p": 1.5, "top_k": 5}, "top_p=1.5"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        roll(**change)

@@ -1,0 +1,292 @@
+"""The decoder: cached equals uncached, padding changes nothing, and each part by its definition."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from she_jax.models.transformer import (
+    ModelConfig,
+    RopeScaling,
+    attention,
+    build_model,
+    init_params,
+    rms_norm,
+    rotary,
+    rotate,
+)
+
+LLAMA = ModelConfig(
+    vocab_size=53, dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48, rope_theta=100.0
+)
+QWEN2 = dataclasses.replace(LLAMA, qkv_bias=True, tie_embeddings=False)
+QWEN3 = dataclasses.replace(LLAMA, qk_norm=True, kv_heads=4, head_dim=6)
+FAMILIES = pytest.mark.parametrize("config", [LLAMA, QWEN2, QWEN3], ids=["llama", "qwen2", "qwen3"])
+
+
+def random_params(config, seed=0):
+    """Parameters none of which is at a value, 0 or 1, that hides its use."""
+    params = init_params(config, jax.random.key(seed))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    noisy = [
+        leaf + 0.2 * jax.random.normal(key, leaf.shape)
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
+    return jax.tree.unflatten(tree, noisy)
+
+
+def batch():
+    """Three rows of ten tokens: one whole, one with three of left padding, one all padding."""
+    tokens = jax.random.randint(jax.random.key(7), (3, 10), 0, LLAMA.vocab_size)
+    positions = np.tile(np.arange(10), (3, 1))
+    positions[1] -= 3
+    positions[2] = -1
+    return tokens, jnp.asarray(np.maximum(positions, -1))
+
+
+@functools.cache
+def forward(config):
+    """One compilation a config and a shape, for all tests."""
+    return jax.jit(build_model(config).forward)
+
+
+def logits(output):
+    return output.hidden @ output.head
+
+
+@FAMILIES
+def test_parameters_are_the_documented_plain_dict(config):
+    depth, dim, heads, kv = config.layers, config.dim, config.heads, config.kv_heads
+    size, ffn, vocab = config.head_dim, config.ffn, config.vocab_size
+    layers = {
+        "attn_norm": (depth, dim),
+        "q": (depth, dim, heads, size),
+        "k": (depth, dim, kv, size),
+        "v": (depth, dim, kv, size),
+        "o": (depth, heads, size, dim),
+        "mlp_norm": (depth, dim),
+        "gate": (depth, dim, ffn),
+        "up": (depth, dim, ffn),
+        "down": (depth, ffn, dim),
+    }
+    if config is QWEN2:
+        layers |= {"q_bias": (depth, heads, size)}
+        layers |= {"k_bias": (depth, kv, size), "v_bias": (depth, kv, size)}
+    if config is QWEN3:
+        layers |= {"q_norm": (depth, size), "k_norm": (depth, size)}
+    expected = {"embed": (vocab, dim), "layers": layers, "norm": (dim,)}
+    if config is QWEN2:
+        expected["head"] = (dim, vocab)
+    params = init_params(config, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, params) == expected
+    assert type(params) is dict
+    assert type(params["layers"]) is dict
+    assert all(type(leaf) is type(jnp.ones(1)) for leaf in jax.tree.leaves(params))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+
+
+def test_initial_scales():
+    config = dataclasses.replace(LLAMA, dim=128, head_dim=32, ffn=384)
+    params = init_params(config, jax.random.key(0))
+    std = math.sqrt(2 / (5 * 128))
+    for name in ("q", "k", "v", "gate", "up"):
+        np.testing.assert_allclose(params["layers"][name].std(), std, rtol=0.05)
+    for name in ("o", "down"):
+        np.testing.assert_allclose(params["layers"][name].std(), std / math.sqrt(4), rtol=0.05)
+    np.testing.assert_allclose(params["embed"].std(), 0.02, rtol=0.05)
+    layer = params["layers"]["q"]
+    assert not np.allclose(layer[0], layer[1])
+    assert not np.allclose(params["layers"]["gate"], params["layers"]["up"])
+
+
+@FAMILIES
+def test_cached_decoding_equals_the_full_forward(config):
+    """Prefill six tokens, then one at a time, at traced slots of a cache that is too long."""
+    model, params = build_model(config), random_params(config)
+    tokens, positions = batch()
+    full = forward(config)(params, tokens, positions)
+    decode = jax.jit(model.decode)
+    out, cache = decode(params, tokens[:, :6], positions[:, :6], model.init_cache(3, 14), 0)
+    hidden, weights = [out.hidden], model.decoding_params(params)  # decode takes either form
+    for t in range(6, 10):
+        now = slice(t, t + 1)
+        out, cache = decode(weights, tokens[:, now], positions[:, now], cache, t)
+        hidden.append(out.hidden)
+    real = positions >= 0
+    cached = jnp.concatenate(hidden, axis=1)
+    np.testing.assert_allclose(cached[real], full.hidden[real], atol=1e-5)
+    np.testing.assert_array_equal(out.head, full.head)
+    np.testing.assert_array_equal(cache["positions"][:, :10], positions)
+    assert (cache["positions"][:, 10:] == -1).all()
+
+
+@FAMILIES
+def test_padding_changes_nothing(config):
+    params = random_params(config)
+    tokens, positions = batch()
+    padded = forward(config)(params, tokens, positions).hidden[1, 3:]
+    alone = forward(config)(params, tokens[1:2, 3:], positions[1:2, 3:]).hidden[0]
+    np.testing.assert_allclose(padded, alone, atol=1e-5)
+    other = forward(config)(params, tokens.at[1, :3].set(0), positions).hidden[1, 3:]
+    np.testing.assert_array_equal(other, padded)
+
+
+def test_rows_of_padding_are_finite_in_both_directions():
+    model, params = build_model(QWEN3), random_params(QWEN3)
+    tokens, positions = batch()
+
+    @jax.jit
+    def grads_and_logits(params, positions):
+        def loss(params):
+            output = logits(model.forward(params, tokens, positions))
+            return jnp.sum(jnp.where(positions[..., None] >= 0, output, 0.0) ** 2), output
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    grads, output = grads_and_logits(params, positions)
+    assert jnp.isfinite(output).all()
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    assert any((leaf != 0).any() for leaf in jax.tree.leaves(grads))
+    none, _ = grads_and_logits(params, jnp.full_like(positions, -1))
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(none))
+
+
+def test_a_token_sees_nothing_after_it():
+    params = random_params(LLAMA)
+    tokens, positions = batch()
+    before = forward(LLAMA)(params, tokens, positions).hidden[0]
+    after = forward(LLAMA)(params, tokens.at[0, 6].add(1), positions).hidden[0]
+    np.testing.assert_array_equal(before[:6], after[:6])
+    assert (jnp.abs(before[6:] - after[6:]).max(axis=1) > 1e-3).all()
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_attention_equals_its_definition_with_repeated_heads(kv_heads):
+    rng = np.random.default_rng(0)
+    q = rng.normal(size=(2, 4, 5, 8))
+    k, v = rng.normal(size=(2, 2, kv_heads, 7, 8))
+    mask = rng.random((2, 5, 7)) < 0.6
+    mask[..., 0] = True
+    expected = np.empty_like(q)
+    for b, h, t in np.ndindex(2, 4, 5):
+        shared = h // (4 // kv_heads)
+        scores = k[b, shared] @ q[b, h, t] / np.sqrt(8)
+        weights = np.where(mask[b, t], np.exp(scores), 0.0)
+        expected[b, h, t] = weights @ v[b, shared] / weights.sum()
+    found = attention(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), jnp.asarray(mask))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_rms_norm_golden():
+    found = rms_norm(jnp.array([[3.0, 4.0]]), jnp.array([1.0, 2.0]), 0.5)
+    np.testing.assert_allclose(found, [[3 / math.sqrt(13), 8 / math.sqrt(13)]], rtol=1e-6)
+
+
+def test_rotation_turns_each_pair_by_its_angle():
+    config = dataclasses.replace(LLAMA, head_dim=4, rope_theta=16.0)  # frequencies 1 and 1/4
+    x = jnp.array([1.0, 2.0, 3.0, 4.0]).reshape(1, 1, 1, 4)
+    found = rotate(x, *rotary(jnp.array([[2]]), config))[0, 0, 0]
+    expected = [
+        1 * math.cos(2) - 3 * math.sin(2),
+        2 * math.cos(0.5) - 4 * math.sin(0.5),
+        3 * math.cos(2) + 1 * math.sin(2),
+        4 * math.cos(0.5) + 2 * math.sin(0.5),
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_rope_scaling_stretches_long_waves_and_keeps_short_ones():
+    scaling = RopeScaling(
+        factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=64
+    )
+    config = dataclasses.replace(LLAMA, head_dim=16, rope_theta=10000.0, rope_scaling=scaling)
+    one = jnp.array([[1]])
+    plain = rotary(one, dataclasses.replace(config, rope_scaling=None))[1][0, 0, 0]
+    scaled = rotary(one, config)[1][0, 0, 0]
+    frequency = 10000.0 ** (-np.arange(0, 16, 2) / 16)
+    turns = 64 * frequency / (2 * np.pi)  # 10.2, 3.2, 1.02, 0.3, ...
+    np.testing.assert_allclose(scaled[0], plain[0], rtol=1e-6)
+    np.testing.assert_allclose(scaled[3:], np.sin(frequency[3:] / 8), rtol=1e-5)
+    keep = (turns[1] - 1) / 3
+    blended = frequency[1] * keep + frequency[1] / 8 * (1 - keep)
+    np.testing.assert_allclose(scaled[1], np.sin(blended), rtol=1e-5)
+
+
+def test_rematerialisation_changes_no_gradient():
+    tokens, positions = batch()
+    params = random_params(LLAMA)
+
+    def grads(config):
+        model = build_model(config)
+
+        def loss(params):
+            return jnp.mean(logits(model.forward(params, tokens, positions)) ** 2)
+
+        return jax.jit(jax.grad(loss))(params)
+
+    kept, again = grads(LLAMA), grads(dataclasses.replace(LLAMA, remat=True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), kept, again)
+
+
+def test_depth_does_not_grow_the_program():
+    def program(depth):
+        config = dataclasses.replace(LLAMA, layers=depth)
+        params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+        return str(jax.make_jaxpr(build_model(config).forward)(params, *batch()))
+
+    assert program(2).count("=") == program(9).count("=")
+
+
+def test_decode_traces_once_for_all_slots():
+    model, params = build_model(LLAMA), random_params(LLAMA)
+    tokens, positions = batch()
+    traces = []
+
+    @jax.jit
+    def decode(cache, slot):
+        traces.append(1)
+        return model.decode(params, tokens[:, :1], positions[:, :1], cache, slot)[1]
+
+    cache = model.init_cache(3, 4)
+    for slot in range(4):
+        cache = decode(cache, slot)
+    assert len(traces) == 1
+
+
+def test_bfloat16_computes_in_bfloat16_and_stays_near():
+    half = dataclasses.replace(LLAMA, dtype="bfloat16")
+    params = random_params(LLAMA)
+    tokens, positions = batch()
+    found = forward(half)(params, tokens, positions)
+    exact = forward(LLAMA)(params, tokens, positions)
+    assert found.hidden.dtype == found.head.dtype == jnp.bfloat16
+    assert jnp.abs(found.hidden - exact.hidden)[:2].mean() < 0.05
+    cache = build_model(half).init_cache(1, 2)
+    assert cache["layers"][0]["k"].dtype == jnp.bfloat16
+
+
+def test_models_of_one_config_are_one_static_argument():
+    assert build_model(LLAMA) == build_model(dataclasses.replace(LLAMA))
+    assert hash(build_model(LLAMA)) == hash(build_model(dataclasses.replace(LLAMA)))
+    assert build_model(LLAMA) != build_model(QWEN2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kv_heads": 3}, "heads=4, kv_heads=3"),
+        ({"head_dim": 7}, "head_dim=7"),
+        ({"layers": 0}, "layers=0"),
+        ({"vocab_size": -1}, "vocab_size=-1"),
+        ({"rope_theta": 0.0}, "rope_theta=0.0"),
+        ({"dtype": "int8"}, "dtype='int8'"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(LLAMA, **change)

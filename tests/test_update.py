@@ -1,0 +1,353 @@
+"""The update step: by hand, against the naive gradient, cut in parts, spread over devices."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from she_jax.models.sharding import make_mesh
+from she_jax.models.transformer import ModelConfig, build_model, init_params
+from she_jax.rl.losses import LossConfig
+from she_jax.rl.update import jit_update_step, make_sft_step, make_update_step
+from she_jax.types import LMOutput, SftBatch, TrainBatch, TrainState
+
+B, T, V = 16, 10, 16
+CONFIG = ModelConfig(vocab_size=V, dim=8, layers=2, heads=4, kv_heads=2, head_dim=4, ffn=16)
+METRICS = {
+    *("loss", "pg_loss", "kl", "entropy", "ratio", "clip_low", "clip_high"),
+    *("logp_gap", "logp_gap_max", "grad_norm", "tokens"),
+}
+
+
+def bigram(params, tokens, positions):
+    """The smallest language model: logits by the token before."""
+    del positions
+    return params["table"][tokens]
+
+
+def factored(params, tokens, positions):
+    """A bigram model as hidden states and a head."""
+    del positions
+    return LMOutput(hidden=params["embed"][tokens], head=params["head"])
+
+
+def new_state(params, optimizer):
+    return TrainState(
+        step=jnp.zeros((), dtype=jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        key=jax.random.PRNGKey(7),
+    )
+
+
+def random_params(seed=0):
+    keys = jax.random.split(jax.random.PRNGKey(seed), 2)
+    return {"embed": jax.random.normal(keys[0], (V, 4)), "head": jax.random.normal(keys[1], (4, V))}
+
+
+def random_batch(seed=0, rows=B, time=T, prompt=3):
+    """Rows with completions of uneven length, so that micro-batches have uneven weight."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, time - prompt + 1, rows)
+    slot = np.arange(time)
+    trained = (slot >= prompt) & (slot < prompt + lengths[:, None])
+    return TrainBatch(
+        tokens=jnp.asarray(rng.integers(0, V, (rows, time)), dtype=jnp.int32),
+        positions=jnp.tile(jnp.arange(time), (rows, 1)),
+        weights=jnp.asarray(trained, dtype=jnp.float32),
+        advantages=jnp.asarray(rng.normal(size=(rows, time)), dtype=jnp.float32),
+        old_logps=jnp.asarray(-2.5 + rng.random((rows, time)) / 2, dtype=jnp.float32),
+        ref_logps=jnp.asarray(-2.5 + rng.random((rows, time)) / 2, dtype=jnp.float32),
+        temperature=jnp.float32(0.9),
+        kl_weight=jnp.float32(0.05),
+        prompt_length=prompt,
+    )
+
+
+def assert_trees_close(got, want, rtol=1e-4, atol=1e-6):
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
+
+
+def run(batch, params=None, forward=factored, **config):
+    optimizer = optax.sgd(1.0)
+    state = new_state(random_params() if params is None else params, optimizer)
+    return jax.jit(make_update_step(forward, optimizer, LossConfig(**config)))(state, batch)
+
+
+def test_one_update_by_hand():
+    """Two tokens, even odds, SGD of rate 1: the gradient is -A * (1 - p) / count, and +- alike."""
+    optimizer = optax.sgd(1.0)
+    state = new_state({"table": jnp.zeros((2, 2))}, optimizer)
+    batch = TrainBatch(
+        tokens=jnp.array([[0, 1], [1, 1]]),
+        positions=jnp.array([[0, 1], [0, 1]]),
+        weights=jnp.array([[0.0, 1.0], [0.0, 1.0]]),
+        advantages=jnp.array([[0.0, 1.0], [0.0, -0.5]]),
+        old_logps=jnp.full((2, 2), -np.log(2.0), dtype=jnp.float32),
+    )
+    new, metrics = make_update_step(bigram, optimizer, LossConfig())(state, batch)
+    np.testing.assert_allclose(
+        new.params["table"], [[-0.25, 0.25], [0.125, -0.125]], rtol=1e-6, atol=1e-7
+    )
+    assert set(metrics) == METRICS
+    want = {"loss": -0.25, "ratio": 1, "entropy": np.log(2), "tokens": 2, "kl": 0, "logp_gap": 0}
+    want |= {"grad_norm": np.sqrt(2 * 0.25**2 + 2 * 0.125**2), "clip_low": 0, "clip_high": 0}
+    for name, value in want.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
+    assert new.step == 1
+    np.testing.assert_array_equal(new.key, state.key)
+
+
+def test_gradient_equals_that_of_the_naive_formula():
+    batch = random_batch()
+    params = random_params()
+    config = LossConfig(clip_low=0.2, clip_high=0.3)
+
+    def naive(params):
+        logits = params["embed"][batch.tokens[:, :-1]] @ params["head"] / 0.9
+        table = jax.nn.log_softmax(logits, axis=-1)
+        logps = jnp.take_along_axis(table, batch.tokens[:, 1:, None], axis=-1)[:, :, 0]
+        old, ref, a, w = (
+            x[:, 1:] for x in (batch.old_logps, batch.ref_logps, batch.advantages, batch.weights)
+        )
+        ratio = jnp.exp(logps - old)
+        pg = -jnp.minimum(ratio * a, jnp.clip(ratio, 0.8, 1.3) * a)
+        k3 = jnp.exp(ref - logps) - (ref - logps) - 1
+        return (w * (pg + 0.05 * k3)).sum() / w.sum()
+
+    loss, grads = jax.value_and_grad(naive)(params)
+    new, metrics = run(batch, params, clip_low=config.clip_low, clip_high=config.clip_high)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    assert_trees_close(new.params, jax.tree.map(jnp.subtract, params, grads))
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-5)
+
+
+def test_jitted_equals_eager():
+    batch = random_batch()
+    optimizer = optax.adam(1e-2)
+    state = new_state(random_params(), optimizer)
+    update = make_update_step(factored, optimizer, LossConfig(micro_batches=2))
+    assert_trees_close(jax.jit(update)(state, batch), update(state, batch))
+
+
+@pytest.mark.parametrize("micro_batches", [2, 8, 16])
+def test_trap_10_micro_batches_equal_the_full_batch(micro_batches):
+    """Micro-batches weigh unevenly here: a mean of their means would differ."""
+    batch = random_batch()
+    assert len(set(np.asarray(batch.weights).reshape(-1, 2, T).sum(axis=(1, 2)))) > 1
+    whole, parts = run(batch), run(batch, micro_batches=micro_batches)
+    assert_trees_close(parts, whole)
+
+
+def test_trap_10_a_mean_of_means_would_have_been_seen():
+    """The check of the check: averaging the halves' losses gives another loss."""
+    batch = random_batch()
+    halves = [jax.tree.map(lambda x, i=i: x[i::2] if x.ndim else x, batch) for i in (0, 1)]
+    mean_of_means = np.mean([run(half)[1]["loss"] for half in halves])
+    assert abs(mean_of_means - run(batch)[1]["loss"]) > 1e-3
+
+
+def test_gradients_accumulate_in_float32_for_bfloat16_parameters():
+    """2,000 small gradients, one a micro-batch: bfloat16 would stop adding at 256 of them."""
+    rows = 2000
+    optimizer = optax.sgd(1.0)
+    state = new_state({"table": jnp.zeros((2, 2), dtype=jnp.bfloat16)}, optimizer)
+    batch = TrainBatch(
+        tokens=jnp.zeros((rows, 2), dtype=jnp.int32),
+        positions=jnp.tile(jnp.arange(2), (rows, 1)),
+        weights=jnp.tile(jnp.array([0.0, 1.0]), (rows, 1)),
+        advantages=jnp.ones((rows, 2)),
+        old_logps=jnp.full((rows, 2), -np.log(2.0), dtype=jnp.float32),
+    )
+    update = make_update_step(bigram, optimizer, LossConfig(micro_batches=rows))
+    new, _ = jax.jit(update)(state, batch)
+    assert new.params["table"].dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+        new.params["table"].astype(jnp.float32), [[0.5, -0.5], [0, 0]], rtol=1e-2
+    )
+
+
+@pytest.mark.parametrize("field", ["advantages", "old_logps", "ref_logps"])
+def test_masked_tokens_change_nothing(field):
+    batch = random_batch()
+    junk = jnp.where(batch.weights == 0, jnp.nan, getattr(batch, field))
+    dirty = dataclasses.replace(batch, **{field: junk})
+    for a, b in zip(jax.tree.leaves(run(batch)), jax.tree.leaves(run(dirty)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_more_padding_changes_nothing():
+    """On both sides, with a real model: positions say what is padding."""
+    params = init_params(CONFIG, jax.random.PRNGKey(0))
+    model = build_model(CONFIG)
+    batch = random_batch()
+    left, right = 4, 3
+
+    def pad(x, fill=0):
+        return jnp.pad(x, ((0, 0), (left, right)), constant_values=fill)
+
+    wider = dataclasses.replace(
+        batch,
+        tokens=pad(batch.tokens, 5),
+        positions=pad(batch.positions, -1),
+        weights=pad(batch.weights),
+        advantages=pad(batch.advantages, 9),
+        old_logps=pad(batch.old_logps, -9),
+        ref_logps=pad(batch.ref_logps, -9),
+        prompt_length=batch.prompt_length + left,
+    )
+    plain = run(batch, params, model.forward)
+    assert_trees_close(run(wider, params, model.forward), plain, rtol=1e-3, atol=1e-5)
+
+
+def test_the_order_of_the_rows_changes_nothing():
+    batch = random_batch()
+    order = np.random.default_rng(5).permutation(B)
+    moved = jax.tree.map(lambda x: x[order] if x.ndim else x, batch)
+    assert_trees_close(run(moved), run(batch))
+
+
+def test_logits_and_hidden_states_are_the_same_to_it():
+    def multiplied(params, tokens, positions):
+        output = factored(params, tokens, positions)
+        return output.hidden @ output.head
+
+    batch = random_batch()
+    assert_trees_close(run(batch, forward=multiplied), run(batch))
+
+
+def test_a_batch_with_nothing_to_train_has_loss_zero():
+    batch = dataclasses.replace(random_batch(), weights=jnp.zeros((B, T)))
+    params = random_params()
+    new, metrics = run(batch, params)
+    assert_trees_close(new.params, params, rtol=0, atol=0)
+    assert all(value == 0 for value in metrics.values())
+
+
+def test_a_batch_that_does_not_divide_is_an_error():
+    with pytest.raises(ValueError, match="16 rows do not divide into micro_batches=3"):
+        run(random_batch(), micro_batches=3)
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (8, 1, 1), (1, 4, 2), (1, 1, 8)])
+def test_eight_devices_equal_one(sizes):
+    """Two updates of a real model with Adam, in two micro-batches."""
+    optimizer = optax.adamw(1e-2, eps=1e-4)
+    model = build_model(CONFIG)
+    update = make_update_step(model.forward, optimizer, LossConfig(micro_batches=2))
+    results = []
+    for mesh in (make_mesh(1, 1, 1, jax.devices()[:1]), make_mesh(*sizes)):
+        state = new_state(init_params(CONFIG, jax.random.PRNGKey(0)), optimizer)
+        step = jit_update_step(update, mesh, state)
+        for seed in (0, 1):
+            state, metrics = step(state, random_batch(seed))
+        assert all(len(x.sharding.device_set) == mesh.size for x in jax.tree.leaves(state))
+        results.append((state, metrics))
+    assert_trees_close(results[1], results[0], rtol=1e-3, atol=1e-5)
+    if sizes[1] * sizes[2] > 1:
+        down = results[1][0].params["layers"]["down"]
+        assert not down.sharding.is_fully_replicated
+
+
+def test_one_compilation_for_all_steps():
+    """Temperature, KL weight and learning rate change from step to step; the trace does not."""
+    traces = 0
+
+    def counted(params, tokens, positions):
+        nonlocal traces
+        traces += 1
+        return factored(params, tokens, positions)
+
+    optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=1e-2)
+    state = new_state(random_params(), optimizer)
+    update = make_update_step(counted, optimizer, LossConfig(micro_batches=2))
+    step = jit_update_step(update, make_mesh(1, 1, 1, jax.devices()[:1]), state)
+    losses, first = [], None
+    for i in range(4):
+        batch = dataclasses.replace(random_batch(), temperature=0.5 + i / 4, kl_weight=0.1 * i)
+        state.opt_state.hyperparams["learning_rate"] = jnp.float32(1e-2 / (i + 1))
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+        first = first or traces
+    assert traces == first
+    assert len(set(losses)) == 4
+    assert state.step == 4
+
+
+def test_the_state_is_donated():
+    """Its buffers are reused, so a second use is an error and not a second copy."""
+    optimizer = optax.adam(1e-2)
+    state = new_state(random_params(), optimizer)
+    mesh = make_mesh(1, 1, 1, jax.devices()[:1])
+    step = jit_update_step(make_update_step(factored, optimizer, LossConfig()), mesh, state)
+    step(state, random_batch())
+    assert state.params["head"].is_deleted()
+
+
+def test_a_few_updates_raise_what_is_rewarded():
+    """The token 3 earns +1, every other -1: its probability goes up and up."""
+    optimizer = optax.adam(0.1)
+    state = new_state(random_params(), optimizer)
+    batch = dataclasses.replace(random_batch(), ref_logps=None, temperature=1.0)
+    good = batch.tokens == 3
+    batch = dataclasses.replace(batch, advantages=jnp.where(good, 1.0, -1.0))
+    update = jax.jit(make_update_step(factored, optimizer, LossConfig()))
+
+    def probability(params):
+        logits = params["embed"] @ params["head"]
+        return float(jax.nn.softmax(logits, axis=-1)[:, 3].mean())
+
+    before = probability(state.params)
+    for _ in range(10):
+        state, _ = update(state, batch)
+    assert probability(state.params) > 2 * before
+
+
+def sft_batch():
+    batch = random_batch()
+    return SftBatch(
+        tokens=batch.tokens,
+        positions=batch.positions,
+        weights=batch.weights,
+        prompt_length=batch.prompt_length,
+    )
+
+
+def test_sft_gradient_equals_that_of_the_naive_formula():
+    batch, params = sft_batch(), random_params()
+    optimizer = optax.sgd(1.0)
+
+    def naive(params):
+        table = jax.nn.log_softmax(params["embed"][batch.tokens[:, :-1]] @ params["head"], axis=-1)
+        logps = jnp.take_along_axis(table, batch.tokens[:, 1:, None], axis=-1)[:, :, 0]
+        return -(batch.weights[:, 1:] * logps).sum() / batch.weights.sum()
+
+    loss, grads = jax.value_and_grad(naive)(params)
+    for micro_batches in (1, 4):
+        update = make_sft_step(factored, optimizer, micro_batches=micro_batches)
+        new, metrics = jax.jit(update)(new_state(params, optimizer), batch)
+        assert set(metrics) == {"loss", "grad_norm", "tokens"}
+        np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+        assert_trees_close(new.params, jax.tree.map(jnp.subtract, params, grads))
+        assert metrics["tokens"] == batch.weights.sum()
+
+
+def test_sft_checks_its_micro_batches():
+    with pytest.raises(ValueError, match="micro_batches=0: expected at least 1"):
+        make_sft_step(factored, optax.sgd(1.0), micro_batches=0)
+
+
+def test_sft_on_a_mesh_equals_one_device():
+    optimizer = optax.adam(1e-2, eps=1e-4)
+    model = build_model(CONFIG)
+    update = make_sft_step(model.forward, optimizer, micro_batches=2)
+    results = []
+    for mesh in (make_mesh(1, 1, 1, jax.devices()[:1]), make_mesh(2, 2, 2)):
+        state = new_state(init_params(CONFIG, jax.random.PRNGKey(0)), optimizer)
+        results.append(jit_update_step(update, mesh, state)(state, sft_batch()))
+    assert_trees_close(results[1], results[0], rtol=1e-3, atol=1e-5)
