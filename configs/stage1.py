@@ -1,10 +1,61 @@
-"""Stage 1: a cold start on a fallible teacher's chains, then SRPO on human annotation."""
+"""Stage 1: a cold start on a fallible teacher's chains, then SRPO on human annotation.
+
+python launch.py --config=configs/stage1.py
+python launch.py --config=configs/stage1.py:model=smollm2,data=esci --config.data.path=DIR
+"""
 
 from ml_collections import ConfigDict
 
 from configs import base
 
+CHOICES = {
+    "model": ("scratch", "smollm2"),
+    "data": ("shopworld", "esci", "wands", "jsonl"),
+}
+
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The recipe; ``arg`` is ``model=scratch|smollm2,data=shopworld|esci|wands|jsonl``."""
-    return base.get_config()
+    """The recipe; ``arg`` is empty or such as ``model=smollm2,data=esci``.
+
+    Raises:
+      ValueError: for an argument that is not among ``CHOICES``.
+    """
+    config = base.get_config()
+    for part in filter(None, arg.split(",")):
+        key, _, value = part.partition("=")
+        if value not in CHOICES.get(key, ()):
+            choices = "; ".join(f"{k}={'|'.join(v)}" for k, v in CHOICES.items())
+            raise ValueError(f"stage1.py:{part}: expected {choices}")
+        config[key].name = value
+    if config.model.name == "smollm2":
+        _smollm2(config)
+    if config.data.name != "shopworld":
+        config.data.balance = True  # real labels are lopsided
+    return config
+
+
+def _smollm2(config: ConfigDict) -> None:
+    """SmolLM2-135M-Instruct: longer texts, a gentler hand, fewer and smaller steps."""
+    config.update_from_flattened_dict(
+        {
+            "model.prompt_length": 256,
+            "model.completion_length": 128,
+            "model.remat": True,
+            "sft.learning_rate": 1e-4,
+            "sft.batch_size": 16,
+            "sft.steps": 240,
+            "sft.warmup": 20,
+            "sft.micro_batches": 2,
+            "sft.checkpoint_every": 60,
+            "rl.learning_rate": 1e-5,
+            "rl.steps": 60,
+            "rl.prompts": 8,
+            "rl.group_size": 8,
+            "rl.loss.micro_batches": 8,
+            "rl.eval_every": 30,
+            "rl.checkpoint_every": 20,
+            "rl.sample_every": 20,
+            "eval.batch_size": 32,
+            "eval.pass_pairs": 64,
+        }
+    )

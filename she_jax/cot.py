@@ -50,7 +50,8 @@ class Chain:
 
     Attributes:
       steps: one entry a schema step, None where the chain lacks it.
-      line_steps: for each line of the text the index of the step it belongs to, -1 outside every step.
+      line_steps: for each line of the text the index of the step it belongs to, -1 outside every
+        step.
       well_formed: every required step is there once, in order and readable, and nothing else is.
       label: the class 1 to 4, or None where it cannot be read.
     """
@@ -92,8 +93,8 @@ class CotSchema:
 
         Args:
           label_first: put the label before the reasoning ("post-CoT", TaoSR1 2508.12365).
-          checks: give up to this many asked attributes a step of their own (``check_1``, ...), before
-            the ``attributes`` step that sums them up.
+          checks: give up to this many asked attributes a step of their own (``check_1``, ...),
+            before the ``attributes`` step that sums them up.
         """
         *reasoning, label = cls().steps
         own = tuple(
@@ -115,7 +116,8 @@ class CotSchema:
           verdicts: verdict by step name.
 
         Raises:
-          ValueError: if a required step is missing, a verdict is outside its set, or a name is unknown.
+          ValueError: if a required step is missing, a verdict is outside its set, or a name is
+          unknown.
         """
         if unknown := (set(texts) | set(verdicts)) - set(self.names):
             raise ValueError(f"steps {sorted(unknown)} are not in the schema {self.names}")
@@ -136,9 +138,9 @@ class CotSchema:
     def parse(self, text: str) -> Chain:
         """Reads a chain back from any text; never raises.
 
-        A line that names the next step, or a later one, opens it. A line that names no step continues
-        the step before it. A line that names an earlier step or the same one again is outside every
-        step, like whatever stands before the first step.
+        A line that names the next step, or a later one, opens it. A line that names no step
+        continues the step before it. A line that names an earlier step or the same one again is
+        outside every step, like whatever stands before the first step.
         """
         names = {step.name: k for k, step in enumerate(self.steps)}
         bodies: dict[int, list[str]] = {}

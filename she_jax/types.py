@@ -1,8 +1,8 @@
 """The records that pass from room to room.
 
-Letters in shapes: N prompts, G samples a prompt (a group), B = N * G with a group's rows contiguous,
-T tokens, S steps, P prompt length. One alignment rule holds everywhere: index ``[b, t]`` speaks of the
-token *at* t. Only ``she_jax.rl.losses.token_logps`` shifts.
+Letters in shapes: N prompts, G samples a prompt (a group), B = N * G with a group's rows
+contiguous, T tokens, S steps, P prompt length. One alignment rule holds everywhere: index ``[b,
+t]`` speaks of the token *at* t. Only ``she_jax.rl.losses.token_logps`` shifts.
 """
 
 from collections.abc import Mapping
@@ -22,11 +22,14 @@ class Example:
       query: what the shopper typed.
       product: field name to text; ``title`` is always there.
       label: relevance class 1 (irrelevant) to 4 (excellent), or None where nobody judged the pair.
-      steps: the truth of each step by its name (a verdict, or ``;``-separated items for a free step;
-        see ``she_jax.rl.rewards``), or None where it is not known. The label is not among them.
+      steps: the truth of each step by its name (a verdict, or ``;``-separated items for a free
+        step; see ``she_jax.rl.rewards``), or None where it is not known. The label is not among
+        them.
       kind: kind of query (``plain``, ``negation``, ...); empty where unknown.
-      annotations: names of the steps whose truth a human gave; the verifier knows these and no others.
-      rationale: a whole chain for the cold start to imitate, right or wrong; None where there is none.
+      annotations: names of the steps whose truth a human gave; the verifier knows these and no
+        others.
+      rationale: a whole chain for the cold start to imitate, right or wrong; None where there is
+        none.
     """
 
     uid: str
@@ -62,8 +65,9 @@ class PromptBatch:
 class Rollout:
     """Sampled sequences: a prompt padded on the left to P, then a completion padded on the right.
 
-    ``completion_mask`` covers the sampled tokens, the end-of-sequence token included. ``logps`` are the
-    behaviour policy's log-probabilities at the sampling temperature, zero outside the completion.
+    ``completion_mask`` covers the sampled tokens, the end-of-sequence token included. ``logps``
+    are the behaviour policy's log-probabilities at the sampling temperature, zero outside the
+    completion.
     """
 
     tokens: Int[Array, "B T"]
@@ -77,9 +81,9 @@ class Rollout:
 class StepBatch:
     """Rollouts seen as steps.
 
-    ``step_ids`` names the step each token belongs to, -1 outside every step. ``step_mask`` says which
-    steps a rollout has. ``verifier`` is the annotation's verdict on each step in [0, 1], good only where
-    ``verifier_known``. ``outcome`` is the reward of the whole rollout in [0, 1].
+    ``step_ids`` names the step each token belongs to, -1 outside every step. ``step_mask`` says
+    which steps a rollout has. ``verifier`` is the annotation's verdict on each step in [0, 1],
+    good only where ``verifier_known``. ``outcome`` is the reward of the whole rollout in [0, 1].
     """
 
     step_ids: Int[Array, "B T"]
@@ -146,7 +150,8 @@ class SftBatch:
 class TrainState:
     """All that an update changes, and all that a checkpoint of the device side holds.
 
-    ``key`` is a raw ``uint32[2]`` key (``jax.random.PRNGKey``), so that it is stored like any array.
+    ``key`` is a raw ``uint32[2]`` key (``jax.random.PRNGKey``), so that it is stored like any
+    array.
     """
 
     step: Int[Array, ""]
@@ -160,8 +165,8 @@ class TrainState:
 class LMOutput:
     """A language model's last hidden states and its output head, not multiplied out.
 
-    ``[B, T, V]`` logits are the largest array of the whole program; who reads an ``LMOutput`` decides
-    which positions to multiply out, and in what chunks. ``logits = hidden @ head``.
+    ``[B, T, V]`` logits are the largest array of the whole program; who reads an ``LMOutput``
+    decides which positions to multiply out, and in what chunks. ``logits = hidden @ head``.
     """
 
     hidden: Float[Array, "B T D"]

@@ -14,19 +14,10 @@ schemas = st.sampled_from(SCHEMAS)
 # Text that comes near a chain often enough to reach every branch, and text of any other kind.
 fragments = st.sampled_from(
     [
-        "query",
-        "product",
-        "category",
-        "attributes",
-        "label",
-        "check_1",
-        "Label ",
-        ":",
-        ": ",
-        "\n",
-        "=>",
+        *("query", "product", "category", "attributes", "label", "check_1", "Label "),
+        *(":", ": ", "\n", "=>", " => ", "near", "met", "4", "MET.", "red; blue", "x", " "),
+        *("\r", "\x00", "\u202e", "\u2028"),
     ]
-    + [" => ", "near", "met", "4", "MET.", "red; blue", "x", " ", "\r", "\x00", "\u202e", "\u2028"]
 )
 texts = st.one_of(st.lists(fragments, max_size=40).map("".join), st.text(max_size=200))
 

@@ -1,5 +1,6 @@
 """ESCI's two parquet files: written small, and the real excerpt where it is at hand."""
 
+import html
 import re
 from collections import Counter
 from pathlib import Path
@@ -144,11 +145,11 @@ def test_empty_query_and_missing_title_are_bad_and_a_missing_id_too(tmp_path):
 
 
 def test_html_goes_and_its_text_stays(tmp_path):
-    html = (
+    markup = (
         "<p>Size: <b>10&nbsp;cm</b><br/>A &amp; B<script>var x = '<b>';</script>"
         "<!-- no --> 5 < 6 <3 end"
     )
-    write(tmp_path, [pair(0)], [product("B1", product_bullet_point=html)])
+    write(tmp_path, [pair(0)], [product("B1", product_bullet_point=markup)])
     (row,) = read(tmp_path)
     assert hygiene(row.example.product["bullets"]) == "Size: 10 cm A & B 5 < 6 <3 end"
 
@@ -248,7 +249,7 @@ def test_excerpt_has_its_counts(excerpt):
     assert len(examples["test"]) == 744
     assert len(examples["train"]) + len(examples["validation"]) == 2_123
     assert 120 < len(examples["validation"]) < 300
-    everything = sum(examples.values(), [])
+    everything = [e for split in examples.values() for e in split]
     assert Counter(e.label for e in everything) == {4: 1_750, 3: 702, 2: 87, 1: 328}
     assert Counter(e.kind for e in everything) == {"us": 2_169, "jp": 399, "es": 299}
     assert {e.uid for e in everything} == set(raw)
@@ -268,9 +269,13 @@ def test_excerpt_rows_come_back_identical_in_three_languages(excerpt):
             row = raw[example.uid]
             source = products[row["product_id"], row["product_locale"]]
             assert example.query == hygiene(row["query"])
-            assert example.product["title"] == hygiene(source["product_title"])
-            assert example.product.get("brand", "") == hygiene(source["product_brand"] or "")
-            assert example.product.get("colour", "") == hygiene(source["product_color"] or "")
+            assert example.product["title"] == hygiene(html.unescape(source["product_title"]))
+            assert example.product.get("brand", "") == hygiene(
+                html.unescape(source["product_brand"] or "")
+            )
+            assert example.product.get("colour", "") == hygiene(
+                html.unescape(source["product_color"] or "")
+            )
             kana = re.findall("[\u3040-\u30ff\u4e00-\u9fff]", source["product_title"])
             assert re.findall("[\u3040-\u30ff\u4e00-\u9fff]", example.product["title"]) == kana
             japanese += bool(kana)

@@ -136,6 +136,21 @@ def test_the_first_step_with_its_compilation_does_not_count_for_the_rest(monkeyp
     assert "srpo: 6/11  0:10 left" in output.getvalue()
 
 
+def test_progress_of_an_unknown_length(monkeypatch):
+    clock = [0.0]
+    progress, output = plain("data", None, monkeypatch, clock)
+    with progress:
+        for done in (1, 2):
+            clock[0] += 10.0
+            progress.update(done)
+    assert output.getvalue().splitlines() == [
+        "data: 0",
+        "data: 1",
+        "data: 2",
+        "data: 2  done, took 0:20",
+    ]
+
+
 def test_progress_says_when_it_was_stopped(monkeypatch):
     progress, output = plain("srpo", 10, monkeypatch, [0.0])
     error = RuntimeError()

@@ -41,7 +41,7 @@ def roll(seed=1, temperature=1.0, top_p=1.0, **changes):
 
 
 def full_logps(rollout, temperature=1.0):
-    """Log-probabilities of the rollout's tokens by the uncached forward, zero outside completions."""
+    """Log-probs of the rollout's tokens by the uncached forward, zero outside completions."""
     mask = rollout.prompt_mask | rollout.completion_mask
     positions = jnp.where(mask, jnp.cumsum(mask, axis=1) - 1, -1)
     output = jax.jit(MODEL.forward)(params(), rollout.tokens, positions)
@@ -67,7 +67,7 @@ def test_the_layout_of_a_rollout():
 
 @pytest.mark.parametrize("top_k", [0, 3])
 def test_greedy_takes_the_most_probable_token(top_k):
-    """Temperature 0 is the argmax of the full forward, pad apart, with log-probs at temperature 1."""
+    """Temperature 0 is the full forward's argmax, pad apart, with log-probs at temperature 1."""
     rollout = roll(temperature=0.0, top_k=top_k)
     expected, logps = full_logps(rollout)
     best = jnp.argmax(logps.at[:, :, PAD].set(-jnp.inf), axis=2)[:, :-1]
@@ -85,7 +85,7 @@ def test_recorded_logps_are_those_of_the_full_forward(settings):
 
 
 def chi_square(tokens, probs):
-    """The statistic in standard deviations from its mean, over the entries expected often enough."""
+    """The statistic in standard deviations from its mean, rare entries taken together."""
     expected = probs * tokens.size
     counts = np.bincount(np.asarray(tokens), minlength=probs.size)
     assert not counts[probs == 0].any()
@@ -97,11 +97,13 @@ def chi_square(tokens, probs):
     return (statistic - degrees) / np.sqrt(2 * degrees)
 
 
-@pytest.mark.parametrize("vocab", [24, 1000, 5003])
-@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (10, 1.0), (10, 0.6)])
+@pytest.mark.parametrize(
+    ("vocab", "top_k", "top_p"),
+    [(24, 0, 1.0), (1000, 0, 1.0), (5003, 0, 1.0), (24, 10, 1.0), (24, 10, 0.6), (1000, 10, 0.6)],
+)
 def test_draws_follow_the_distribution(vocab, top_k, top_p):
     """Chi-square against the exact distribution; the sizes are not multiples of the blocks."""
-    temperature, banned, count = 1.3, 3, 200_000
+    temperature, banned, count = 1.3, 3, 20_000
     logits = np.random.default_rng(0).normal(size=vocab).astype(np.float32) * 2
     logits[banned] = logits.max() + 1
     exact = np.exp(logits.astype(np.float64) / temperature)
@@ -115,13 +117,12 @@ def test_draws_follow_the_distribution(vocab, top_k, top_p):
     exact /= exact.sum()
 
     @jax.jit
-    def draw(key):
-        rows = jnp.broadcast_to(jnp.asarray(logits), (1000, vocab))
-        uniform = jax.random.uniform(key, (1000,))
+    def draw(uniform):
+        rows = jnp.broadcast_to(jnp.asarray(logits), (500, vocab))
         return draw_tokens(rows, uniform, temperature, top_p, top_k=top_k, banned=banned)[0]
 
-    keys = jax.random.split(jax.random.key(1), count // 1000)
-    tokens = np.concatenate([draw(key) for key in keys])
+    uniform = np.random.default_rng(1).random((count // 500, 500), dtype=np.float32)
+    tokens = np.concatenate([draw(rows) for rows in uniform])
     assert abs(chi_square(tokens, exact)) < 4
 
 
@@ -144,7 +145,7 @@ def test_greedy_prefers_the_first_of_equals_on_both_routes():
 
 
 def test_early_exit_equals_the_full_length():
-    """Rows that end soon leave the loop early; the same rows beside one that goes on are the same."""
+    """Rows that end soon leave the loop early, and are the same rows as in a loop that goes on."""
     every = tuple(range(2, CONFIG.vocab_size))
     rollout = roll(eos_id=every)
     turns = []
@@ -177,7 +178,7 @@ def test_keys_and_members_of_a_group_differ():
 
 
 def test_trap_1_pad_id_is_never_sampled():
-    """Not even when it is the likeliest token by far; and masks come from lengths, not token ids."""
+    """Not even when it is the likeliest token by far; masks come from lengths, not token ids."""
     head = jnp.zeros((CONFIG.dim, CONFIG.vocab_size)).at[:, PAD].set(50.0)
     untied = build_model(dataclasses.replace(CONFIG, tie_embeddings=False))
     weights = params() | {"head": head, "norm": jnp.ones(CONFIG.dim)}
@@ -247,7 +248,7 @@ def test_trap_4_temperature_and_top_p_do_not_recompile():
 
 
 def test_trap_5_top_p_without_full_sort():
-    """Nothing as long as the vocabulary is sorted, and the top k are the only partial order taken."""
+    """Nothing as long as the vocabulary is sorted: the top k are the only order taken."""
     vocab, batch = 5003, 2
 
     def draw(logits, uniform, top_p):

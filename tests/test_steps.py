@@ -63,7 +63,7 @@ def test_more_padding_changes_nothing(shift):
 
 @given(st.lists(st.sampled_from(["query:", "label:", "\n", " 4", "x", "\n\n", "x\nlabel: ", ""])))
 def test_every_byte_agrees_with_the_parser(pieces):
-    """However a text is cut into tokens, a token's step is that of the line its first byte is in."""
+    """However a text is cut: a token's step is that of the line its first byte is in."""
     text = "".join(pieces)
     chain = CotSchema().parse(text)
     vocab = sorted(set(pieces)) or ["x"]

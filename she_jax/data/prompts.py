@@ -98,7 +98,8 @@ class PromptFormat:
     specials: Mapping[str, str] = field(default_factory=dict)
     _plain: Tokenizer = field(init=False, repr=False)  # reads special tokens as plain letters
     _pieces: tuple[list[int], ...] = field(init=False, repr=False)
-    _bytes: list[bytes] = field(init=False, repr=False)
+    token_bytes: list[bytes] = field(init=False, repr=False)  # what each token id stands for
+    token_ids: dict[bytes, int] = field(init=False, repr=False)  # the reverse
 
     def __post_init__(self):
         plain = Tokenizer.from_str(self.tokenizer.to_str())
@@ -112,7 +113,9 @@ class PromptFormat:
             )
         object.__setattr__(self, "_plain", plain)
         object.__setattr__(self, "_pieces", frame)
-        object.__setattr__(self, "_bytes", token_bytes(self.tokenizer))
+        table = token_bytes(self.tokenizer)
+        object.__setattr__(self, "token_bytes", table)
+        object.__setattr__(self, "token_ids", {piece: i for i, piece in enumerate(table)})
 
     def _frame(self) -> list[str]:
         """The pieces around the query and the product."""
@@ -121,7 +124,8 @@ class PromptFormat:
         marks = ("\ue000", "\ue001")  # private use: no template writes them
         content = f"{instruction(self.schema)}\n\nquery:{marks[0]}{marks[1]}"
         chat = [{"role": "user", "content": content}]
-        text = render_chat(self.chat_template, chat, **dict(self.specials))
+        specials: dict[str, Any] = dict(self.specials)
+        text = render_chat(self.chat_template, chat, **specials)
         before, found, rest = text.partition(marks[0])
         between, found_too, after = rest.partition(marks[1])
         if not (found and found_too):
@@ -136,7 +140,8 @@ class PromptFormat:
     def newlines(self, vocab_size: int) -> Int[np.ndarray, "V"]:
         """How many newlines each token id holds, for ``she_jax.rl.steps.step_ids``."""
         counts = np.zeros(vocab_size, np.int32)
-        counts[: len(self._bytes)] = [token.count(b"\n") for token in self._bytes]
+        held = [piece.count(b"\n") for piece in self.token_bytes[:vocab_size]]
+        counts[: len(held)] = held
         return counts
 
     def prompts(self, examples: Sequence[Example]) -> tuple[PromptBatch, int]:
@@ -184,7 +189,7 @@ class PromptFormat:
 
     def texts(self, rollout: Rollout) -> list[str]:
         """What the completions say, byte for byte but for bytes that are not UTF-8."""
-        table = self._bytes
+        table = self.token_bytes
         tokens, mask = np.asarray(rollout.tokens), np.asarray(rollout.completion_mask)
         return [
             b"".join(table[t] if t < len(table) else b"" for t in row[own]).decode(

@@ -29,7 +29,8 @@ def token_bytes(tokenizer: Tokenizer, size: int | None = None) -> list[bytes]:
 
     The bytes of a text's token ids, joined, are the text in UTF-8 (after the tokenizer's
     normalizer, where it has one), whereas decoding id by id garbles a character that two tokens
-    share.
+    share. What a vocabulary lacks is lost at encoding (SmolLM2's lacks six control characters and
+    some planes beyond U+40000).
 
     Args:
       tokenizer: a byte-level BPE tokenizer.

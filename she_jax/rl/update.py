@@ -126,12 +126,15 @@ def jit_update_step(
         )
         return update(state, batch)
 
-    return jax.jit(
+    compiled = jax.jit(
         placed,
         in_shardings=(layout, None),
         out_shardings=(layout, NamedSharding(mesh, PartitionSpec())),
         donate_argnums=0,
     )
+    # A state that does not yet lie on the mesh would cost a compilation of its own; one that does
+    # passes through.
+    return lambda state, batch: compiled(jax.device_put(state, layout), batch)
 
 
 def _step(

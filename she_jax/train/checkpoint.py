@@ -107,7 +107,10 @@ class Checkpoints:
             # TensorStore reports what the system said as a ValueError with this mark in its text.
             if isinstance(error, ValueError) and "os_error_code" not in str(error):
                 raise
-            self._delete(f"{step}{LEFTOVER}*", str(step))
+            # Threads of Orbax may still be writing, so what is there is left for the next save to
+            # sweep up; under the step's own name it could only be a checkpoint without a manifest.
+            if path.exists():
+                path.rename(f"{path}{LEFTOVER}")
             raise OSError(
                 f"could not save the checkpoint {path}: {error}. Make room on the disk and "
                 f"start again; the checkpoints of steps {steps} are intact"

@@ -103,12 +103,14 @@ class Progress:
 
     Args:
       task: what is being done.
-      total: how many units it has.
+      total: how many units it has, None where nobody knows yet.
       done: how many are done already.
       console: where to show it; stdout if None.
     """
 
-    def __init__(self, task: str, *, total: int, done: int = 0, console: Console | None = None):
+    def __init__(
+        self, task: str, *, total: int | None, done: int = 0, console: Console | None = None
+    ):
         self._task, self._total, self._done = task, total, done
         self._console = console or Console()
         self._started = self._shown = time.monotonic()
@@ -132,7 +134,7 @@ class Progress:
             self._bar.start()
             self._bar.add_task(self._task, total=self._total, completed=self._done, rest="")
         else:
-            self.print(f"{self._task}: {self._done}/{self._total}")
+            self.print(self._head())
         return self
 
     def update(self, done: int, **figures: float) -> None:
@@ -145,7 +147,7 @@ class Progress:
             self._bar.update(self._bar.task_ids[0], completed=done, rest=self._rest(now))
         elif now - self._shown >= PLAIN_SECONDS:
             self._shown = now
-            self.print(f"{self._task}: {done}/{self._total}  {self._rest(now)}")
+            self.print(f"{self._head()}  {self._rest(now)}".rstrip())
 
     def print(self, text: str) -> None:
         """Prints a line, above the bar where there is one."""
@@ -158,12 +160,14 @@ class Progress:
             self._bar.stop()
         else:
             end = "done" if kind is None else "stopped"
-            head = f"{self._task}: {self._done}/{self._total}"
-            self.print(f"{head}  {end}, took {took}  {self._figures}".rstrip())
+            self.print(f"{self._head()}  {end}, took {took}  {self._figures}".rstrip())
+
+    def _head(self) -> str:
+        return f"{self._task}: {self._done}" + ("" if self._total is None else f"/{self._total}")
 
     def _rest(self, now: float) -> str:
         since, units = self._first or (now, self._done)
-        if self._done == units:
+        if self._total is None or self._done == units:
             return self._figures
         left = (self._total - self._done) * (now - since) / (self._done - units)
         return f"{_clock(left)} left  {self._figures}"

@@ -1,15 +1,26 @@
-"""Asking a policy: greedy chains for judging, sampled ones for pass@k."""
+"""Asking a policy: greedy chains for judging, sampled ones for pass@k, a file of judgements."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
+from rich.console import Console
 
-from she_jax.cot import Chain
+from she_jax.cot import LABELS, Chain
+from she_jax.data.dataset import ExampleSource, open_split
+from she_jax.data.prompts import PromptFormat, positions
 from she_jax.rl.sampling import jit_sample
-from she_jax.train.evaluate import pass_at_k
-from she_jax.train.setup import Policy
+from she_jax.rl.steps import step_ids
+from she_jax.train.evaluate import pass_at_k, score
+from she_jax.train.metrics import Progress
+from she_jax.train.report import write_json
+from she_jax.train.setup import Policy, load_policy, make_data
+from she_jax.train.workdir import Config
 from she_jax.types import Example, Rollout
 
 Show = Callable[[int], None]
@@ -19,14 +30,51 @@ class Judge:
     """Reads chains off a policy, a batch at a time, whatever its parameters are at the moment.
 
     Args:
-      policy: model, prompts and devices; its parameters are not kept.
+      policy: model, prompts and devices; its parameters are not read.
       batch_size: pairs at a time; the last batch is filled up with repetitions.
     """
 
     def __init__(self, policy: Policy, batch_size: int):
-        self.format, self._batch_size = policy.format, batch_size
-        self._policy = policy
+        self.format, self._policy, self._batch_size = policy.format, policy, batch_size
         self._greedy = self._sampler(1)
+
+    def read(
+        self, params: Any, examples: Sequence[Example] | ExampleSource, count: int
+    ) -> Iterator[tuple[Sequence[Example], Rollout, list[Chain]]]:
+        """Greedy rollouts, on the host, and their chains, for a batch of examples after another."""
+        size = self._batch_size
+        for first in range(0, count, size):
+            part = [examples[i] for i in range(first, min(first + size, count))]
+            rollout = self._ask(self._greedy, params, part, size, jax.random.key(0), 0.0)
+            yield part, rollout, self._parse(rollout)[: len(part)]
+
+    def chains(self, params: Any, examples: Sequence[Example], show: Show) -> list[Chain]:
+        """The greedy chain of each pair. ``show`` is told how many pairs are done."""
+        chains: list[Chain] = []
+        for _, _, more in self.read(params, examples, len(examples)):
+            chains += more
+            show(len(chains))
+        return chains
+
+    def pass_at(
+        self, params: Any, examples: Sequence[Example], k: int, seed: int, show: Show
+    ) -> dict[str, float]:
+        """How often the right label is among k chains sampled at temperature 1.
+
+        Returns:
+          ``pass_at_<k>``, and ``sampled_accuracy``, the share of right labels among all k.
+        """
+        sampler, size = self._sampler(k), max(1, self._batch_size // k)
+        right: list[list[bool]] = []
+        for first in range(0, len(examples), size):
+            part = examples[first : first + size]
+            key = jax.random.fold_in(jax.random.key(seed), first)
+            labels = [c.label for c in self._parse(self._ask(sampler, params, part, size, key, 1))]
+            for n, example in enumerate(part):
+                right.append([label == example.label for label in labels[n * k : (n + 1) * k]])
+            show(len(right))
+        correct = np.array(right)
+        return {f"pass_at_{k}": pass_at_k(correct), "sampled_accuracy": float(correct.mean())}
 
     def _sampler(self, group_size: int) -> Callable[..., Rollout]:
         return jit_sample(
@@ -38,51 +86,123 @@ class Judge:
             mesh=self._policy.mesh,
         )
 
-    def chains(self, params: Any, examples: Sequence[Example], show: Show) -> list[Chain]:
-        """The greedy chain of each pair. ``show`` is told how many pairs are done."""
-        chains: list[Chain] = []
-        for part in self._parts(examples, self._batch_size):
-            rollout = self._ask(
-                self._greedy, params, part, self._batch_size, jax.random.key(0), 0.0
-            )
-            chains += self._read(rollout)[: len(part)]
-            show(len(chains))
-        return chains
-
-    def pass_at(
-        self, params: Any, examples: Sequence[Example], k: int, seed: int, show: Show
-    ) -> dict[str, float]:
-        """How often the right label is among k chains sampled at temperature 1.
-
-        Returns:
-          ``pass_at_k`` and ``pass_at_1`` (the share of right labels among all that was sampled).
-        """
-        sampler, size = self._sampler(k), max(1, self._batch_size // k)
-        right: list[list[bool]] = []
-        for part in self._parts(examples, size):
-            key = jax.random.fold_in(jax.random.key(seed), len(right))
-            labels = [c.label for c in self._read(self._ask(sampler, params, part, size, key, 1.0))]
-            for n, example in enumerate(part):
-                right.append([label == example.label for label in labels[n * k : (n + 1) * k]])
-            show(len(right))
-        correct = np.array(right)
-        return {f"pass_at_{k}": pass_at_k(correct), "pass_at_1": float(correct.mean())}
-
-    @staticmethod
-    def _parts(examples: Sequence[Example], size: int) -> list[Sequence[Example]]:
-        return [examples[i : i + size] for i in range(0, len(examples), size)]
-
     def _ask(
         self,
         sampler: Callable[..., Rollout],
         params: Any,
         part: Sequence[Example],
         size: int,
-        key: jax.Array,
+        key: Array,
         temperature: float,
     ) -> Rollout:
         filled = [*part, *[part[-1]] * (size - len(part))]
         return jax.device_get(sampler(params, self.format.prompts(filled)[0], key, temperature))
 
-    def _read(self, rollout: Rollout) -> list[Chain]:
+    def _parse(self, rollout: Rollout) -> list[Chain]:
         return [self.format.schema.parse(text) for text in self.format.texts(rollout)]
+
+
+def evaluate(config: Config, workdir: Path) -> None:
+    """Judges a set with a checkpoint: ``predictions.jsonl``, and ``summary.json`` for its labels.
+
+    A line a pair: ``uid``, ``label`` (null where the chain cannot be read), ``probabilities`` of
+    the four classes given the reasoning before the label, ``well_formed`` and ``steps`` (each with
+    its name, text and verdict).
+    """
+    console = Console(highlight=False)
+    final = workdir / "predictions.jsonl"
+    if final.is_file():
+        console.print(f"all is done: the judgements are in {final}", soft_wrap=True)
+        return
+    policy = load_policy(config)
+    made = make_data(config, workdir)
+    examples = open_split(made.path, config.data.eval_split)
+    limit = min(config.data.eval_pairs or len(examples), len(examples))
+    judge = Judge(policy, config.eval.batch_size)
+    weigh = jax.jit(_label_probabilities(policy))
+    labelled: list[tuple[Chain, Example]] = []
+    draft = workdir / "predictions.jsonl.part"
+    with (
+        draft.open("w", encoding="utf-8") as file,
+        Progress(f"judging {config.data.name}", total=limit) as progress,
+    ):
+        done = 0
+        for part, rollout, chains in judge.read(policy.params, examples, limit):
+            where, rivals = label_tokens(policy.format, rollout, chains)
+            place = positions(np.asarray(rollout.prompt_mask) | np.asarray(rollout.completion_mask))
+            shares = np.asarray(weigh(policy.params, rollout.tokens, place, where, rivals))
+            for example, chain, share, found in zip(part, chains, shares, where, strict=False):
+                file.write(
+                    json.dumps(_line(example, chain, share if found else None, policy.format))
+                )
+                file.write("\n")
+            labelled += [(c, e) for c, e in zip(chains, part, strict=True) if e.label is not None]
+            done += len(part)
+            progress.update(done)
+    if labelled:
+        chains, pairs = zip(*labelled, strict=True)
+        figures = score(chains, pairs, policy.format.schema)
+        write_json(workdir / "summary.json", figures)
+        console.print(f"macro F1 {figures['macro_f1']:.3f}, accuracy {figures['accuracy']:.3f}")
+    draft.replace(final)
+    console.print(f"judgements: {final}", soft_wrap=True)
+
+
+def label_tokens(
+    prompts: PromptFormat, rollout: Rollout, chains: Sequence[Chain]
+) -> tuple[Int[np.ndarray, "B"], Int[np.ndarray, "B 4"]]:
+    """Where each chain writes its label, and the tokens that would have written the four classes.
+
+    Args:
+      chains: of the rollout's first rows; the rest is skipped.
+
+    Returns:
+      Index of the label's token in its row, 0 where there is none; and the ids for classes 1 to 4.
+    """
+    tokens, count = np.asarray(rollout.tokens), len(chains)
+    lines = [chain.line_steps for chain in chains]
+    padded = np.full((count, max(map(len, lines))), -1)
+    for row, steps in zip(padded, lines, strict=True):
+        row[: len(steps)] = steps
+    mask = np.asarray(rollout.completion_mask)[:count]
+    owners = step_ids(tokens[:count], mask, prompts.newlines(int(tokens.max()) + 1), padded)
+    where, rivals = np.zeros(len(tokens), np.int32), np.zeros((len(tokens), 4), np.int32)
+    for row, chain in enumerate(chains):
+        digit = str(chain.label).encode()
+        for column in np.flatnonzero(owners[row] == prompts.schema.names.index("label"))[::-1]:
+            piece = prompts.token_bytes[tokens[row, column]]
+            ids = [prompts.token_ids.get(piece.replace(digit, c.encode()), -1) for c in LABELS]
+            if chain.label is not None and digit in piece and min(ids) >= 0:
+                where[row], rivals[row] = column, ids
+                break
+    return where, rivals
+
+
+def _label_probabilities(policy: Policy) -> Callable[..., Float[Array, "B 4"]]:
+    def weigh(params: Any, tokens: Array, place: Array, where: Array, rivals: Array) -> Array:
+        output = policy.model.forward(params, tokens, place)
+        before = jnp.take_along_axis(output.hidden, jnp.maximum(where - 1, 0)[:, None, None], 1)
+        logits = jnp.einsum("bd,dbc->bc", before[:, 0], output.head[:, rivals])
+        return jax.nn.softmax(logits.astype(jnp.float32), axis=1)
+
+    return weigh
+
+
+def _line(
+    example: Example, chain: Chain, share: np.ndarray | None, prompts: PromptFormat
+) -> dict[str, Any]:
+    steps = [
+        {"name": name, "text": step.text, "verdict": step.verdict}
+        for name, step in zip(prompts.schema.names, chain.steps, strict=True)
+        if step is not None
+    ]
+    chances = None
+    if share is not None:
+        chances = {label: round(float(p), 6) for label, p in zip(LABELS, share, strict=True)}
+    return {
+        "uid": example.uid,
+        "label": chain.label,
+        "probabilities": chances,
+        "well_formed": chain.well_formed,
+        "steps": steps,
+    }

@@ -28,7 +28,7 @@ from she_jax.rl.update import jit_update_step, make_sft_step, make_update_step
 from she_jax.train.checkpoint import Checkpoints, StopSignal
 from she_jax.train.evaluate import score
 from she_jax.train.metrics import MetricsWriter, Progress
-from she_jax.train.predict import Judge
+from she_jax.train.predict import Judge, evaluate
 from she_jax.train.report import before_after_table, write_json
 from she_jax.train.rollouts import make_collector
 from she_jax.train.setup import Policy, make_data, make_optimizer, make_policy

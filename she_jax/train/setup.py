@@ -48,7 +48,7 @@ def make_data(config: Config, workdir: Path) -> Prepared:
     """
     builder = _builder(config, Path(config.data.dir or workdir / "data"))
     sizes = config.shopworld.pairs if config.data.name == "shopworld" else ()
-    with Progress(f"data: {config.data.name}", total=sum(sizes) or None) as progress:
+    with Progress(f"data: {config.data.name}", total=sum(sizes)) as progress:
         made = prepare(builder, on_progress=progress.update)
         progress.update(sum(made.splits.values()))
         counts = ", ".join(f"{n:,} {split}" for split, n in made.splits.items())
@@ -105,7 +105,8 @@ def make_policy(config: Config, workdir: Path, made: Prepared | None = None) -> 
         tokenizer = _tokenizer(workdir / "tokenizer.json", sizes["vocab_size"], made)
         own = ModelConfig(**sizes | {"vocab_size": tokenizer.get_vocab_size()})
         params = init_params(own, jax.random.PRNGKey(config.seed))
-        eos_ids, pad_id = (tokenizer.token_to_id(EOS),), tokenizer.token_to_id(PAD)
+        vocab = tokenizer.get_vocab()
+        eos_ids, pad_id = (vocab[EOS],), vocab[PAD]
         chat: dict[str, Any] = {}
     else:
         loaded = load_model(name, dtype=sizes["dtype"])

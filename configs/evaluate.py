@@ -1,0 +1,20 @@
+"""Judges a set of pairs with a checkpoint, a JSON line a pair, and scores it where it has labels.
+
+    python launch.py --config=configs/evaluate.py --config.checkpoint=runs/stage1 \\
+        --config.data.name=jsonl --config.data.path=FILE --workdir=DIR
+
+The checkpoint is a run's folder, which brings its own chain and lengths, or a model in files.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    """The recipe."""
+    config = base.get_config()
+    config.kind = "evaluate"
+    config.model.prompt_length = 384  # for a model in files
+    config.model.completion_length = 160
+    return config

@@ -1,0 +1,129 @@
+"""The command line: what is wrong with it is said at once and in a line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+RECIPE = """
+from ml_collections import ConfigDict
+
+def get_config(arg=""):
+    if arg == "bad":
+        raise ValueError("argument 'bad': expected model=NAME")
+    if arg == "bug":
+        raise TypeError("a bug in the recipe")
+    return ConfigDict({"seed": 1, "optim": {"lr": 1e-3, "steps": 3}, "arg": arg})
+"""
+
+# Stands in for she_jax.train.run, so that these tests train nothing.
+RUN = """
+import json
+
+def run(config, workdir):
+    if config.arg == "user":
+        raise ValueError("the user's mistake")
+    if config.arg == "disk":
+        open("/nowhere/at/all")
+    if config.arg == "library":
+        json.loads("{")
+    if config.arg == "type":
+        len(3)
+    if config.arg == "stop":
+        raise SystemExit(143)
+    print(workdir, config.optim.lr, config.seed)
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of launch.py beside a package whose run() is the stand-in, and a recipe."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "launch.py").write_bytes((ROOT / "launch.py").read_bytes())
+    (folder / "she_jax" / "train").mkdir(parents=True)
+    for package in ("she_jax", "she_jax/train"):
+        (folder / package / "__init__.py").touch()
+    (folder / "she_jax" / "train" / "run.py").write_text(RUN)
+    (folder / "recipe.py").write_text(RECIPE)
+    return folder
+
+
+def launch(project, *arguments):
+    command = [sys.executable, "launch.py", *arguments]
+    env = {**os.environ, "PYTHONPATH": str(project)}
+    return subprocess.run(command, cwd=project, env=env, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "output"),
+    [
+        (["--config=recipe.py"], "runs/recipe 0.001 1"),
+        (["--config=recipe.py", "--config.optim.lr=0.5", "--workdir=w"], "w 0.5 1"),
+        (["--config=recipe.py:a=b,c=d/e"], "runs/recipe-a-b-c-d-e 0.001 1"),
+    ],
+)
+def test_a_recipe_runs_in_its_workdir(project, arguments, output):
+    done = launch(project, *arguments)
+    assert (done.stdout.strip(), done.stderr, done.returncode) == (output, "", 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.optim.lrr=1"], "--config.optim.lrr: there is no such key; the nearest one is"),
+        (["--config.optm.steps", "1"], "the nearest one is --config.optim.steps"),
+        (["--config.sed=1"], "the nearest one is --config.seed"),
+        (["--config.optim.lr.x=1"], "--config.optim.lr.x: there is no such key"),
+        (["--config.optim.lr=high"], "could not convert string to float: 'high'"),
+        (["--wrkdir=x"], "Did you mean: workdir"),
+        (["stray"], "unexpected arguments ['stray']"),
+    ],
+)  # fmt: skip
+def test_a_wrong_command_line_is_one_line_and_code_2(project, arguments, message):
+    done = launch(project, "--config=recipe.py", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--config is missing"),
+        (["--config=nowhere.py"], "--config=nowhere.py: there is no such file"),
+        (["--config=recipe.py:bad"], "argument 'bad': expected model=NAME"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line_and_code_2(project, arguments, message):
+    done = launch(project, *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"launch.py: {message}")
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"), [("user", "the user's mistake"), ("disk", "No such file or directory")]
+)
+def test_bad_input_is_a_message_and_code_1(project, kind, message):
+    done = launch(project, f"--config=recipe.py:{kind}")
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "word"), [("library", "JSONDecodeError"), ("type", "TypeError"), ("bug", "a bug in")]
+)
+def test_a_bug_shows_its_traceback(project, kind, word):
+    done = launch(project, f"--config=recipe.py:{kind}")
+    assert done.returncode not in (0, 2)
+    assert "Traceback" in done.stderr
+    assert word in done.stderr
+
+
+def test_a_stopped_run_has_the_shells_code(project):
+    assert launch(project, "--config=recipe.py:stop").returncode == 143
