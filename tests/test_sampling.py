@@ -1,6 +1,5 @@
 """Sampling: what is drawn, what is recorded of it, and what it costs."""
 
-import dataclasses
 import functools
 
 import jax
@@ -8,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from she_jax.models.sharding import make_mesh, shardings
 from she_jax.models.transformer import Model, ModelConfig, build_model, init_params
 from she_jax.rl.sampling import draw_tokens, jit_sample, sample
 from she_jax.types import PromptBatch
 
-CONFIG = ModelConfig(vocab_size=24, dim=16, layers=2, heads=2, kv_heads=1, head_dim=8, ffn=32)
+CONFIG = ModelConfig(vocab_size=24, dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=32)
 MODEL = build_model(CONFIG)
+FORWARD = jax.jit(MODEL.forward)
 PAD, EOS, NEW, GROUP = 0, 1, 7, 4
 
 
@@ -44,7 +45,7 @@ def full_logps(rollout, temperature=1.0):
     """Log-probs of the rollout's tokens by the uncached forward, zero outside completions."""
     mask = rollout.prompt_mask | rollout.completion_mask
     positions = jnp.where(mask, jnp.cumsum(mask, axis=1) - 1, -1)
-    output = jax.jit(MODEL.forward)(params(), rollout.tokens, positions)
+    output = FORWARD(params(), rollout.tokens, positions)
     logps = jax.nn.log_softmax(output.hidden @ output.head / temperature)
     taken = jnp.take_along_axis(logps[:, :-1], rollout.tokens[:, 1:, None], axis=2)[..., 0]
     return jnp.where(rollout.completion_mask, jnp.pad(taken, ((0, 0), (1, 0))), 0.0), logps
@@ -117,12 +118,12 @@ def test_draws_follow_the_distribution(vocab, top_k, top_p):
     exact /= exact.sum()
 
     @jax.jit
-    def draw(uniform):
-        rows = jnp.broadcast_to(jnp.asarray(logits), (500, vocab))
+    def draw(logits, uniform):  # as an argument: XLA takes minutes to fold the top k of a constant
+        rows = jnp.broadcast_to(logits, (500, vocab))
         return draw_tokens(rows, uniform, temperature, top_p, top_k=top_k, banned=banned)[0]
 
     uniform = np.random.default_rng(1).random((count // 500, 500), dtype=np.float32)
-    tokens = np.concatenate([draw(rows) for rows in uniform])
+    tokens = np.concatenate([draw(logits[None], rows) for rows in uniform])
     assert abs(chi_square(tokens, exact)) < 4
 
 
@@ -177,18 +178,50 @@ def test_keys_and_members_of_a_group_differ():
         assert len(np.unique(group, axis=0)) > 1
 
 
+def test_steps_and_rows_draw_independently():
+    """Under equal logits a token tells nothing of the next one in its row, nor of the row below."""
+    flat = jax.tree.map(jnp.zeros_like, params())
+    run = sampler(group_size=300, eos_id=CONFIG.vocab_size)
+    drawn = np.asarray(run(flat, prompts(), jax.random.key(5), 1.0).tokens)[:, 5:]
+    even = np.full(CONFIG.vocab_size, 1 / (CONFIG.vocab_size - 1))
+    even[PAD] = 0.0
+    assert abs(chi_square(drawn.ravel(), even)) < 4
+    for one, other in ((drawn[:, :-1], drawn[:, 1:]), (drawn[:-1], drawn[1:])):
+        correlation = np.corrcoef(one.ravel(), other.ravel())[0, 1]
+        assert abs(correlation) < 4 / np.sqrt(one.size)
+
+
+def test_a_mesh_changes_nothing():
+    """Prompts shared out over all devices there are: the same rollouts."""
+    count = len(jax.devices())
+    batch = PromptBatch(
+        tokens=jnp.arange(count * 4).reshape(count, 4) % CONFIG.vocab_size,
+        mask=jnp.ones((count, 4), dtype=bool),
+    )
+    expected = sampler()(params(), batch, jax.random.key(1), 1.0)
+    mesh = make_mesh(data=-1)
+    run = sampler(mesh=mesh)
+    found = run(jax.device_put(params(), shardings(params(), mesh)), batch, jax.random.key(1), 1.0)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_allclose(found.logps, expected.logps, atol=1e-5)
+    assert found.tokens.addressable_shards[0].data.shape == (GROUP, 4 + NEW)
+
+
 def test_trap_1_pad_id_is_never_sampled():
     """Not even when it is the likeliest token by far; masks come from lengths, not token ids."""
-    head = jnp.zeros((CONFIG.dim, CONFIG.vocab_size)).at[:, PAD].set(50.0)
-    untied = build_model(dataclasses.replace(CONFIG, tie_embeddings=False))
-    weights = params() | {"head": head, "norm": jnp.ones(CONFIG.dim)}
-    for top_k, temperature in ((0, 1.0), (4, 1.0), (0, 0.0)):
-        run = jit_sample(
-            untied, group_size=64, max_new_tokens=NEW, eos_id=EOS, pad_id=PAD, top_k=top_k
+    logits = jax.random.normal(jax.random.key(0), (500, 40)).at[:, PAD].set(500.0)
+    uniform = jnp.linspace(0, 1, 500, endpoint=False)
+    for top_k, temperature in ((0, 1.0), (4, 1.0), (0, 0.0), (4, 0.0)):
+        tokens, logps = draw_tokens(logits, uniform, temperature, top_k=top_k, banned=PAD)
+        assert (tokens != PAD).all()
+        assert len(jnp.unique(tokens)) > 10
+        np.testing.assert_allclose(
+            logps,
+            jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, None], axis=1)[:, 0],
+            rtol=1e-5,
         )
-        rollout = run(weights, prompts(), jax.random.key(3), temperature)
-        assert (rollout.tokens[rollout.completion_mask] != PAD).all()
     rollout = roll()
+    assert (rollout.tokens[rollout.completion_mask] != PAD).all()
     assert rollout.tokens[0, 1] == PAD
     assert rollout.prompt_mask[0, 1]
     np.testing.assert_array_equal(rollout.prompt_mask.sum(axis=1), np.repeat([5, 3, 1], GROUP))
@@ -242,7 +275,12 @@ def test_trap_4_temperature_and_top_p_do_not_recompile():
 
     counting = Counting(config=CONFIG, graph=MODEL.graph)
     run = jit_sample(counting, group_size=2, max_new_tokens=3, eos_id=EOS, pad_id=PAD, top_k=4)
-    for temperature, top_p in ((1.0, 1.0), (0.7, 0.9), (0, 1), (jnp.float32(0.5), np.float32(0.8))):
+    for temperature, top_p in (
+        (1.0, 1.0),
+        (0.7, 0.9),
+        (0.0, 1.0),
+        (jnp.float32(0.5), jnp.float32(0.8)),
+    ):
         run(params(), prompts(), jax.random.key(0), temperature, top_p)
     assert len(traces) == 1
 
@@ -261,6 +299,8 @@ def test_trap_5_top_p_without_full_sort():
     assert all(size < vocab for size in sorted_sizes)
     full = jax.make_jaxpr(lambda x: jnp.sort(x, axis=1))(logits).jaxpr
     assert [max(sizes) for name, sizes in primitives(full) if name == "sort"] == [batch * vocab]
+    compiled = jax.jit(draw).lower(logits, uniform, 0.9).compile().as_text()
+    assert " sort(" not in compiled  # nor does the compiler turn the top k into one
 
 
 def primitives(jaxpr):

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -58,7 +58,7 @@ def make_mesh(
     return Mesh(np.asarray(devices).reshape(sizes), AXES)
 
 
-def shardings(tree: Any, mesh: Mesh) -> Any:
+def shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """The sharding of every leaf, by the end of its path.
 
     An optimizer's moments end in their parameter's path and so lie beside it. An axis that the mesh
@@ -76,7 +76,9 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     )
 
 
-def _spec(path: tuple[Any, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def _spec(
+    path: tuple[Any, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh
+) -> PartitionSpec:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     for pattern, spec in RULES:
         if re.search(rf"(^|/){pattern}$", name) and len(spec) == len(shape):
@@ -88,12 +90,12 @@ def _spec(path: tuple[Any, ...], shape: tuple[int, ...], mesh: Mesh) -> Partitio
     return PartitionSpec()
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The sharding of a batch: its rows over ``data`` and ``fsdp``."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def check_batch(batch_size: int, mesh: Mesh):
+def check_batch(batch_size: int, mesh: Mesh | AbstractMesh):
     """Checks that a batch can be shared out.
 
     Raises:

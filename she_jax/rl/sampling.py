@@ -186,13 +186,16 @@ def draw_tokens(
     allowed = scaled if banned is None else scaled.at[:, banned].set(-jnp.inf)
     if top_k:
         values, ids = jax.lax.top_k(allowed, min(top_k, vocab))
-        probs = jnp.exp(values - norm)
+        # The maximum, not values[:, :1]: on the CPU XLA makes the slice of a top k a full sort.
+        probs = jnp.exp(values - values.max(axis=1, keepdims=True))
         before = jnp.cumsum(probs, axis=1) - probs
         kept = before < top_p * probs.sum(axis=1, keepdims=True)
         index, _ = _invert(jnp.where(kept, probs, 0.0), uniform)
         token = jnp.take_along_axis(ids, jnp.where(greedy, 0, index)[:, None], axis=1)
     else:
-        sampled = _invert_in_blocks(jnp.exp(allowed - norm), uniform)
+        # Relative to the best allowed token: beside a banned one far above all would round to 0.
+        best = allowed.max(axis=1, keepdims=True)
+        sampled = _invert_in_blocks(jnp.exp(allowed - best), uniform)
         token = jnp.where(greedy, jnp.argmax(allowed, axis=1), sampled)[:, None]
     logp = jnp.take_along_axis(scaled, token, axis=1) - norm
     return token[:, 0], logp[:, 0]
@@ -211,7 +214,7 @@ def _invert(
     # A sum may round upwards at an entry of probability 0, which must not be drawn. Should rounding
     # leave no entry at all, the maximum falls to the most probable one.
     reached = (cumulative > target) & (probs > 0)
-    index = jnp.argmax(jnp.where(reached, 2.0, probs), axis=1, keepdims=True)
+    index = jnp.argmax(jnp.where(reached, jnp.inf, probs), axis=1, keepdims=True)
     mass = jnp.take_along_axis(probs, index, axis=1)
     into = target - (jnp.take_along_axis(cumulative, index, axis=1) - mass)
     rest = jnp.where(mass > 0, into / mass, 0.0)

@@ -99,6 +99,10 @@ class Checkpoints:
             record=ocp.args.JsonSave(record),
         )
         self._delete(f"*{LEFTOVER}*")
+        # Asked first, since Orbax meets a full disk with pages of its threads' tracebacks.
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        if (free := shutil.disk_usage(self.directory).free) < size:
+            raise self._no_room(path, f"{size:,} bytes to write, {free:,} bytes free", steps)
         try:
             self._orbax.save(path, args=items)
             if jax.process_index() == 0:
@@ -111,10 +115,7 @@ class Checkpoints:
             # sweep up; under the step's own name it could only be a checkpoint without a manifest.
             if path.exists():
                 path.rename(f"{path}{LEFTOVER}")
-            raise OSError(
-                f"could not save the checkpoint {path}: {error}. Make room on the disk and "
-                f"start again; the checkpoints of steps {steps} are intact"
-            ) from error
+            raise self._no_room(path, str(error), steps) from error
         self._best_of[step] = best_step
         last = [*steps, step][-self._keep :]
         kept = {*last, *(self._best_of.get(s) for s in last)}
@@ -197,6 +198,13 @@ class Checkpoints:
         _check_arrays(path, saved, _describe(template))
         restore = ocp.args.StandardRestore(_abstract(template))
         return step, self._orbax.restore(path, args=ocp.args.Composite(params=restore))["params"]
+
+    @staticmethod
+    def _no_room(path: Path, reason: str, steps: list[int]) -> OSError:
+        return OSError(
+            f"could not save the checkpoint {path}: {reason}. Make room on the disk and start "
+            f"again; the checkpoints of steps {steps} are intact"
+        )
 
     def _record(self, path: Path) -> dict:
         args = ocp.args.Composite(record=ocp.args.JsonRestore())
