@@ -76,7 +76,10 @@ def test_only_annotated_steps_are_known():
         ("running shoes; red; not leather; blue", 3 / 4),  # one too many
         ("running shoes; red", 2 / 3),
         ("running shoes; redder; not leather", 2 / 3),  # whole words only
-        ("red, not leather running shoes", 1),  # order and form are free
+        ("not leather; running shoes; red", 1),  # in any order
+        ("asks for running shoes; red; not leather", 1),  # words before the first item
+        ("red, not leather running shoes", 1 / 3),  # one item that says it all counts once
+        ("running shoes; red; leather", 2 / 3),  # the opposite is not the same
         ("; ;", 0),
         ("boots", 0),
     ],

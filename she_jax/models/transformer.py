@@ -146,10 +146,18 @@ def attention(
     A query that may look at nothing gets the mean of the values: finite, and read by nobody. Heads
     stand before tokens, since products whose batch axes lead need no copy on the CPU.
     """
-    grouped = q.reshape(k.shape[0], k.shape[1], -1, *q.shape[2:]) * q.shape[-1] ** -0.5
-    scores = jnp.einsum("bjrtk,bjsk->bjrts", grouped, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1)
-    return jnp.einsum("bjrts,bjsk->bjrtk", weights.astype(v.dtype), v).reshape(q.shape)
+    batch, kv_heads, slots, size = k.shape
+    bias = jnp.where(mask, 0.0, MASKED)[:, None, None]
+    grouped = q.reshape(batch * kv_heads, -1, size) * size**-0.5
+    keys, values = (x.reshape(batch * kv_heads, slots, size) for x in (k, v))
+    scores = jnp.einsum("nqk,nsk->nqs", grouped, keys, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, kv_heads, -1, *mask.shape[1:]) + bias
+    # Divided by the sum after the product with v: that is S / K times fewer divisions.
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    out = jnp.einsum(
+        "nqs,nsk->nqk", weights.reshape(batch * kv_heads, -1, slots).astype(v.dtype), values
+    )
+    return (out.reshape(q.shape) / weights.sum(axis=-1).reshape(*q.shape[:3], 1)).astype(v.dtype)
 
 
 class Layers(nnx.Module):

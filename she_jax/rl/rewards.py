@@ -4,6 +4,7 @@ Everything here is a pure function of parsed chains and examples.
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -24,9 +25,10 @@ def verify(
       example's ``annotations``. A step that the chain lacks is not known: there is nothing to
       credit.
     - A step with a verdict earns 1 if the verdict is the true one, else 0; an unreadable one 0.
-    - A free step, whose truth is ``;``-separated items, earns the number of those items found in
-      its text (whole words, any case) over the larger of the two numbers of items, so that what is
-      missing and what is too much both cost.
+    - A free step, whose truth is ``;``-separated items, earns the number of those items found among
+      its own over the larger of the two numbers of items, so that what is missing and what is too
+      much both cost. Case does not count, and the first item (the true first one) may have words
+      before it, such as "asks for".
     - An optional step that the truth does not have (a ``check_3`` where two attributes were asked)
       earns 0, and is known if humans annotated any step of its family (``check_1``, ...) here.
 
@@ -141,15 +143,15 @@ def _family_annotated(step: Step, example: Example) -> bool:
 
 
 def _items_found(truth: str, text: str) -> float:
-    """Share of the true items that stand in the text, over the larger number of items."""
+    """Share of the true items among the written ones, over the larger number of items."""
     wanted, given = _items(truth), _items(text)
-    found = sum(
-        re.search(rf"(?<!\w){re.escape(item)}(?!\w)", text, re.IGNORECASE) is not None
-        for item in wanted
-    )
-    most = max(len(wanted), len(given))
-    return found / most if most else 1.0
+    # Only the first true item, at the start, may have words before it: elsewhere "not leather"
+    # must not pass for "leather".
+    if wanted and given and re.search(rf"(^|\W){re.escape(wanted[0])}$", given[0]):
+        given[0] = wanted[0]
+    found = sum((Counter(wanted) & Counter(given)).values())
+    return found / max(len(wanted), len(given), 1) if wanted else float(not given)
 
 
 def _items(text: str) -> list[str]:
-    return [item for part in text.split(";") if (item := part.strip())]
+    return [item for part in text.lower().split(";") if (item := " ".join(part.split()))]
