@@ -45,14 +45,16 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.model = ConfigDict()
     config.model.name = "scratch"  # scratch | smollm2 | a Hugging Face directory or .gguf file
     config.model.dtype = "float32"  # of the computation; a loaded model's parameters are in it too
-    config.model.remat = True  # recompute layers in the backward pass: less memory; on CPU faster too
+    config.model.remat = (
+        True  # recompute layers in the backward pass: less memory; on CPU faster too
+    )
     config.model.prompt_length = 32  # tokens; longer products are cut, and counted
-    config.model.completion_length = 68  # tokens, the end included
+    config.model.completion_length = 72  # tokens, the end included
     config.model.vocab_size = 1_280  # from scratch only, like all below
     config.model.dim = 128
     config.model.layers = 3
     config.model.heads = 4
-    config.model.kv_heads = 4
+    config.model.kv_heads = 1
     config.model.head_dim = 32
     config.model.ffn = 384
 
@@ -64,14 +66,14 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
 
     # The cold start.
     config.sft = _optimizer(learning_rate=3e-3, warmup=40)
-    config.sft.steps = 600
+    config.sft.steps = 500
     config.sft.batch_size = 64
-    config.sft.micro_batches = 1
+    config.sft.micro_batches = 4  # small enough for the cache: on CPU faster than one
     config.sft.checkpoint_every = 200
 
     # SRPO.
     config.rl = _optimizer(learning_rate=3e-4, warmup=5)
-    config.rl.steps = 120
+    config.rl.steps = 100
     config.rl.prompts = 32  # N, prompts a step
     config.rl.group_size = 8  # G, rollouts a prompt
     config.rl.temperature = 1.0
@@ -82,13 +84,13 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.rl.normalisation = "token"  # token | sequence | step
     config.rl.clamp = 2.0  # of a token's advantage
     config.rl.estimator = "srpo"  # srpo | grpo
-    config.rl.eval_every = 40
+    config.rl.eval_every = 50
     config.rl.checkpoint_every = 20
-    config.rl.sample_every = 40
+    config.rl.sample_every = 25
     config.rl.loss = ConfigDict()  # she_jax.rl.losses.LossConfig
     config.rl.loss.clip_low = 0.2
     config.rl.loss.clip_high = 0.2
-    config.rl.loss.micro_batches = 1
+    config.rl.loss.micro_batches = 8
     config.rl.srpo = ConfigDict()  # she_jax.rl.advantages.srpo_advantages
     config.rl.srpo.w_outcome = 1.0
     config.rl.srpo.w_step = 1.0

@@ -425,7 +425,7 @@ def write_chain(
         + "; ".join([query.type, *(c.item for c in conditions)]),
         "product": rng.choice(["", "offers ", "this is "])
         + "; ".join([product.type, *product.stated.values()]),
-        "category": f"{query.type} / {product.type}",
+        "category": " / ".join(f"{t} in {_CATEGORY[t][1]}" for t in (query.type, product.type)),
         "attributes": summary or "nothing asked",
     }
     verdicts = {

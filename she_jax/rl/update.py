@@ -174,18 +174,21 @@ def _accumulate(
         }
         return (sums, merged), None
 
-    parts = jax.tree.map(lambda x: _split(x, micro_batches), batch)
+    parts = jax.tree.map(lambda x: split_rows(x, micro_batches), batch)
     _, shapes = jax.eval_shape(loss_sum, params, jax.tree.map(lambda x: x[0], parts))
     zeros = {k: jnp.zeros((), dtype=jnp.float32) for k in (*shapes, "loss")}
     grads = jax.tree.map(lambda p: jnp.zeros(p.shape, dtype=jnp.float32), params)
     return jax.lax.scan(one, (grads, zeros), parts)[0]
 
 
-def _split(leaf: Any, micro_batches: int) -> Array:
-    """Puts the micro-batches on a leading axis.
+def split_rows(leaf: Any, micro_batches: int) -> Array:
+    """Puts the micro-batches on a leading axis: [B, ...] to [M, B / M, ...]; a scalar to [M].
 
     Micro-batch m has the rows m, m + M, m + 2M, ...: of rows that lie in blocks on several devices,
     each device then holds its share of every micro-batch.
+
+    Raises:
+      ValueError: if the rows do not divide.
     """
     leaf = jnp.asarray(leaf)
     if leaf.ndim == 0:

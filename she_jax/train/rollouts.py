@@ -21,6 +21,7 @@ from she_jax.rl.advantages import (
 from she_jax.rl.losses import token_logps, token_weights
 from she_jax.rl.rewards import step_batch
 from she_jax.rl.sampling import jit_sample
+from she_jax.rl.update import split_rows
 from she_jax.train.report import write_samples
 from she_jax.train.setup import Policy
 from she_jax.train.workdir import Config
@@ -83,7 +84,7 @@ def make_collector(
         top_k=rl.top_k,
         mesh=policy.mesh,
     )
-    score = jax.jit(_scorer(policy))
+    score = jax.jit(_scorer(policy, rl.loss.micro_batches))
     credit = jax.jit(_creditor(config))
 
     def collect(params: Any, examples: Sequence[Example], key: Array) -> Experience:
@@ -146,13 +147,17 @@ def make_collector(
     return collect
 
 
-def _scorer(policy: Policy) -> Callable[..., Array]:
-    """Log-probabilities of the completions under given parameters."""
+def _scorer(policy: Policy, micro_batches: int) -> Callable[..., Array]:
+    """Log-probabilities of the completions under given parameters, a micro-batch at a time."""
+    start = policy.format.prompt_length
 
     def score(params: Any, tokens: Array, place: Array, temperature: Array) -> Array:
-        output = policy.model.forward(params, tokens, place)
-        start = policy.format.prompt_length
-        return token_logps(output, tokens, temperature=temperature, start=start)[0]
+        def part(rows: tuple[Array, Array]) -> Array:
+            output = policy.model.forward(params, *rows)
+            return token_logps(output, rows[0], temperature=temperature, start=start)[0]
+
+        parts = split_rows(tokens, micro_batches), split_rows(place, micro_batches)
+        return jax.lax.map(part, parts).swapaxes(0, 1).reshape(tokens.shape)
 
     return score
 
