@@ -10,7 +10,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 ROOT = Path(__file__).resolve().parent
@@ -22,6 +22,8 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/<config n
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         _leave(f"unexpected arguments {argv[1:]}: options start with --", 2)
+    if not FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # Orbax and TFDS tell much
     workdir = WORKDIR.value or default_workdir()
     # Imported here, since it takes seconds: a wrong command line has failed by now.
     from she_jax.train.run import run

@@ -65,11 +65,11 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.mesh.tensor = 1
 
     # The cold start.
-    config.sft = _optimizer(learning_rate=3e-3, warmup=40)
-    config.sft.steps = 500
-    config.sft.batch_size = 64
-    config.sft.micro_batches = 4  # small enough for the cache: on CPU faster than one
-    config.sft.checkpoint_every = 200
+    config.sft = _optimizer(learning_rate=2e-3, warmup=60)
+    config.sft.steps = 1_800
+    config.sft.batch_size = 32
+    config.sft.micro_batches = 2  # small enough for the cache: on CPU faster than one
+    config.sft.checkpoint_every = 300
 
     # SRPO.
     config.rl = _optimizer(learning_rate=3e-4, warmup=5)
