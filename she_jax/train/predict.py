@@ -1,6 +1,7 @@
 """Asking a policy: greedy chains for judging, sampled ones for pass@k, a file of judgements."""
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,14 @@ class Judge:
     """
 
     def __init__(self, policy: Policy, batch_size: int):
-        self.format, self._policy, self._batch_size = policy.format, policy, batch_size
+        self.format, self._policy = policy.format, policy
+        self._devices = policy.mesh.shape["data"] * policy.mesh.shape["fsdp"]
+        self._batch_size = self._shared_out(batch_size)
         self._greedy = self._sampler(1)
+
+    def _shared_out(self, rows: int) -> int:
+        """So many rows, or the few more that every device needs to have as many."""
+        return max(1, math.ceil(rows / self._devices)) * self._devices
 
     def read(
         self, params: Any, examples: Sequence[Example] | ExampleSource, count: int
@@ -64,7 +71,7 @@ class Judge:
         Returns:
           ``pass_at_<k>``, and ``sampled_accuracy``, the share of right labels among all k.
         """
-        sampler, size = self._sampler(k), max(1, self._batch_size // k)
+        sampler, size = self._sampler(k), self._shared_out(self._batch_size // k)
         right: list[list[bool]] = []
         for first in range(0, len(examples), size):
             part = examples[first : first + size]

@@ -165,8 +165,6 @@ def _scorer(policy: Policy, micro_batches: int) -> Callable[..., Array]:
 def _creditor(config: Config) -> Callable[..., tuple[Advantages, Array, Array, Array]]:
     """Advantages by step and by token, token weights, and which groups carry signal."""
     rl = config.rl
-    if rl.estimator not in ESTIMATORS:
-        raise ValueError(f"rl.estimator={rl.estimator!r}: expected one of {ESTIMATORS}")
 
     def credit(steps: StepBatch, completion_mask: Bool[Array, "B T"]):
         rewards = steps.verifier, steps.step_mask & steps.verifier_known, steps.outcome

@@ -23,14 +23,15 @@ from she_jax.data.pipeline import batches
 from she_jax.data.prompts import PromptFormat, positions
 from she_jax.models.sharding import check_batch, shardings
 from she_jax.models.weights import save_model
-from she_jax.rl.losses import LossConfig
+from she_jax.rl.advantages import CRITICAL
+from she_jax.rl.losses import NORMALISATIONS, LossConfig
 from she_jax.rl.update import jit_update_step, make_sft_step, make_update_step
 from she_jax.train.checkpoint import Checkpoints, StopSignal
 from she_jax.train.evaluate import score
 from she_jax.train.metrics import MetricsWriter, Progress
 from she_jax.train.predict import Judge, evaluate
 from she_jax.train.report import before_after_table, write_json
-from she_jax.train.rollouts import make_collector
+from she_jax.train.rollouts import ESTIMATORS, make_collector
 from she_jax.train.setup import Policy, make_data, make_optimizer, make_policy
 from she_jax.train.workdir import Config, claim_workdir
 from she_jax.types import Example, SftBatch, TrainState
@@ -61,6 +62,7 @@ def run(config: Config, workdir: Path) -> None:
         with StopSignal() as stop:
             made = make_data(config, workdir)
             policy = make_policy(config, workdir, made)
+            check(config, policy, made)
             reference, lines = sft(config, workdir, policy, made, stop)
             srpo(config, workdir, policy, reference, lines, made, stop)
             if config.export:
@@ -69,6 +71,36 @@ def run(config: Config, workdir: Path) -> None:
         console.print(f"all is done: the figures are in {summary}", soft_wrap=True)
     after = json.loads(summary.read_text(encoding="utf-8"))
     console.print(before_after_table(after["before"], after))
+
+
+def check(config: Config, policy: Policy, made: Prepared) -> None:
+    """Finds what would stop the run later, before anything is trained.
+
+    Raises:
+      ValueError: for the first thing that cannot work.
+    """
+    rl = config.rl
+    for rows in (config.sft.batch_size // config.sft.micro_batches, rl.prompts):
+        check_batch(rows, policy.mesh)
+    for rows, loss in ((config.sft.batch_size, config.sft), (rl.prompts * rl.group_size, rl.loss)):
+        if rows % loss.micro_batches:
+            raise ValueError(f"{rows} rows do not divide into micro_batches={loss.micro_batches}")
+    if rl.group_size < 2:
+        raise ValueError(f"group_size={rl.group_size}: the group baseline needs at least 2")
+    for name, value, choices in (
+        ("estimator", rl.estimator, ESTIMATORS),
+        ("normalisation", rl.normalisation, NORMALISATIONS),
+        ("srpo.critical", rl.srpo.critical, CRITICAL),
+    ):
+        if value not in choices:
+            raise ValueError(f"rl.{name}={value!r}: expected one of {choices}")
+    LossConfig(**rl.loss)
+    for split in ("train", "validation", config.data.eval_split):
+        if not made.splits.get(split):
+            raise ValueError(
+                f"no pairs in the split {split!r}, only in {sorted(made.splits)}: a run trains on "
+                "train, picks its checkpoint on validation and reports on data.eval_split"
+            )
 
 
 # -------------------------------------------------------------------------- the cold start
@@ -83,7 +115,6 @@ def sft(
       The parameters, and how many lines ``metrics.jsonl`` has by then.
     """
     steps = config.sft.steps
-    check_batch(config.sft.batch_size // config.sft.micro_batches, policy.mesh)
     optimizer = make_optimizer(config.sft)
     state = new_state(policy, optimizer, config.seed)
     saved = Checkpoints(workdir / "checkpoints" / "sft", warn=_say)
@@ -154,7 +185,6 @@ def srpo(
       lines: lines of ``metrics.jsonl`` by then.
     """
     rl = config.rl
-    check_batch(rl.prompts * rl.group_size // rl.loss.micro_batches, policy.mesh)
     optimizer = make_optimizer(rl)
     # A copy, since the update is given its state for good and the reference must stay.
     start_policy = Policy(**vars(policy) | {"params": jax.tree.map(jnp.copy, reference)})

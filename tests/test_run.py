@@ -1,0 +1,231 @@
+"""Whole runs, small: what they leave, that they resume bit for bit, that they say what is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base, stage1
+from she_jax.train.checkpoint import Checkpoints
+from she_jax.train.run import finite, run
+from she_jax.train.setup import make_policy
+
+ROOT = Path(__file__).parent.parent
+SMALL = {
+    "shopworld.pairs": (200, 16, 32, 16),
+    "model.layers": 1,
+    "model.dim": 32,
+    "model.heads": 2,
+    "model.head_dim": 16,
+    "model.ffn": 32,
+    "model.vocab_size": 700,
+    "model.prompt_length": 48,
+    "model.completion_length": 24,
+    "mesh.data": 1,
+    "mesh.fsdp": -1,
+    "sft.steps": 6,
+    "sft.batch_size": 16,
+    "sft.micro_batches": 1,
+    "sft.checkpoint_every": 2,
+    "rl.steps": 4,
+    "rl.prompts": 8,
+    "rl.group_size": 2,
+    "rl.loss.micro_batches": 1,
+    "rl.eval_every": 2,
+    "rl.checkpoint_every": 1,
+    "rl.sample_every": 2,
+    "eval.batch_size": 16,
+    "eval.pass_k": 2,
+    "eval.pass_pairs": 8,
+}
+
+
+def config(**changes):
+    """A recipe that takes seconds."""
+    made = base.get_config()
+    made.update_from_flattened_dict(SMALL | {k.replace("__", "."): v for k, v in changes.items()})
+    return made.lock()
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """An uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("done") / "run"
+    run(config(), workdir)
+    return workdir
+
+
+def lines(workdir):
+    """metrics.jsonl without its timings."""
+    with (workdir / "metrics.jsonl").open() as file:
+        rows = [json.loads(line) for line in file]
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def last_state(workdir):
+    """Every array of the last checkpoint, by path."""
+    policy = make_policy(config(), workdir)
+    found = Checkpoints(workdir / "checkpoints" / "srpo").restore_params(policy.params)
+    assert found is not None
+    return found[0], jax.device_get(found[1])
+
+
+def assert_same_run(one, other):
+    assert lines(one) == lines(other)
+    for (step, params), (other_step, other_params) in [(last_state(one), last_state(other))]:
+        assert step == other_step
+        jax.tree.map(np.testing.assert_array_equal, params, other_params)
+    assert (one / "summary.json").read_bytes() == (other / "summary.json").read_bytes()
+    assert (one / "tokenizer.json").read_bytes() == (other / "tokenizer.json").read_bytes()
+
+
+def test_a_run_leaves_what_it_should(done):
+    summary = json.loads((done / "summary.json").read_text())
+    for figures in (summary, summary["before"]):
+        assert {"macro_f1", "accuracy", "good_f1", "f1", "step_accuracy"} <= figures.keys()
+        assert {"parse_rate", "confusion", "n", "pass_at_2"} <= figures.keys()
+        assert figures["n"] == 32
+    rows = lines(done)
+    assert [r["step"] for r in rows if r["phase"] == "sft"] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in rows if r["phase"] == "srpo"] == [1, 2, 3, 4]
+    assert [r["step"] for r in rows if r["phase"] == "eval"] == [2, 4]
+    wanted = "loss reward kl entropy clip_low clip_high length truncated parse_rate zero_variance"
+    assert {*wanted.split(), "logp_gap"} <= next(r for r in rows if r["phase"] == "srpo").keys()
+    assert (done / "samples" / "step_000001.md").read_text().startswith("# Rollouts of step 1")
+    assert list((done / "tensorboard").rglob("events*"))
+    assert json.loads((done / "config.json").read_text())["sft"]["steps"] == 6
+
+
+def test_the_sampler_and_the_trainer_agree_on_the_log_probabilities(done):
+    for row in lines(done):
+        if row["phase"] == "srpo":
+            assert row["logp_gap_max"] < 1e-3
+            assert row["ratio"] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_the_same_run_again_says_that_all_is_done(done, capsys):
+    before = {path: path.stat().st_mtime_ns for path in done.rglob("*") if path.is_file()}
+    run(config(), done)
+    assert "all is done" in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in done.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("dies_after", [("sft", 3), ("srpo", 1), ("srpo", 3)])
+def test_trap_11_a_resumed_run_equals_the_uninterrupted_one(
+    done, tmp_path, monkeypatch, dies_after
+):
+    """Killed in the middle, a step or more after the last checkpoint, then started again."""
+    from she_jax.train import metrics
+
+    written = metrics.MetricsWriter.write
+
+    def die(self, phase, step, values):
+        written(self, phase, step, values)
+        if (phase, step) == dies_after:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(metrics.MetricsWriter, "write", die)
+    with pytest.raises(KeyboardInterrupt):
+        run(config(), tmp_path / "run")
+    monkeypatch.undo()
+    run(config(), tmp_path / "run")
+    assert_same_run(done, tmp_path / "run")
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(done, tmp_path):
+    """Through launch.py, in a process of its own."""
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(
+        "import sys\n"
+        f"sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+        "import test_run\n"
+        "def get_config():\n"
+        "    made = test_run.config()\n"
+        "    return made.unlock()\n"
+    )
+    workdir = tmp_path / "run"
+    command = [sys.executable, str(ROOT / "launch.py"), f"--config={recipe}"]
+    command += [f"--workdir={workdir}"]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {})
+    deadline = time.monotonic() + 240
+    while first.poll() is None and time.monotonic() < deadline:
+        metrics = workdir / "metrics.jsonl"
+        if metrics.is_file() and metrics.read_bytes().count(b"\n") >= 1:
+            first.send_signal(signal.SIGTERM)
+            break
+        time.sleep(0.05)
+    said, _ = first.communicate(timeout=240)
+    assert first.returncode == 143, said
+    assert "SIGTERM: saved sft at step" in said
+    again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
+    assert again.returncode == 0, again.stderr
+    assert "macro F1" in again.stdout
+    assert lines(done) == lines(workdir)
+
+
+def test_a_changed_config_over_an_old_workdir_lists_the_keys(done):
+    with pytest.raises(ValueError, match=r"rl\.steps: 4 in the workdir, 5 now"):
+        run(config(rl__steps=5), done)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rl__group_size": 1}, "group_size=1: the group baseline needs at least 2"),
+        ({"rl__prompts": 3}, "batch of 3 rows over data x fsdp = 8 devices"),
+        ({"rl__estimator": "ppo"}, "rl.estimator='ppo': expected one of"),
+        ({"rl__normalisation": "word"}, "normalisation='word': expected one of"),
+        ({"data__name": "amazon"}, "data.name='amazon': expected one of"),
+        ({"data__name": "esci"}, "needs --config.data.path"),
+        ({"data__eval_split": "dev"}, "no pairs in the split 'dev'"),
+        ({"kind": "play"}, "kind='play': expected one of"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_trained(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        run(config(**changes), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(tmp_path):
+    saved = Checkpoints(tmp_path)
+    with pytest.raises(ValueError, match="srpo step 8: loss nan"):
+        finite({"loss": np.float32("nan"), "grad_norm": 1.0}, "srpo", 7, saved)
+    assert finite({"loss": 1, "grad_norm": 2}, "srpo", 7, saved) == {"loss": 1.0, "grad_norm": 2.0}
+
+
+def test_a_checkpoint_judges_a_users_file(done, tmp_path):
+    pairs = [
+        {"uid": "a", "query": "red sofa", "product": {"title": "crimson couch"}, "label": 4},
+        {"uid": "b", "query": "オーク 机", "product": {"title": "机"}},
+        {"query": "", "product": {"title": "nothing asked"}},
+    ]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    changes = {
+        "kind": "evaluate",
+        "checkpoint": str(done),
+        "data__name": "jsonl",
+        "data__path": str(file),
+        "data__max_bad_share": 0.5,
+    }
+    run(config(**changes), tmp_path / "out")
+    with (tmp_path / "out" / "predictions.jsonl").open() as told:
+        judged = [json.loads(line) for line in told]
+    assert [line["uid"] for line in judged] == ["a", "b"]
+    assert {"label", "probabilities", "well_formed", "steps"} <= judged[0].keys()
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["n"] == 1
+
+
+def test_the_recipe_takes_its_argument():
+    made = stage1.get_config("model=smollm2,data=esci")
+    assert (made.model.name, made.data.name, made.data.balance) == ("smollm2", "esci", True)
+    with pytest.raises(ValueError, match="expected model=scratch|smollm2"):
+        stage1.get_config("model=gpt")
