@@ -5,6 +5,7 @@ stopped by SIGTERM and by Ctrl-C, after saving. The same command again goes on w
 """
 
 import difflib
+import errno
 import re
 import sys
 import traceback
@@ -31,7 +32,9 @@ def main(argv: list[str]) -> None:
     try:
         run(CONFIG.value, Path(workdir))
     except OSError as error:
-        _leave(str(error), 1)
+        full = error.errno == errno.ENOSPC and not error.filename
+        hint = f"; make room for {workdir}, then the same command goes on" if full else ""
+        _leave(f"{error}{hint}", 1)
     except ValueError as error:
         # Where our own code says `raise`, the message is for the user; anything else is a bug.
         frame = traceback.extract_tb(error.__traceback__)[-1]

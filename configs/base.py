@@ -39,7 +39,7 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     # The chain of thought; see she_jax.cot.CotSchema.build.
     config.chain = ConfigDict()
     config.chain.label_first = False
-    config.chain.checks = 0  # steps for single attributes; ShopWorld needs 0 or 3
+    config.chain.checks = 0  # steps for single attributes; ShopWorld takes 0 or 2
 
     # The policy.
     config.model = ConfigDict()
@@ -102,7 +102,7 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.eval.batch_size = 256
     config.eval.pass_k = 8  # rollouts a pair for pass@k, before and after; 0 leaves it out
     config.eval.pass_pairs = 256  # pairs for pass@k
-    return config
+    return config.lock()  # a recipe that misspells a key fails
 
 
 def _optimizer(*, learning_rate: float, warmup: int) -> Any:

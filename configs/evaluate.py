@@ -17,4 +17,5 @@ def get_config() -> ConfigDict:
     config.kind = "evaluate"
     config.model.prompt_length = 384  # for a model in files
     config.model.completion_length = 160
+    config.eval.batch_size = 64
     return config

@@ -40,7 +40,6 @@ def _smollm2(config: ConfigDict) -> None:
         {
             "model.prompt_length": 256,
             "model.completion_length": 128,
-            "model.remat": True,
             "sft.learning_rate": 1e-4,
             "sft.batch_size": 16,
             "sft.steps": 240,
@@ -57,5 +56,6 @@ def _smollm2(config: ConfigDict) -> None:
             "rl.sample_every": 20,
             "eval.batch_size": 32,
             "eval.pass_pairs": 64,
+            "data.eval_pairs": 256,
         }
     )

@@ -227,5 +227,5 @@ def test_a_checkpoint_judges_a_users_file(done, tmp_path):
 def test_the_recipe_takes_its_argument():
     made = stage1.get_config("model=smollm2,data=esci")
     assert (made.model.name, made.data.name, made.data.balance) == ("smollm2", "esci", True)
-    with pytest.raises(ValueError, match="expected model=scratch|smollm2"):
+    with pytest.raises(ValueError, match=r"expected model=scratch\|smollm2"):
         stage1.get_config("model=gpt")

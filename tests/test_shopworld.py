@@ -66,7 +66,7 @@ def test_category_and_attribute_verdicts():
 @pytest.mark.parametrize("label_first", [False, True])
 def test_gold_chains_are_well_formed_and_right_in_every_step(checks, label_first):
     world = gold(checks=checks, label_first=label_first)
-    schema = CotSchema.build(checks=3 if checks else 0, label_first=label_first)
+    schema = CotSchema.build(checks=2 if checks else 0, label_first=label_first)
     for example in generate(world, "test"):
         chain = schema.parse(example.rationale or "")
         assert chain.well_formed

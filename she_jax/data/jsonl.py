@@ -14,8 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from she_jax.cot import CotSchema
 from she_jax.data.dataset import CarvedConfig, ExampleBuilder, Row
 from she_jax.types import BadRow, Example
+
+# Verdicts by step; ``check_1`` stands for all that are numbered.
+_VERDICTS = {step.name: step.verdicts for step in CotSchema.build(checks=1).steps}
 
 
 @dataclass(kw_only=True, eq=False)
@@ -51,6 +55,9 @@ class Jsonl(ExampleBuilder):
                 except ValueError as error:
                     yield BadRow(file=config.path, line=line, reason=str(error))
                     continue
+                if not (config.evaluation or example.label or example.rationale):
+                    yield BadRow(file=config.path, line=line, reason="no label: training needs one")
+                    continue
                 split = "test" if config.evaluation else split or config.split_of(example.query)
                 yield Row(split=split, example=example, file=config.path, line=line)
 
@@ -71,7 +78,7 @@ def _read(raw: bytes, line: int) -> tuple[Example, str]:
         raise ValueError(f"not an object: {_shown(row)}")
     steps = row.get("steps")
     example = Example(
-        uid=_scalar(row.get("uid", line), "uid") or str(line),
+        uid=_scalar(row.get("uid"), "uid") or f"line-{line}",
         query=_text(row, "query"),
         product=_product(row.get("product")),
         label=_label(row.get("label")),
@@ -127,6 +134,12 @@ def _steps(value: Any) -> dict[str, str]:
         raise ValueError(f"wrong steps: {_shown(value)}, expected step names with texts")
     if "label" in value:
         raise ValueError("wrong steps: 'label' stands beside the steps, not among them")
+    for name, truth in value.items():
+        family = re.sub(r"_\d+$", "_1", name)
+        if family not in _VERDICTS:
+            raise ValueError(f"wrong steps: no step {name!r}, expected some of {list(_VERDICTS)}")
+        if _VERDICTS[family] and truth not in _VERDICTS[family]:
+            raise ValueError(f"wrong steps: {name} {truth!r}, expected one of {_VERDICTS[family]}")
     return value
 
 

@@ -22,7 +22,7 @@ from she_jax.types import Example
 
 KINDS = ("plain", "attribute", "brand", "negation", "alternative", "question")
 SPLITS = ("train", "validation", "test", "test_longtail")
-MAX_CONDITIONS = 3
+MAX_CONDITIONS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class World:
       class_balance: share of the labels 1 to 4.
       coverage: probability that a human annotated a given step of a pair (the label always is).
       chains: who writes the rationale: ``teacher``, ``gold`` or ``none``.
-      checks: give each asked attribute a step of its own (``CotSchema.build(checks=3)``).
+      checks: give each asked attribute a step of its own (``CotSchema.build(checks=2)``).
       label_first: the label stands before the reasoning.
       errors: the teacher's error rates.
     """

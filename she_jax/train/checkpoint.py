@@ -183,8 +183,11 @@ class Checkpoints:
                 self._warn(f"checkpoint {path} is passed over: {reason}")
                 continue
             best = self._record(path)["best"]
-            if best not in (None, step) and not _damage(self.directory / str(best)):
-                step, path = best, self.directory / str(best)
+            if best not in (None, step):
+                if reason := _damage(self.directory / str(best)):
+                    self._warn(f"best checkpoint {best} is passed over for {path}: {reason}")
+                else:
+                    step, path = best, self.directory / str(best)
             whole = step, path
             break
         if whole is None:

@@ -181,3 +181,8 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def say(text: str) -> None:
+    """Prints a line for the user."""
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)

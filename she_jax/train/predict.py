@@ -39,7 +39,7 @@ class Judge:
         self.format, self._policy = policy.format, policy
         self._devices = policy.mesh.shape["data"] * policy.mesh.shape["fsdp"]
         self._batch_size = self._shared_out(batch_size)
-        self._greedy = self._sampler(1)
+        self._samplers: dict[int, Callable[..., Rollout]] = {}
 
     def _shared_out(self, rows: int) -> int:
         """So many rows, or the few more that every device needs to have as many."""
@@ -52,7 +52,7 @@ class Judge:
         size = self._batch_size
         for first in range(0, count, size):
             part = [examples[i] for i in range(first, min(first + size, count))]
-            rollout = self._ask(self._greedy, params, part, size, jax.random.key(0), 0.0)
+            rollout = self._ask(self._sampler(1), params, part, size, jax.random.key(0), 0.0)
             yield part, rollout, self._parse(rollout)[: len(part)]
 
     def chains(self, params: Any, examples: Sequence[Example], show: Show) -> list[Chain]:
@@ -76,7 +76,9 @@ class Judge:
         for first in range(0, len(examples), size):
             part = examples[first : first + size]
             key = jax.random.fold_in(jax.random.key(seed), first)
-            labels = [c.label for c in self._parse(self._ask(sampler, params, part, size, key, 1))]
+            labels = [
+                c.label for c in self._parse(self._ask(sampler, params, part, size, key, 1.0))
+            ]
             for n, example in enumerate(part):
                 right.append([label == example.label for label in labels[n * k : (n + 1) * k]])
             show(len(right))
@@ -84,14 +86,16 @@ class Judge:
         return {f"pass_at_{k}": pass_at_k(correct), "sampled_accuracy": float(correct.mean())}
 
     def _sampler(self, group_size: int) -> Callable[..., Rollout]:
-        return jit_sample(
-            self._policy.model,
-            group_size=group_size,
-            max_new_tokens=self.format.completion_length,
-            eos_id=self.format.eos_ids,
-            pad_id=self.format.pad_id,
-            mesh=self._policy.mesh,
-        )
+        if group_size not in self._samplers:  # each is compiled once
+            self._samplers[group_size] = jit_sample(
+                self._policy.model,
+                group_size=group_size,
+                max_new_tokens=self.format.completion_length,
+                eos_id=self.format.eos_ids,
+                pad_id=self.format.pad_id,
+                mesh=self._policy.mesh,
+            )
+        return self._samplers[group_size]
 
     def _ask(
         self,
@@ -117,12 +121,19 @@ def evaluate(config: Config, workdir: Path) -> None:
     its name, text and verdict).
     """
     console = Console(highlight=False)
-    final = workdir / "predictions.jsonl"
+    final, sources = workdir / "predictions.jsonl", workdir / "judged.json"
+    policy, source = load_policy(config)
+    made = make_data(config, workdir)
+    inputs = {"pairs": str(made.path), "checkpoint": source}
     if final.is_file():
+        if json.loads(sources.read_text(encoding="utf-8")) != inputs:
+            raise ValueError(
+                f"{final} holds judgements of other pairs or of another checkpoint (see "
+                f"{sources}): give a new folder with --workdir"
+            )
         console.print(f"all is done: the judgements are in {final}", soft_wrap=True)
         return
-    policy = load_policy(config)
-    made = make_data(config, workdir)
+    write_json(sources, inputs)
     examples = open_split(made.path, config.data.eval_split)
     limit = min(config.data.eval_pairs or len(examples), len(examples))
     judge = Judge(policy, config.eval.batch_size)

@@ -114,6 +114,8 @@ def before_after_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> T
             (f"{title} {k}", first.get(k), second.get(k)) for k in dict.fromkeys([*first, *second])
         ]
     rows.append(("parse rate", before.get("parse_rate"), after.get("parse_rate")))
+    sampled = [key for key in before if key.startswith("pass_at_")]
+    rows += [(key.replace("_at_", "@"), before[key], after.get(key)) for key in sampled]
     for title, old, new in rows:
         change = f"{new - old:+.3f}" if old is not None and new is not None else "-"
         table.add_row(title, _figure(old), _figure(new), change)

@@ -21,18 +21,18 @@ from she_jax.data.chains import write_chain
 from she_jax.data.dataset import Prepared, open_split
 from she_jax.data.pipeline import batches
 from she_jax.data.prompts import PromptFormat, positions
-from she_jax.models.sharding import check_batch, shardings
+from she_jax.models.sharding import check_batch, make_mesh, shardings
 from she_jax.models.weights import save_model
 from she_jax.rl.advantages import CRITICAL
 from she_jax.rl.losses import NORMALISATIONS, LossConfig
 from she_jax.rl.update import jit_update_step, make_sft_step, make_update_step
 from she_jax.train.checkpoint import Checkpoints, StopSignal
 from she_jax.train.evaluate import score
-from she_jax.train.metrics import MetricsWriter, Progress
+from she_jax.train.metrics import MetricsWriter, Progress, say
 from she_jax.train.predict import Judge, evaluate
 from she_jax.train.report import before_after_table, write_json
 from she_jax.train.rollouts import ESTIMATORS, make_collector
-from she_jax.train.setup import Policy, make_data, make_optimizer, make_policy
+from she_jax.train.setup import Policy, make_builder, make_data, make_optimizer, make_policy
 from she_jax.train.workdir import Config, claim_workdir
 from she_jax.types import Example, SftBatch, TrainState
 
@@ -52,6 +52,7 @@ def run(config: Config, workdir: Path) -> None:
     """
     if config.kind not in KINDS:
         raise ValueError(f"kind={config.kind!r}: expected one of {KINDS}")
+    check(config, workdir)
     claim_workdir(workdir, config)
     if config.kind == "evaluate":
         evaluate(config, workdir)
@@ -62,31 +63,44 @@ def run(config: Config, workdir: Path) -> None:
         with StopSignal() as stop:
             made = make_data(config, workdir)
             policy = make_policy(config, workdir, made)
-            check(config, policy, made)
+            check_splits(config, made)
             reference, lines = sft(config, workdir, policy, made, stop)
-            srpo(config, workdir, policy, reference, lines, made, stop)
+            figures, params = srpo(config, workdir, policy, reference, lines, made, stop)
             if config.export:
-                export(workdir, policy)
+                export(workdir / "export", policy, params)
+            write_json(summary, figures)
     else:
         console.print(f"all is done: the figures are in {summary}", soft_wrap=True)
     after = json.loads(summary.read_text(encoding="utf-8"))
     console.print(before_after_table(after["before"], after))
 
 
-def check(config: Config, policy: Policy, made: Prepared) -> None:
-    """Finds what would stop the run later, before anything is trained.
+def check(config: Config, workdir: Path) -> None:
+    """Finds what would stop the run later, before it takes any time or leaves anything.
 
     Raises:
       ValueError: for the first thing that cannot work.
+      FileNotFoundError: if the data set's files are not there.
     """
-    rl = config.rl
-    for rows in (config.sft.batch_size // config.sft.micro_batches, rl.prompts):
-        check_batch(rows, policy.mesh)
-    for rows, loss in ((config.sft.batch_size, config.sft), (rl.prompts * rl.group_size, rl.loss)):
-        if rows % loss.micro_batches:
-            raise ValueError(f"{rows} rows do not divide into micro_batches={loss.micro_batches}")
+    make_builder(config, workdir)
+    mesh, sft, rl = make_mesh(**config.mesh.to_dict()), config.sft, config.rl
+    LossConfig(**rl.loss)
+    for name, value in {
+        **{
+            f"sft.{k}": sft[k] for k in ("steps", "batch_size", "micro_batches", "checkpoint_every")
+        },
+        **{f"rl.{k}": rl[k] for k in ("steps", "prompts", "eval_every", "checkpoint_every")},
+        "rl.sample_every": rl.sample_every,
+        "eval.batch_size": config.eval.batch_size,
+    }.items():
+        if value < 1:
+            raise ValueError(f"{name}={value}: expected at least 1")
     if rl.group_size < 2:
         raise ValueError(f"group_size={rl.group_size}: the group baseline needs at least 2")
+    if not rl.temperature > 0:
+        raise ValueError(f"rl.temperature={rl.temperature}: expected a positive number")
+    if rl.top_p < 1 and not rl.top_k:
+        raise ValueError(f"rl.top_p={rl.top_p} narrows the top k: set rl.top_k too, 100 say")
     for name, value, choices in (
         ("estimator", rl.estimator, ESTIMATORS),
         ("normalisation", rl.normalisation, NORMALISATIONS),
@@ -94,7 +108,22 @@ def check(config: Config, policy: Policy, made: Prepared) -> None:
     ):
         if value not in choices:
             raise ValueError(f"rl.{name}={value!r}: expected one of {choices}")
-    LossConfig(**rl.loss)
+    for rows, parts in (
+        (sft.batch_size, sft.micro_batches),
+        (rl.prompts * rl.group_size, rl.loss.micro_batches),
+    ):
+        if rows % parts:
+            raise ValueError(f"{rows} rows do not divide into micro_batches={parts}")
+        check_batch(rows // parts, mesh)
+    check_batch(rl.prompts, mesh)
+
+
+def check_splits(config: Config, made: Prepared) -> None:
+    """Checks that there are pairs to train on, to pick a checkpoint on and to report on.
+
+    Raises:
+      ValueError: if one of the three splits is empty.
+    """
     for split in ("train", "validation", config.data.eval_split):
         if not made.splits.get(split):
             raise ValueError(
@@ -117,8 +146,10 @@ def sft(
     steps = config.sft.steps
     optimizer = make_optimizer(config.sft)
     state = new_state(policy, optimizer, config.seed)
-    saved = Checkpoints(workdir / "checkpoints" / "sft", warn=_say)
-    start, state, host = saved.restore(state) or (0, state, {"position": 0, "lines": 0})
+    saved = Checkpoints(workdir / "checkpoints" / "sft", warn=say)
+    host = {"position": 0, "lines": 0, "data": fingerprint(made)}
+    start, state, host = saved.restore(state) or (0, state, host)
+    check_data(host, made)
     if start == steps:
         return state.params, host["lines"]
     step_fn = make_sft_step(policy.model.forward, optimizer, micro_batches=config.sft.micro_batches)
@@ -138,7 +169,7 @@ def sft(
             rate = {"time/step": seconds, "time/tokens_per_s": tokens / seconds}
             metrics.write("sft", step + 1, figures | cut | rate)
             progress.update(step + 1, loss=figures["loss"])
-            host = {"position": host["position"] + 1, "lines": metrics.lines}
+            host |= {"position": host["position"] + 1, "lines": metrics.lines}
             last = step + 1 == steps
             if last or stop or (step + 1) % config.sft.checkpoint_every == 0:
                 saved.save(step + 1, state, host)
@@ -177,23 +208,30 @@ def srpo(
     lines: int,
     made: Prepared,
     stop: StopSignal,
-) -> None:
+) -> tuple[dict[str, Any], Any]:
     """Rollouts in groups, steps, rewards a step, advantages, update; and again.
 
     Args:
       reference: the cold start's parameters, where the policy starts and what KL holds it to.
       lines: lines of ``metrics.jsonl`` by then.
+
+    Returns:
+      The figures for ``summary.json``, and the parameters that did best on the validation split.
     """
     rl = config.rl
     optimizer = make_optimizer(rl)
     # A copy, since the update is given its state for good and the reference must stay.
     start_policy = Policy(**vars(policy) | {"params": jax.tree.map(jnp.copy, reference)})
     state = new_state(start_policy, optimizer, config.seed + 1)
-    saved = Checkpoints(workdir / "checkpoints" / "srpo", warn=_say)
-    fresh = (0, state, {"position": 0, "lines": lines, "best": -1.0})
-    start, state, host = saved.restore(state) or fresh
+    del start_policy
+    saved = Checkpoints(workdir / "checkpoints" / "srpo", warn=say)
+    host = {"position": 0, "lines": lines, "best": -1.0, "data": fingerprint(made)}
+    start, state, host = saved.restore(state) or (0, state, host)
+    check_data(host, made)
     judge = Judge(policy, config.eval.batch_size)
     before = judged(config, workdir, judge, reference, made, "before")
+    if stop:
+        leave(stop, "srpo", start, rl.steps)
     loss = LossConfig(**rl.loss)
     update = jit_update_step(
         make_update_step(policy.model.forward, optimizer, loss), policy.mesh, state
@@ -221,17 +259,17 @@ def srpo(
             if last or (step + 1) % rl.eval_every == 0:
                 now = judge_twice(config, workdir, judge, state.params, made, step + 1)
                 metrics.write("eval", step + 1, now)
-                best = now["validation/macro_f1"] > host["best"]
-                host |= {"best": max(host["best"], now["validation/macro_f1"])}
+                reached = now.get("validation/macro_f1", 0.0)
+                best = reached > host["best"]
+                host |= {"best": max(host["best"], reached)}
             host |= {"position": host["position"] + 1, "lines": metrics.lines}
             if last or best or stop or (step + 1) % rl.checkpoint_every == 0:
                 saved.save(step + 1, state, host, best=best)
             if stop and not last:
                 leave(stop, "srpo", step + 1, rl.steps)
-    found = saved.restore_params(state.params)
-    step, params = found or (rl.steps, state.params)
+    step, params = saved.restore_params(state.params) or (rl.steps, state.params)
     after = judged(config, workdir, judge, params, made, "after")
-    write_json(workdir / "summary.json", after | {"checkpoint": step, "before": before})
+    return after | {"checkpoint": step, "before": before}, params
 
 
 # -------------------------------------------------------------------------- what both share
@@ -254,6 +292,24 @@ def training_batches(config: Config, made: Prepared, size: int) -> MapDataset:
     return batches(source, size, seed=config.seed, balance=config.data.balance)
 
 
+def fingerprint(made: Prepared) -> str:
+    """Tells one data set from another: its options, and the size and time of its files."""
+    return made.path.parent.name
+
+
+def check_data(host: Mapping[str, Any], made: Prepared) -> None:
+    """Checks that a checkpoint goes on with the pairs it began with.
+
+    Raises:
+      ValueError: if they have changed, for the position in them would mean nothing.
+    """
+    if host["data"] != fingerprint(made):
+        raise ValueError(
+            f"the pairs changed since the last checkpoint (data set {host['data']} then, "
+            f"{fingerprint(made)} now): put the old files back, or start anew in another --workdir"
+        )
+
+
 def finite(
     figures: Mapping[str, Any], phase: str, step: int, saved: Checkpoints
 ) -> dict[str, float]:
@@ -267,14 +323,15 @@ def finite(
         raise ValueError(
             f"{phase} step {step + 1}: loss {numbers['loss']}, gradient norm "
             f"{numbers['grad_norm']}. Stopped; the last good checkpoint is step "
-            f"{saved.latest_step} in {saved.directory}. A lower learning_rate as a rule helps"
+            f"{saved.latest_step} in {saved.directory}. As a rule a lower {phase} learning_rate "
+            "helps, in another --workdir"
         )
     return numbers
 
 
 def leave(stop: StopSignal, phase: str, step: int, steps: int) -> None:
     """Ends the program after a signal, the state being saved."""
-    _say(f"{stop.name}: saved {phase} at step {step} of {steps}; the same command goes on from it")
+    say(f"{stop.name}: saved {phase} at step {step} of {steps}; the same command goes on from it")
     raise SystemExit(stop.exit_code)
 
 
@@ -305,7 +362,7 @@ def judge_twice(
         figures = judge_split(judge, params, made, split, limit, f"judging {split}, step {step}")
         write_json(workdir / "eval" / f"step_{step:06d}_{split}.json", figures)
         names = ("macro_f1", "accuracy", "good_f1", "parse_rate")
-        flat |= {f"{split}/{name}": figures[name] for name in names}
+        flat |= {f"{split}/{name}": figures[name] for name in names if figures[name] is not None}
         flat |= {f"{split}/step/{k}": v for k, v in figures["step_accuracy"].items()}
     return flat
 
@@ -328,21 +385,17 @@ def take(made: Prepared, split: str, limit: int) -> list[Example]:
     return [source[i] for i in range(min(limit or len(source), len(source)))]
 
 
-def export(workdir: Path, policy: Policy) -> None:
-    """Writes the best policy as a Hugging Face directory."""
-    found = Checkpoints(workdir / "checkpoints" / "srpo", warn=_say).restore_params(policy.params)
-    if found is not None:
-        own = policy.format
-        save_model(
-            workdir / "export",
-            policy.model.config,
-            jax.device_get(found[1]),
-            own.tokenizer,
-            eos_ids=own.eos_ids,
-            pad_id=own.pad_id,
-            chat_template=own.chat_template,
-        )
-
-
-def _say(text: str) -> None:
-    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+def export(folder: Path, policy: Policy, params: Any) -> None:
+    """Writes a policy as a Hugging Face directory."""
+    own = policy.format
+    save_model(
+        folder,
+        policy.model.config,
+        jax.device_get(params),
+        own.tokenizer,
+        eos_ids=own.eos_ids,
+        pad_id=own.pad_id,
+        chat_template=own.chat_template,
+        specials=own.specials,
+        overwrite=True,  # of a run that was stopped in between
+    )

@@ -1,7 +1,7 @@
 """From a config to what a run works with: the pairs on disk, the policy and its prompts."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ from she_jax.data.dataset import ExampleBuilder, Prepared, open_split, prepare
 from she_jax.data.esci import Esci, EsciConfig
 from she_jax.data.jsonl import Jsonl, JsonlConfig
 from she_jax.data.prompts import EOS, PAD, PromptFormat, train_tokenizer, training_texts
-from she_jax.data.shopworld import ShopWorld, ShopWorldConfig, TeacherErrors, World
+from she_jax.data.shopworld import MAX_CONDITIONS, ShopWorld, ShopWorldConfig, TeacherErrors, World
 from she_jax.data.wands import Wands, WandsConfig
 from she_jax.models.sharding import make_mesh, shardings
 from she_jax.models.transformer import Model, ModelConfig, build_model, init_params
 from she_jax.models.weights import load_model
 from she_jax.train.checkpoint import Checkpoints
-from she_jax.train.metrics import Progress
+from she_jax.train.metrics import Progress, say
 from she_jax.train.report import write_text
 from she_jax.train.workdir import Config
 
@@ -46,9 +46,9 @@ def make_data(config: Config, workdir: Path) -> Prepared:
     Raises:
       ValueError: for an unknown set, or one with too many bad rows.
     """
-    builder = _builder(config, Path(config.data.dir or workdir / "data"))
+    builder = make_builder(config, workdir)
     sizes = config.shopworld.pairs if config.data.name == "shopworld" else ()
-    with Progress(f"data: {config.data.name}", total=sum(sizes)) as progress:
+    with Progress(f"data: {config.data.name}", total=sum(sizes) or None) as progress:
         made = prepare(builder, on_progress=progress.update)
         progress.update(sum(made.splits.values()))
         counts = ", ".join(f"{n:,} {split}" for split, n in made.splits.items())
@@ -61,7 +61,14 @@ def make_data(config: Config, workdir: Path) -> Prepared:
     return made
 
 
-def _builder(config: Config, folder: Path) -> ExampleBuilder:
+def make_builder(config: Config, workdir: Path) -> ExampleBuilder:
+    """The data set of the config, not made yet.
+
+    Raises:
+      ValueError: for an unknown set, or options that do not fit.
+      FileNotFoundError: if its files are not there.
+    """
+    folder = Path(config.data.dir or workdir / "data")
     name, path, share = config.data.name, config.data.path, config.data.max_bad_share
     if name not in SETS:
         raise ValueError(f"data.name={name!r}: expected one of {SETS}")
@@ -75,6 +82,10 @@ def _builder(config: Config, folder: Path) -> ExampleBuilder:
         own = config.kind == "evaluate"
         settings = JsonlConfig(path=path, max_bad_share=share, evaluation=own)
         return Jsonl(data_dir=folder, config=settings)
+    if config.chain.checks not in (0, MAX_CONDITIONS):
+        raise ValueError(
+            f"chain.checks={config.chain.checks}: ShopWorld takes 0 or {MAX_CONDITIONS}"
+        )
     options = config.shopworld.to_dict()
     world = World(
         **options
@@ -109,8 +120,10 @@ def make_policy(config: Config, workdir: Path, made: Prepared | None = None) -> 
         eos_ids, pad_id = (vocab[EOS],), vocab[PAD]
         chat: dict[str, Any] = {}
     else:
-        loaded = load_model(name, dtype=sizes["dtype"])
-        own, params, tokenizer = loaded.config, loaded.params, loaded.tokenizer
+        say(f"model: loading {name}")
+        loaded = load_model(name)  # in float32: smaller types lose small updates
+        own = replace(loaded.config, dtype=sizes["dtype"], remat=sizes["remat"])
+        params, tokenizer = loaded.params, loaded.tokenizer
         eos_ids, pad_id = loaded.eos_ids, loaded.pad_id
         chat = {"chat_template": loaded.chat_template, "specials": loaded.specials}
     prompts = PromptFormat(
@@ -122,10 +135,11 @@ def make_policy(config: Config, workdir: Path, made: Prepared | None = None) -> 
 
 
 def _tokenizer(path: Path, vocab_size: int, made: Prepared | None) -> Tokenizer:
-    if path.is_file():
+    if path.is_file() and (made is None or (path.parent / "checkpoints").is_dir()):
         return Tokenizer.from_file(str(path))
     if made is None:
         raise FileNotFoundError(f"{path} is missing: the run's folder is not whole")
+    say(f"tokenizer: training on up to {TOKENIZER_PAIRS:,} pairs")
     source = open_split(made.path, "train")
     pairs = (source[i] for i in range(min(TOKENIZER_PAIRS, len(source))))
     tokenizer = train_tokenizer(training_texts(pairs), vocab_size)
@@ -133,8 +147,10 @@ def _tokenizer(path: Path, vocab_size: int, made: Prepared | None) -> Tokenizer:
     return tokenizer
 
 
-def load_policy(config: Config) -> Policy:
-    """The policy that ``config.checkpoint`` names: a run's folder, or a model in files.
+def load_policy(config: Config) -> tuple[Policy, str]:
+    """The policy that ``config.checkpoint`` names, and what exactly that was.
+
+    The checkpoint is a run's folder, or a model in files.
 
     A run's folder brings its own model, chain and lengths, and its best checkpoint.
 
@@ -144,18 +160,20 @@ def load_policy(config: Config) -> Policy:
     folder = Path(config.checkpoint)
     if not config.checkpoint:
         raise ValueError("evaluating needs --config.checkpoint: a run's folder or a model's")
-    if not (folder / "checkpoints").is_dir():
+    path = folder / "config.json"
+    if not path.is_file() or "kind" not in json.loads(path.read_text(encoding="utf-8")):
         own = config.copy_and_resolve_references()
         own.model.name = config.checkpoint
-        return make_policy(own, folder)
-    run = ConfigDict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        return make_policy(own, folder), config.checkpoint
+    run = ConfigDict(json.loads(path.read_text(encoding="utf-8")))
     run.mesh = config.mesh
     policy = make_policy(run, folder)
     for phase in ("srpo", "sft"):
         if (folder / "checkpoints" / phase).is_dir():
             found = Checkpoints(folder / "checkpoints" / phase).restore_params(policy.params)
             if found is not None:
-                return Policy(**vars(policy) | {"params": found[1]})
+                source = f"{folder}, {phase} step {found[0]}"
+                return Policy(**vars(policy) | {"params": found[1]}), source
     raise FileNotFoundError(f"{folder / 'checkpoints'} holds no whole checkpoint: train first")
 
 

@@ -8,12 +8,17 @@ from typing import Any, TypeAlias
 
 from she_jax.train.report import write_json
 
+# As long as none of these is there, nothing is lost by another config.
+MADE = ("checkpoints", "predictions.jsonl")
+
 # A ConfigDict. Its attributes are typed as a union of everything, which no checker can follow.
 Config: TypeAlias = Any
 
 
 def claim_workdir(workdir: str | os.PathLike, config: Config) -> None:
     """Makes the folder of a run and writes ``config.json``, or checks that it is this run's folder.
+
+    A folder in which nothing was trained or judged yet takes the new config.
 
     Args:
       workdir: the folder.
@@ -50,7 +55,9 @@ def claim_workdir(workdir: str | os.PathLike, config: Config) -> None:
         for key in sorted(old.keys() | new.keys())
         if _value(old, key) != _value(new, key)
     ]
-    if lines:
+    if lines and not any((workdir / made).exists() for made in MADE):
+        write_json(path, now)
+    elif lines:
         raise ValueError(
             f"workdir {workdir} belongs to a run with another config:\n"
             + "\n".join(lines)
