@@ -1,11 +1,20 @@
 """What all tests share: eight virtual devices, checked shapes, no silent broadcasting."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 flags = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of the tests' time is XLA's compiler, and many compile the same; processes they start too.
+cache = tempfile.mkdtemp(prefix="she_jax_tests_")
+atexit.register(shutil.rmtree, cache, ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 from jaxtyping import install_import_hook  # noqa: E402
 

@@ -117,7 +117,7 @@ def test_the_same_run_again_says_that_all_is_done(done, capsys):
     assert {p: p.stat().st_mtime_ns for p in done.rglob("*") if p.is_file()} == before
 
 
-@pytest.mark.parametrize("dies_after", [("sft", 3), ("srpo", 1), ("srpo", 3)])
+@pytest.mark.parametrize("dies_after", [("sft", 3), ("srpo", 3)])
 def test_trap_11_a_resumed_run_equals_the_uninterrupted_one(
     done, tmp_path, monkeypatch, dies_after
 ):
@@ -178,6 +178,10 @@ def test_a_changed_config_over_an_old_workdir_lists_the_keys(done):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"rl__top_p": 0.5}, "narrows the top k"),
+        ({"rl__temperature": 0.0}, "expected a positive number"),
+        ({"rl__eval_every": 0}, "rl.eval_every=0: expected at least 1"),
+        ({"chain__checks": 1}, "ShopWorld takes 0 or 2"),
         ({"rl__group_size": 1}, "group_size=1: the group baseline needs at least 2"),
         ({"rl__prompts": 3}, "batch of 3 rows over data x fsdp = 8 devices"),
         ({"rl__estimator": "ppo"}, "rl.estimator='ppo': expected one of"),
@@ -192,6 +196,14 @@ def test_what_cannot_work_is_said_before_anything_is_trained(tmp_path, changes, 
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         run(config(**changes), tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_folder_in_which_nothing_was_made_takes_another_config(done, tmp_path):
+    """A command that failed early does not stand in the way of the corrected one."""
+    with pytest.raises(ValueError, match="no pairs in the split"):
+        run(config(data__eval_split="dev"), tmp_path / "run")
+    run(config(), tmp_path / "run")
+    assert_same_run(done, tmp_path / "run")
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(tmp_path):
@@ -222,6 +234,11 @@ def test_a_checkpoint_judges_a_users_file(done, tmp_path):
     assert [line["uid"] for line in judged] == ["a", "b"]
     assert {"label", "probabilities", "well_formed", "steps"} <= judged[0].keys()
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["n"] == 1
+    run(config(**changes), tmp_path / "out")  # all is done
+    with file.open("a") as more:
+        more.write(json.dumps(pairs[0] | {"uid": "c"}) + "\n")
+    with pytest.raises(ValueError, match="other pairs or of another checkpoint"):
+        run(config(**changes), tmp_path / "out")
 
 
 def test_the_recipe_takes_its_argument():

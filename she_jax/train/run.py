@@ -108,6 +108,7 @@ def check(config: Config, workdir: Path) -> None:
     ):
         if value not in choices:
             raise ValueError(f"rl.{name}={value!r}: expected one of {choices}")
+    check_batch(rl.prompts, mesh)
     for rows, parts in (
         (sft.batch_size, sft.micro_batches),
         (rl.prompts * rl.group_size, rl.loss.micro_batches),
@@ -115,7 +116,6 @@ def check(config: Config, workdir: Path) -> None:
         if rows % parts:
             raise ValueError(f"{rows} rows do not divide into micro_batches={parts}")
         check_batch(rows // parts, mesh)
-    check_batch(rl.prompts, mesh)
 
 
 def check_splits(config: Config, made: Prepared) -> None:
