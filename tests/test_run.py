@@ -14,7 +14,8 @@ import pytest
 
 from configs import base, stage1
 from she_jax.train.checkpoint import Checkpoints
-from she_jax.train.run import finite, run
+from she_jax.train.checks import finite
+from she_jax.train.run import run
 from she_jax.train.setup import make_policy
 
 ROOT = Path(__file__).parent.parent
