@@ -8,7 +8,7 @@ from she_jax.data.dataset import open_split, prepare
 from she_jax.data.jsonl import Jsonl, JsonlConfig
 from she_jax.types import BadRow, Example
 
-ROW = {"query": "red mug", "product": {"title": "Mug, red"}}
+ROW = {"query": "red mug", "product": {"title": "Mug, red"}, "label": 4}
 
 
 def read(tmp_path, *lines, **options) -> list:
@@ -47,9 +47,17 @@ def test_all_fields_are_read(tmp_path):
     )
 
 
-def test_only_query_and_product_are_needed(tmp_path):
-    (row,) = read(tmp_path, ROW)
-    assert row.example == Example(uid="1", query="red mug", product={"title": "Mug, red"})
+def test_only_query_and_product_are_needed_for_judging(tmp_path):
+    pair = {"query": "red mug", "product": {"title": "Mug, red"}}
+    (row,) = read(tmp_path, pair, evaluation=True)
+    assert row.example == Example(uid="line-1", **pair)
+
+
+def test_training_needs_a_label_or_a_chain(tmp_path):
+    pair = {"query": "red mug", "product": {"title": "Mug, red"}}
+    bad, good = read(tmp_path, pair, pair | {"rationale": "label: 4"})
+    assert bad.reason == "no label: training needs one"
+    assert good.example.rationale == "label: 4"
 
 
 @pytest.mark.parametrize("label", [1, 4, "1", "4", " 2 "])
@@ -81,6 +89,9 @@ def test_labels(tmp_path, label):
         (ROW | {"label": 4.0}, "wrong label: 4.0, expected 1, 2, 3 or 4"),
         (ROW | {"steps": {"category": 1}}, "wrong steps: "),
         (ROW | {"steps": ["category"]}, "wrong steps: "),
+        (ROW | {"steps": {"colour": "met"}}, "wrong steps: no step 'colour', expected some of"),
+        (ROW | {"steps": {"category": "Match"}}, "wrong steps: category 'Match', expected one of"),
+        (ROW | {"steps": {"check_7": "good"}}, "wrong steps: check_7 'good', expected one of"),
         (ROW | {"steps": {"label": "4"}}, "wrong steps: 'label' stands beside the steps"),
         (ROW | {"kind": 5}, "wrong kind: 5, expected text"),
         (ROW | {"split": "my split"}, "wrong split: 'my split'"),
@@ -98,7 +109,12 @@ def test_rows_that_cannot_be_used_are_set_aside(tmp_path, line, reason):
 
 def test_empty_query_and_missing_title_are_set_aside_on_the_way_in(tmp_path):
     path = tmp_path / "pairs.jsonl"
-    lines = [ROW, ROW | {"query": " "}, ROW | {"product": {"brand": "x"}}, {"product": {}}]
+    lines = [
+        ROW,
+        ROW | {"query": " "},
+        ROW | {"product": {"brand": "x"}},
+        {"product": {}, "label": 1},
+    ]
     path.write_text("\n".join(json.dumps(line) for line in lines))
     made = prepare(Jsonl(data_dir=tmp_path, config=JsonlConfig(path=str(path), max_bad_share=0.9)))
     assert made.bad_rows == {"empty query": 2, "missing title": 1}

@@ -151,6 +151,7 @@ def test_a_workdir_is_claimed_once_and_known_again(tmp_path):
 
 def test_a_changed_config_lists_every_key_that_differs(tmp_path):
     claim_workdir(tmp_path, config())
+    (tmp_path / "checkpoints").mkdir()
     other = config(**{"seed": 1, "optim.lr": 2e-3})
     other.extra = {"flag": True}
     with pytest.raises(ValueError, match="another config") as error:
@@ -161,6 +162,12 @@ def test_a_changed_config_lists_every_key_that_differs(tmp_path):
     assert "extra.flag: absent in the workdir, true now" in message
     assert "betas" not in message
     assert "--workdir" in message
+
+
+def test_a_folder_in_which_nothing_was_made_takes_another_config(tmp_path):
+    claim_workdir(tmp_path, config())
+    claim_workdir(tmp_path, config(seed=1))
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
 
 
 def test_a_folder_of_other_files_is_not_taken(tmp_path):
