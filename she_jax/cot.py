@@ -52,7 +52,8 @@ class Chain:
       steps: one entry a schema step, None where the chain lacks it.
       line_steps: for each line of the text the index of the step it belongs to, -1 outside every
         step.
-      well_formed: every required step is there once, in order and readable, and nothing else is.
+      well_formed: every required step is there once, in order and readable, and no text stands
+        outside the steps.
       label: the class 1 to 4, or None where it cannot be read.
     """
 

@@ -40,7 +40,7 @@ class Experience:
     texts: Sequence[str]
     chains: Sequence[Chain]
     steps: StepBatch
-    advantages: Advantages
+    advantages: np.ndarray  # of each step's tokens, [B, S]
 
     def write(self, path: Path, step: int, schema: CotSchema, groups: int = 2) -> None:
         """Writes the first few groups as a page one can read."""
@@ -54,7 +54,7 @@ class Experience:
             texts=self.texts[:rows],
             chains=self.chains[:rows],
             rewards=np.asarray(self.steps.verifier)[:rows],
-            advantages=np.asarray(self.advantages.step + self.advantages.outcome[:, None])[:rows],
+            advantages=self.advantages[:rows],
             step_mask=known[:rows],
             outcomes=np.asarray(self.steps.outcome)[:rows],
         )
@@ -134,6 +134,7 @@ def make_collector(
             "time/sample": sampled - began,
             "time/verify": time.perf_counter() - sampled,
         }
+        by_step = advantages.step + advantages.outcome[:, None]
         return Experience(
             batch=batch,
             figures=figures,
@@ -141,7 +142,7 @@ def make_collector(
             texts=texts,
             chains=chains,
             steps=steps,
-            advantages=advantages,
+            advantages=np.clip(np.asarray(by_step), -rl.clamp, rl.clamp),
         )
 
     return collect
