@@ -203,7 +203,7 @@ def test_a_mesh_changes_nothing():
     run = sampler(mesh=mesh)
     found = run(jax.device_put(params(), shardings(params(), mesh)), batch, jax.random.key(1), 1.0)
     np.testing.assert_array_equal(found.tokens, expected.tokens)
-    np.testing.assert_allclose(found.logps, expected.logps, atol=1e-5)
+    np.testing.assert_allclose(found.logps, expected.logps, atol=1e-4)
     assert found.tokens.addressable_shards[0].data.shape == (GROUP, 4 + NEW)
 
 
