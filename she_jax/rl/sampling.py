@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Bool, Float, Float32, Int
 
 from she_jax.models.sharding import batch_sharding, check_batch
 from she_jax.models.transformer import Model
@@ -179,26 +179,56 @@ def draw_tokens(
     Returns:
       Token ids, and their log-probabilities over the whole vocabulary at the temperature.
     """
-    vocab = logits.shape[1]
     greedy = jnp.asarray(temperature) == 0
-    scaled = logits / jnp.where(greedy, 1.0, temperature)
-    norm = jax.nn.logsumexp(scaled, axis=1, keepdims=True)
-    allowed = scaled if banned is None else scaled.at[:, banned].set(-jnp.inf)
+    scale = 1.0 / jnp.where(greedy, 1.0, temperature)
+    blocks = _blocks(logits)
+    peaks = jnp.where(_is(banned, *blocks.shape[1:]), -jnp.inf, blocks).max(axis=2)
+    # Relative to the best allowed token: beside a banned one far above all would round to 0.
+    best = peaks.max(axis=1, keepdims=True)
+    masses = jnp.exp((blocks - best[:, :, None]) * scale)
+    sums = jnp.where(_is(banned, *blocks.shape[1:]), 0.0, masses).sum(axis=2)
+    norm = jnp.log(sums.sum(axis=1)) + best[:, 0] * scale
+    if banned is not None:
+        norm = jnp.logaddexp(norm, logits[:, banned] * scale)
     if top_k:
-        values, ids = jax.lax.top_k(allowed, min(top_k, vocab))
-        # The maximum, not values[:, :1]: on the CPU XLA makes the slice of a top k a full sort.
-        probs = jnp.exp(values - values.max(axis=1, keepdims=True))
+        allowed = logits if banned is None else logits.at[:, banned].set(-jnp.inf)
+        values, ids = jax.lax.top_k(allowed, min(top_k, logits.shape[1]))
+        probs = jnp.exp((values - best) * scale)
         before = jnp.cumsum(probs, axis=1) - probs
         kept = before < top_p * probs.sum(axis=1, keepdims=True)
         index, _ = _invert(jnp.where(kept, probs, 0.0), uniform)
         token = jnp.take_along_axis(ids, jnp.where(greedy, 0, index)[:, None], axis=1)
     else:
-        # Relative to the best allowed token: beside a banned one far above all would round to 0.
-        best = allowed.max(axis=1, keepdims=True)
-        sampled = _invert_in_blocks(jnp.exp(allowed - best), uniform)
-        token = jnp.where(greedy, jnp.argmax(allowed, axis=1), sampled)[:, None]
-    logp = jnp.take_along_axis(scaled, token, axis=1) - norm
-    return token[:, 0], logp[:, 0]
+        # Two levels, a block and a token in it: a cumulative sum over the whole vocabulary costs
+        # several passes over it, an argmax one that no processor does well.
+        block, rest = _invert(sums, uniform)
+        block = jnp.where(greedy, jnp.argmax(peaks, axis=1), block)[:, None]
+        within = jnp.take_along_axis(blocks, block[:, :, None], axis=1)[:, 0]
+        if banned is not None:
+            place = block * within.shape[1] + jnp.arange(within.shape[1])[None]
+            within = jnp.where(place == banned, -jnp.inf, within)
+        index, _ = _invert(jnp.exp((within - best) * scale), rest)
+        index = jnp.where(greedy, jnp.argmax(within, axis=1), index)
+        token = block * within.shape[1] + index[:, None]
+    logp = jnp.take_along_axis(logits, token, axis=1)[:, 0] * scale - norm
+    return token[:, 0], logp
+
+
+def _blocks(logits: Float32[Array, "B V"]) -> Float32[Array, "B N X"]:
+    """The vocabulary in blocks of about sqrt(V); padded only where no such block divides it."""
+    vocab = logits.shape[1]
+    root = 1 << math.ceil(math.log2(vocab) / 2)
+    size = math.gcd(vocab, root)
+    size = size if 8 * size >= root else root
+    padded = jnp.pad(logits, ((0, 0), (0, -vocab % size)), constant_values=-jnp.inf)
+    return padded.reshape(logits.shape[0], -1, size)
+
+
+def _is(banned: int | None, blocks: int, size: int) -> Bool[Array, "1 N X"] | bool:
+    """Where the banned token stands among the blocks."""
+    if banned is None:
+        return False
+    return (jnp.arange(blocks * size) == banned).reshape(1, blocks, size)
 
 
 def _invert(
@@ -219,21 +249,6 @@ def _invert(
     into = target - (jnp.take_along_axis(cumulative, index, axis=1) - mass)
     rest = jnp.where(mass > 0, into / mass, 0.0)
     return index[:, 0], jnp.clip(rest, 0.0, 1.0 - 2.0**-24)[:, 0]
-
-
-def _invert_in_blocks(
-    probs: Float32[Array, "B V"], uniform: Float32[Array, "B"]
-) -> Int[Array, "B"]:
-    """Like ``_invert``, but sums cumulatively over blocks, then within the one drawn.
-
-    A long cumulative sum costs several passes over the vocabulary; two of about sqrt(V) cost none.
-    """
-    batch, vocab = probs.shape
-    size = 1 << math.ceil(math.log2(vocab) / 2)
-    blocks = jnp.pad(probs, ((0, 0), (0, -vocab % size))).reshape(batch, -1, size)
-    block, rest = _invert(blocks.sum(axis=2), uniform)
-    within = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
-    return block * size + _invert(within, rest)[0]
 
 
 def jit_sample(

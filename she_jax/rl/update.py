@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
 from she_jax.models.sharding import batch_sharding, shardings
 from she_jax.rl.losses import LossConfig, policy_loss, sft_loss, token_logps
@@ -94,6 +94,33 @@ def make_sft_step(
         return _step(loss_sum, optimizer, state, batch, micro_batches)
 
     return update
+
+
+def make_scorer(
+    forward: Forward, *, start: int, micro_batches: int = 1
+) -> Callable[[Any, Array, Array, Array], Float32[Array, "B T"]]:
+    """Makes the compiled function that gives log-probabilities of given tokens, a reference's say.
+
+    Args:
+      forward: the model.
+      start: first token of interest, see ``token_logps``.
+      micro_batches: the batch is worked through in this many parts, >= 1.
+
+    Returns:
+      (params, tokens [B, T], positions [B, T], temperature) -> log-probabilities, 0 before
+      ``start``. It raises ValueError if the batch does not divide into the micro-batches.
+    """
+
+    @jax.jit
+    def score(params: Any, tokens: Array, positions: Array, temperature: Array) -> Array:
+        def part(rows: tuple[Array, Array]) -> Array:
+            output = forward(params, *rows)
+            return token_logps(output, rows[0], temperature=temperature, start=start)[0]
+
+        parts = split_rows(tokens, micro_batches), split_rows(positions, micro_batches)
+        return jax.lax.map(part, parts).swapaxes(0, 1).reshape(tokens.shape)
+
+    return score
 
 
 def jit_update_step(

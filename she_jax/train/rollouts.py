@@ -18,10 +18,10 @@ from she_jax.rl.advantages import (
     srpo_advantages,
     token_advantages,
 )
-from she_jax.rl.losses import token_logps, token_weights
+from she_jax.rl.losses import token_weights
 from she_jax.rl.rewards import step_batch
 from she_jax.rl.sampling import jit_sample
-from she_jax.rl.update import split_rows
+from she_jax.rl.update import make_scorer
 from she_jax.train.report import write_samples
 from she_jax.train.setup import Policy
 from she_jax.train.workdir import Config
@@ -84,7 +84,9 @@ def make_collector(
         top_k=rl.top_k,
         mesh=policy.mesh,
     )
-    score = jax.jit(_scorer(policy, rl.loss.micro_batches))
+    score = make_scorer(
+        policy.model.forward, start=prompts.prompt_length, micro_batches=rl.loss.micro_batches
+    )
     credit = jax.jit(_creditor(config))
 
     def collect(params: Any, examples: Sequence[Example], key: Array) -> Experience:
@@ -146,21 +148,6 @@ def make_collector(
         )
 
     return collect
-
-
-def _scorer(policy: Policy, micro_batches: int) -> Callable[..., Array]:
-    """Log-probabilities of the completions under given parameters, a micro-batch at a time."""
-    start = policy.format.prompt_length
-
-    def score(params: Any, tokens: Array, place: Array, temperature: Array) -> Array:
-        def part(rows: tuple[Array, Array]) -> Array:
-            output = policy.model.forward(params, *rows)
-            return token_logps(output, rows[0], temperature=temperature, start=start)[0]
-
-        parts = split_rows(tokens, micro_batches), split_rows(place, micro_batches)
-        return jax.lax.map(part, parts).swapaxes(0, 1).reshape(tokens.shape)
-
-    return score
 
 
 def _creditor(config: Config) -> Callable[..., tuple[Advantages, Array, Array, Array]]:

@@ -1,0 +1,331 @@
+"""What an RL step costs here, part by part, and what this machine could do at best.
+
+    python benchmarks/rl_step.py                                     # the `tiny` work
+    python benchmarks/rl_step.py --model=smollm2 --prompts=2 --micro=2  # the `smol` work
+
+Prompts are random tokens and no completion ends early, so that the work is the same for everybody.
+Prints one JSON line. FLOPs are the model's own: recomputation counts as time, not as work.
+"""
+
+import dataclasses
+import datetime
+import json
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags
+
+from she_jax.models.sharding import make_mesh
+from she_jax.models.transformer import Model, ModelConfig, build_model, init_params
+from she_jax.models.weights import load_model
+from she_jax.rl.advantages import srpo_advantages, token_advantages
+from she_jax.rl.losses import LossConfig
+from she_jax.rl.sampling import jit_sample
+from she_jax.rl.update import jit_update_step, make_scorer, make_update_step
+from she_jax.types import PromptBatch, Rollout, TrainBatch, TrainState
+
+SECTIONS = ("rollout", "logprobs", "train", "step")
+STEPS = 4  # reasoning steps of a completion, each a quarter of it
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("model", "", "smollm2, a Hugging Face directory or a .gguf file; or the sizes:")
+flags.DEFINE_integer("layers", 4, "Layers L.")
+flags.DEFINE_integer("dim", 256, "Width D.")
+flags.DEFINE_integer("ffn", 768, "Feed-forward width F.")
+flags.DEFINE_integer("heads", 4, "Query heads H.")
+flags.DEFINE_integer("kv_heads", 2, "Key-value heads J.")
+flags.DEFINE_integer("head_dim", 64, "Head size K.")
+flags.DEFINE_integer("vocab", 49_152, "Vocabulary V; the embedding is the head too.")
+flags.DEFINE_integer("prompts", 8, "Prompts N.")
+flags.DEFINE_integer("group", 8, "Rollouts a prompt G.")
+flags.DEFINE_integer("prompt_len", 96, "Tokens of a prompt P.")
+flags.DEFINE_integer("new_tokens", 96, "Tokens of a completion C.")
+flags.DEFINE_string("dtype", "float32", "Of the computation; parameters are float32.")
+flags.DEFINE_integer("micro", 4, "Micro-batches of the update and of scoring.")
+flags.DEFINE_bool("remat", True, "Recompute layers in the backward pass.")
+flags.DEFINE_bool("reference", False, "The whole step scores a reference policy too (KL).")
+flags.DEFINE_list("sections", [*SECTIONS], "What to measure; alone, a section's peak memory is its own.")
+flags.DEFINE_integer("warmup", 1, "Calls before the clock runs, the first of which compiles.")
+flags.DEFINE_integer("repeats", 3, "Calls on the clock.")
+
+
+class Compilations:
+    """Counts XLA's compilations and their seconds."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        jax.monitoring.register_event_duration_secs_listener(self._hear)
+
+    def _hear(self, name: str, seconds: float, **_: Any) -> None:
+        if "backend_compile" in name:
+            self.seconds.append(seconds)
+
+
+def timed(call: Callable[[], Any], compilations: Compilations) -> dict[str, Any]:
+    """Seconds a call, after the warm-up, and what had to be compiled for it."""
+    heard = len(compilations.seconds)
+    for _ in range(FLAGS.warmup):
+        jax.block_until_ready(call())
+    compiled = compilations.seconds[heard:]
+    seconds = []
+    for _ in range(FLAGS.repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - began)
+    if len(compilations.seconds) > heard + len(compiled):
+        raise RuntimeError("something was compiled while the clock ran: raise --warmup")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    figures = {
+        "seconds": {
+            "min": round(min(seconds), 4),
+            "median": round(statistics.median(seconds), 4),
+            "all": [round(s, 4) for s in seconds],
+        },
+        "compile_s": round(sum(compiled), 2),
+        "compilations": len(compiled),
+        "peak_rss_gib": round(peak / (2**30 if sys.platform == "darwin" else 2**20), 2),
+    }
+    stats = jax.devices()[0].memory_stats() or {}  # None on the CPU
+    if "peak_bytes_in_use" in stats:
+        figures["peak_device_gib"] = round(stats["peak_bytes_in_use"] / 2**30, 2)
+    return figures
+
+
+def machine_rates(dtype: str) -> dict[str, float]:
+    """FLOP/s of a large matrix product, and bytes/s of reading and writing a large array."""
+    accelerator = jax.default_backend() != "cpu"
+    size, elements = (8192, 1 << 29) if accelerator else (3072, 1 << 26)
+    square = jnp.ones((size, size), dtype)
+    long = jnp.ones(elements, jnp.float32)
+    product = best(jax.jit(lambda x: x @ x), square)
+    stream = best(jax.jit(lambda x: x + 1.0, donate_argnums=()), long)
+    return {"matmul_flops_per_s": 2 * size**3 / product, "bytes_per_s": 8 * elements / stream}
+
+
+def best(call: Callable[[Any], Any], argument: Any) -> float:
+    """Seconds of the fastest of ten calls."""
+    jax.block_until_ready(call(argument))
+    seconds = []
+    for _ in range(10):
+        began = time.perf_counter()
+        jax.block_until_ready(call(argument))
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """FLOPs and bytes that the sizes ask for, whoever does them.
+
+    A product of [n, a] and [a, b] is 2nab FLOPs. Attention counts the keys a query may look at.
+    """
+
+    config: ModelConfig
+    prompts: int
+    rows: int
+    prompt_len: int
+    new_tokens: int
+
+    def _layers(self, rows: int, first: int, count: int) -> float:
+        """FLOPs of ``count`` tokens a row from position ``first`` on, through the layers."""
+        c = self.config
+        attention = c.dim * c.head_dim * 2 * (c.heads + c.kv_heads)
+        weights = c.layers * (attention + 3 * c.dim * c.ffn)
+        keys = count * first + count * (count + 1) / 2
+        return rows * (2 * weights * count + c.layers * 4 * c.heads * c.head_dim * keys)
+
+    def _head(self, tokens: int) -> float:
+        return 2.0 * tokens * self.config.dim * self.config.vocab_size
+
+    def rollout(self) -> float:
+        """Each prompt read once, each completion decoded."""
+        prompts = self._layers(self.prompts, 0, self.prompt_len) + self._head(self.prompts)
+        decoded = self._layers(self.rows, self.prompt_len, self.new_tokens - 1)
+        return prompts + decoded + self._head(self.rows * (self.new_tokens - 1))
+
+    def logprobs(self) -> float:
+        """A forward pass, the head on the completions only."""
+        length = self.prompt_len + self.new_tokens
+        return self._layers(self.rows, 0, length) + self._head(self.rows * self.new_tokens)
+
+    def train(self) -> float:
+        """Forward and backward: three products where the forward pass has one."""
+        return 3 * self.logprobs()
+
+    def decode_bytes(self) -> float:
+        """Weights once a decoded position; of the cache, what a row has filled by then."""
+        c = self.config
+        size = jnp.dtype(c.dtype).itemsize
+        attention = c.dim * c.head_dim * 2 * (c.heads + c.kv_heads)
+        weights = c.layers * (attention + 3 * c.dim * c.ffn) + c.vocab_size * c.dim
+        turns = self.new_tokens - 1
+        slots = turns * self.prompt_len + turns * (turns + 1) / 2
+        cache = self.rows * slots * c.layers * 2 * c.kv_heads * c.head_dim
+        return size * (turns * weights + cache)
+
+
+def make_model() -> tuple[Model, Any]:
+    """The model of the flags, with its parameters in float32."""
+    own = {"dtype": FLAGS.dtype, "remat": FLAGS.remat}
+    if FLAGS.model:
+        loaded = load_model(FLAGS.model)
+        return build_model(dataclasses.replace(loaded.config, **own)), loaded.params
+    config = ModelConfig(
+        vocab_size=FLAGS.vocab,
+        dim=FLAGS.dim,
+        layers=FLAGS.layers,
+        heads=FLAGS.heads,
+        kv_heads=FLAGS.kv_heads,
+        head_dim=FLAGS.head_dim,
+        ffn=FLAGS.ffn,
+        **own,
+    )
+    return build_model(config), init_params(config, jax.random.PRNGKey(0))
+
+
+def credit(rollout: Rollout, logps: jax.Array, reference: jax.Array | None) -> TrainBatch:
+    """A cheap reward for each quarter of a completion, its share of even tokens, and SRPO."""
+    rows, length = rollout.tokens.shape
+    quarter = (np.arange(length) - FLAGS.prompt_len) * STEPS // FLAGS.new_tokens
+    step_ids = np.broadcast_to(np.where(quarter < 0, -1, quarter), (rows, length))
+    tokens = np.asarray(rollout.tokens)
+    even = np.stack([(tokens[:, quarter == s] % 2 == 0).mean(axis=1) for s in range(STEPS)], axis=1)
+    rewards = jnp.asarray(even, jnp.float32)
+    advantages = srpo_advantages(
+        rewards, rewards >= 0, rewards.mean(axis=1), group_size=FLAGS.group, critical="all"
+    )
+    return TrainBatch(
+        tokens=rollout.tokens,
+        positions=jnp.broadcast_to(jnp.arange(length), (rows, length)),
+        weights=rollout.completion_mask.astype(jnp.float32),
+        advantages=token_advantages(advantages, jnp.asarray(step_ids), rollout.completion_mask),
+        old_logps=logps,
+        ref_logps=reference,
+        temperature=jnp.float32(1.0),
+        kl_weight=jnp.float32(0.01 if FLAGS.reference else 0.0),
+        prompt_length=FLAGS.prompt_len,
+    )
+
+
+def measure() -> dict[str, Any]:
+    """Runs the sections asked for."""
+    compilations = Compilations()
+    rates = machine_rates(FLAGS.dtype)
+    model, params = make_model()
+    config, rows = model.config, FLAGS.prompts * FLAGS.group
+    rng = np.random.default_rng(0)
+    shape = (FLAGS.prompts, FLAGS.prompt_len)
+    prompts = PromptBatch(
+        tokens=jnp.asarray(rng.integers(10, config.vocab_size, shape), jnp.int32),
+        mask=jnp.ones(shape, bool),
+    )
+    mesh = make_mesh(data=-1)
+    sample = jit_sample(
+        model,
+        group_size=FLAGS.group,
+        max_new_tokens=FLAGS.new_tokens,
+        eos_id=config.vocab_size,  # no such token: nobody ends early
+        pad_id=0,
+        mesh=mesh,
+    )
+    score = make_scorer(model.forward, start=FLAGS.prompt_len, micro_batches=FLAGS.micro)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-6, weight_decay=0.0))
+    state = TrainState(
+        step=jnp.int32(0),
+        params=params,
+        opt_state=optimizer.init(params),
+        key=jax.random.PRNGKey(0),
+    )
+    del params  # the state is donated and has them
+    update = jit_update_step(
+        make_update_step(model.forward, optimizer, LossConfig(micro_batches=FLAGS.micro)),
+        mesh,
+        state,
+    )
+    length = FLAGS.prompt_len + FLAGS.new_tokens
+    fixed = jnp.asarray(rng.integers(10, config.vocab_size, (rows, length)), jnp.int32)
+    completion = jnp.broadcast_to(jnp.arange(length) >= FLAGS.prompt_len, fixed.shape)
+    rollout = Rollout(
+        tokens=fixed,
+        prompt_mask=~completion,
+        completion_mask=completion,
+        logps=jnp.zeros(fixed.shape),
+    )
+    batch = credit(rollout, -10.0 * completion.astype(jnp.float32), None)
+    reference = jax.tree.map(jnp.copy, state.params) if FLAGS.reference else None
+
+    def train() -> Any:
+        nonlocal state
+        state, metrics = update(state, batch)
+        return metrics
+
+    def whole() -> Any:
+        nonlocal state
+        seen = sample(state.params, prompts, jax.random.fold_in(state.key, state.step), 1.0)
+        place = jnp.broadcast_to(jnp.arange(length), fixed.shape)
+        scores = score(reference, seen.tokens, place, jnp.float32(1.0)) if reference else None
+        state, metrics = update(state, credit(seen, seen.logps, scores))
+        return metrics
+
+    calls = {
+        "rollout": lambda: sample(state.params, prompts, jax.random.PRNGKey(1), 1.0),
+        "logprobs": lambda: score(state.params, batch.tokens, batch.positions, jnp.float32(1.0)),
+        "train": train,
+        "step": whole,
+    }
+    work = Work(config, FLAGS.prompts, rows, FLAGS.prompt_len, FLAGS.new_tokens)
+    forward = work.logprobs() if FLAGS.reference else 0.0
+    flops = {
+        "rollout": work.rollout(),
+        "logprobs": work.logprobs(),
+        "train": work.train(),
+        "step": work.rollout() + forward + work.train(),
+    }
+    result: dict[str, Any] = {
+        "work": {
+            "model": FLAGS.model or dataclasses.asdict(config),
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+            **{n: FLAGS[n].value for n in ("prompts", "group", "prompt_len", "new_tokens")},
+            **{n: FLAGS[n].value for n in ("dtype", "micro", "remat", "reference")},
+        },
+        "machine": {
+            "device": jax.devices()[0].device_kind,
+            "devices": jax.device_count(),
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "date": datetime.date.today().isoformat(),
+            **{name: float(f"{rate:.4g}") for name, rate in rates.items()},
+        },
+    }
+    for section in FLAGS.sections:
+        figures = timed(calls[section], compilations)
+        seconds = figures["seconds"]["median"]
+        figures["tokens_per_s"] = round(rows * FLAGS.new_tokens / seconds, 1)
+        figures["flops"] = float(f"{flops[section]:.4g}")
+        rate = flops[section] / seconds
+        figures["efficiency"] = round(rate / rates["matmul_flops_per_s"], 3)
+        if section == "rollout":
+            figures["bytes"] = float(f"{work.decode_bytes():.4g}")
+            share = work.decode_bytes() / seconds / rates["bytes_per_s"]
+            figures["bandwidth_share"] = round(share, 3)
+        result[section] = figures
+    return result
+
+
+def main(argv: list[str]) -> None:
+    if unknown := set(FLAGS.sections) - set(SECTIONS):
+        raise app.UsageError(f"--sections={sorted(unknown)}: expected some of {SECTIONS}")
+    print(json.dumps(measure()))
+
+
+if __name__ == "__main__":
+    app.run(main)
