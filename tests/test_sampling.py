@@ -152,9 +152,9 @@ def test_early_exit_equals_the_full_length():
     turns = []
 
     class Counting(Model):
-        def decode(self, params, tokens, positions, cache, slot):
+        def decode(self, params, tokens, *rest):
             jax.debug.callback(lambda: turns.append(1))
-            return super().decode(params, tokens, positions, cache, slot)
+            return super().decode(params, tokens, *rest)
 
     counting = Counting(config=CONFIG, graph=MODEL.graph)
     settings = {"group_size": GROUP, "max_new_tokens": NEW, "temperature": 1.0, "pad_id": PAD}
@@ -168,6 +168,34 @@ def test_early_exit_equals_the_full_length():
     kept = rollout.completion_mask
     np.testing.assert_array_equal(rollout.tokens[kept], long.tokens[kept])
     np.testing.assert_allclose(rollout.logps[kept], long.logps[kept], atol=1e-6)
+
+
+@pytest.mark.parametrize("group_size", [1, GROUP])
+def test_a_halved_loop_equals_the_plain_one(group_size):
+    """Rows that end are left behind, and the others are the same as among all."""
+    ends = (EOS, 5, 9, 14)
+    rows = []
+
+    class Recording(Model):
+        def decode(self, params, tokens, *rest):
+            jax.debug.callback(lambda: rows.append(tokens.shape[0]))
+            return super().decode(params, tokens, *rest)
+
+    batch = jax.tree.map(lambda leaf: jnp.repeat(leaf, GROUP // group_size, axis=0), prompts())
+    settings = {"group_size": group_size, "max_new_tokens": NEW, "eos_id": ends, "pad_id": PAD}
+    plain = jit_sample(MODEL, **settings)(params(), batch, jax.random.key(3), 1.0)
+    recording = Recording(config=CONFIG, graph=MODEL.graph)
+    halved = jit_sample(recording, **settings, halvings=3)(
+        params(), batch, jax.random.key(3), 1.0
+    )
+    jax.effects_barrier()
+    left = [int((plain.completion_mask.sum(axis=1) > turn).sum()) for turn in range(1, NEW)]
+    expected = [min(size for size in (12, 6, 3, 1) if size >= count) for count in left if count]
+    assert rows[1:] == expected
+    assert set(expected) >= {12, 6}
+    np.testing.assert_array_equal(halved.tokens, plain.tokens)
+    np.testing.assert_array_equal(halved.completion_mask, plain.completion_mask)
+    np.testing.assert_allclose(halved.logps, plain.logps, atol=1e-5)
 
 
 def test_keys_and_members_of_a_group_differ():
@@ -282,7 +310,7 @@ def test_trap_4_temperature_and_top_p_do_not_recompile():
         (jnp.float32(0.5), jnp.float32(0.8)),
     ):
         run(params(), prompts(), jax.random.key(0), temperature, top_p)
-    assert len(traces) == 1
+    assert len(traces) == 2  # the cache of the prompts and that of the completions, once each
 
 
 def test_trap_5_top_p_without_full_sort():
@@ -318,9 +346,9 @@ def test_trap_7_prompts_prefilled_once():
     shapes = []
 
     class Recording(Model):
-        def decode(self, params, tokens, positions, cache, slot):
+        def decode(self, params, tokens, *rest):
             shapes.append(tokens.shape)
-            return super().decode(params, tokens, positions, cache, slot)
+            return super().decode(params, tokens, *rest)
 
     recording = Recording(config=CONFIG, graph=MODEL.graph)
     run = jit_sample(recording, group_size=GROUP, max_new_tokens=NEW, eos_id=EOS, pad_id=PAD)
@@ -346,6 +374,7 @@ def test_one_new_token():
         ({"group_size": 0}, "group_size=0"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"top_k": -1}, "top_k=-1"),
+        ({"halvings": -1}, "halvings=-1"),
         ({"top_p": 0.9}, "top_p=0.9 with top_k=0"),
         ({"top_p": 1.5, "top_k": 5}, "top_p=1.5"),
     ],

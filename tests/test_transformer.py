@@ -166,20 +166,69 @@ def test_a_token_sees_nothing_after_it():
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_attention_equals_its_definition_with_repeated_heads(kv_heads):
+@pytest.mark.parametrize("prompts", [0, 1, 2, 4])
+def test_attention_equals_its_definition(kv_heads, prompts):
+    """Every head's keys written out, those of the prompt that a group of rows shares included."""
     rng = np.random.default_rng(0)
-    q = rng.normal(size=(2, 4, 5, 8))
-    k, v = rng.normal(size=(2, 2, kv_heads, 7, 8))
-    mask = rng.random((2, 5, 7)) < 0.6
+    q = rng.normal(size=(4, 4, 5, 8))
+    k, v = rng.normal(size=(2, 4, kv_heads, 7, 8))
+    mask = rng.random((4, 5, 7)) < 0.6
     mask[..., 0] = True
+    prefix, count = None, max(prompts, 1)
+    before_k, before_v = rng.normal(size=(2, count, kv_heads, 3, 8)) + 1.0
+    real = rng.random((count, 3)) < (0.7 if prompts else 0.0)
+
+    def flat(x):
+        return jnp.asarray(x.reshape(-1, *x.shape[2:]), jnp.float32)
+
+    if prompts:
+        prefix = flat(before_k).swapaxes(1, 2), flat(before_v), jnp.asarray(real)
     expected = np.empty_like(q)
-    for b, h, t in np.ndindex(2, 4, 5):
-        shared = h // (4 // kv_heads)
-        scores = k[b, shared] @ q[b, h, t] / np.sqrt(8)
-        weights = np.where(mask[b, t], np.exp(scores), 0.0)
-        expected[b, h, t] = weights @ v[b, shared] / weights.sum()
-    found = attention(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), jnp.asarray(mask))
+    for b, h, t in np.ndindex(4, 4, 5):
+        j, n = h // (4 // kv_heads), b // (4 // count)
+        keys = np.concatenate([before_k[n, j], k[b, j]])
+        values = np.concatenate([before_v[n, j], v[b, j]])
+        seen = np.concatenate([real[n], mask[b, t]])
+        weights = np.where(seen, np.exp(keys @ q[b, h, t] / np.sqrt(8)), 0.0)
+        expected[b, h, t] = weights @ values / weights.sum()
+    queries = jnp.asarray(q, jnp.float32)
+    found = attention(queries, flat(k).swapaxes(1, 2), flat(v), jnp.asarray(mask), prefix)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@FAMILIES
+def test_a_shared_prompt_equals_a_repeated_one(config):
+    """Values and gradients of a group that reads its prompt once, padding and all."""
+    model, params = build_model(config), random_params(config)
+    group, prompt = 3, 4
+    tokens = jax.random.randint(jax.random.key(1), (6, 9), 0, config.vocab_size)
+    tokens = tokens.at[:, :prompt].set(jnp.repeat(tokens[::group, :prompt], group, axis=0))
+    mask = jnp.ones((6, 9), bool).at[:group, :2].set(False).at[4, 6:].set(False)
+    positions = jnp.where(mask, jnp.cumsum(mask, axis=1) - 1, -1)
+    weights = jax.random.normal(jax.random.key(2), (6, 9 - prompt + 1, config.dim))
+
+    def hidden(params, **shared):
+        found = model.forward(params, tokens, positions, **shared).hidden
+        return jnp.where(mask[:, :, None], found, 0.0)[:, prompt - 1 :]
+
+    plain, plain_vjp = jax.vjp(hidden, params)
+    shared, shared_vjp = jax.vjp(
+        lambda params: hidden(params, prompt_length=prompt, group_size=group), params
+    )
+    np.testing.assert_allclose(shared, plain, atol=1e-5)
+    for one, other in zip(
+        jax.tree.leaves(shared_vjp(weights)), jax.tree.leaves(plain_vjp(weights)), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("group", "prompt"), [(4, 3), (3, 0), (3, 9)])
+def test_a_prompt_that_cannot_be_shared_is_refused(group, prompt):
+    tokens = jnp.zeros((6, 9), jnp.int32)
+    with pytest.raises(ValueError, match=f"group_size={group}, prompt_length={prompt}"):
+        build_model(LLAMA).forward(
+            random_params(LLAMA), tokens, tokens, prompt_length=prompt, group_size=group
+        )
 
 
 def test_rms_norm_golden():

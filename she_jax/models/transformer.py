@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Float32, Int
 
 from she_jax.types import LMOutput
 
@@ -134,30 +134,70 @@ def rotate(
     return turned.astype(x.dtype)
 
 
+# Keys and values that several successive rows share, and which of the P are real.
+Prefix = tuple[Float[Array, "NJ K P"], Float[Array, "NJ P K"], Bool[Array, "N P"]]
+
+
 def attention(
     q: Float[Array, "B H T K"],
-    k: Float[Array, "B J S K"],
-    v: Float[Array, "B J S K"],
+    k: Float[Array, "BJ K S"],
+    v: Float[Array, "BJ S K"],
     mask: Bool[Array, "B T S"],
+    prefix: Prefix | None = None,
 ) -> Float[Array, "B H T K"]:
     """``softmax(q k^T / sqrt(K)) v`` where ``mask``, the softmax in float32.
 
-    The query heads are grouped by the key-value head they share, so no key or value is repeated.
-    A query that may look at nothing gets the mean of the values: finite, and read by nobody. Heads
-    stand before tokens, since products whose batch axes lead need no copy on the CPU.
+    The query heads are grouped by the key-value head they share, and with a prefix the rows by the
+    prefix they share, so that no key or value is repeated: a group of B / N rows reads its prompt's
+    keys in one product. A query that may look at nothing gets a mean of values: finite, and read by
+    nobody.
+
+    Args:
+      q: queries.
+      k, v: keys and values, a row's heads contiguous. One batch axis in front and keys that stand
+        as columns: so the products copy nothing on the CPU.
+      mask: which key each query may look at.
+      prefix: keys and values that a query may look at besides; N divides B.
     """
-    batch, kv_heads, slots, size = k.shape
+    batch, size = q.shape[0], q.shape[-1]
+    grouped = (q * size**-0.5).reshape(k.shape[0], -1, size)
+    out, peak, total = _attend(grouped, k, v, mask)
+    if prefix is not None:
+        keys, values, real = prefix
+        count, heads = real.shape[0], keys.shape[0] // real.shape[0]
+        # [N * group * J, Q, K] to [N * J, group * Q, K] and back
+        together = grouped.reshape(count, batch // count, heads, -1, size).swapaxes(1, 2)
+        found = _attend(together.reshape(count * heads, -1, size), keys, values, real[:, None])
+        apart = (x.reshape(*together.shape[:-1], -1).swapaxes(1, 2) for x in found)
+        seen, high, sums = (x.reshape(*grouped.shape[:-1], -1) for x in apart)
+        # The softmax over both: each part is rescaled from its own maximum to the larger one.
+        top = jnp.maximum(peak, high)
+        own, other = jnp.exp(peak - top), jnp.exp(high - top)
+        out, total = out * own + seen * other, total * own + sums * other
+    return (out / total).reshape(q.shape).astype(v.dtype)
+
+
+def _attend(
+    q: Float[Array, "NJ Q K"],
+    k: Float[Array, "NJ K S"],
+    v: Float[Array, "NJ S K"],
+    mask: Bool[Array, "N U S"],
+) -> tuple[Float32[Array, "NJ Q K"], Float32[Array, "NJ Q 1"], Float32[Array, "NJ Q 1"]]:
+    """Sum of ``exp(score - peak) v``, the peak, and the sum of the exponentials.
+
+    Query i has row ``i % U`` of the mask. Divided by the sum after the product with v: that is
+    S / K times fewer divisions.
+    """
+    scores = jnp.einsum("nqk,nks->nqs", q, k, preferred_element_type=jnp.float32)
+    rows, queries, slots = mask.shape
     bias = jnp.where(mask, 0.0, MASKED)[:, None, None]
-    grouped = q.reshape(batch * kv_heads, -1, size) * size**-0.5
-    keys, values = (x.reshape(batch * kv_heads, slots, size) for x in (k, v))
-    scores = jnp.einsum("nqk,nsk->nqs", grouped, keys, preferred_element_type=jnp.float32)
-    scores = scores.reshape(batch, kv_heads, -1, *mask.shape[1:]) + bias
-    # Divided by the sum after the product with v: that is S / K times fewer divisions.
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    out = jnp.einsum(
-        "nqs,nsk->nqk", weights.reshape(batch * kv_heads, -1, slots).astype(v.dtype), values
-    )
-    return (out.reshape(q.shape) / weights.sum(axis=-1).reshape(*q.shape[:3], 1)).astype(v.dtype)
+    biased = scores.reshape(rows, k.shape[0] // rows, -1, queries, slots) + bias
+    peak = jax.lax.stop_gradient(biased.max(axis=-1, keepdims=True))
+    weights = jnp.exp(biased - peak)
+    total = weights.sum(axis=-1).reshape(*q.shape[:-1], 1)
+    weights = weights.reshape(scores.shape).astype(v.dtype)
+    out = jnp.einsum("nqs,nsk->nqk", weights, v, preferred_element_type=jnp.float32)
+    return out, peak.reshape(total.shape), total
 
 
 class Layers(nnx.Module):
@@ -192,7 +232,7 @@ class Layers(nnx.Module):
         self.down = normal(ffn, dim, std=residual)
 
     def qkv(self, x: Float[Array, "B T D"], cos: Array, sin: Array) -> tuple[Array, Array, Array]:
-        """Queries ``[B, H, T, K]``, keys and values ``[B, J, T, K]``; queries and keys rotated."""
+        """Queries [B, H, T, K], keys [B * J, K, T], values [B * J, T, K]; rotated."""
         config = self.config
         x = rms_norm(x, self.attn_norm[...], config.norm_eps)
         q, k, v = (_project(x, weight[...], 1) for weight in (self.q, self.k, self.v))
@@ -205,7 +245,9 @@ class Layers(nnx.Module):
             q = rms_norm(q, self.q_norm[...], config.norm_eps)
             k = rms_norm(k, self.k_norm[...], config.norm_eps)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        return q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2)
+        keys = k.transpose(0, 2, 3, 1).reshape(-1, k.shape[3], k.shape[1])
+        values = v.swapaxes(1, 2).reshape(-1, v.shape[1], v.shape[3])
+        return q.swapaxes(1, 2), keys, values
 
     def rest(self, x: Float[Array, "B T D"], heads: Float[Array, "B H T K"]) -> Array:
         """The layer after its attention: output projection, then the gated feed-forward."""
@@ -259,7 +301,13 @@ class Model:
     graph: Any = field(repr=False, compare=False)
 
     def forward(
-        self, params: Mapping[str, Any], tokens: Int[Array, "B T"], positions: Int[Array, "B T"]
+        self,
+        params: Mapping[str, Any],
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        *,
+        prompt_length: int = 0,
+        group_size: int = 1,
     ) -> LMOutput:
         """Reads whole sequences, uncached, the layers under ``lax.scan``; for training and scoring.
 
@@ -268,37 +316,63 @@ class Model:
           tokens: token ids in [0, V).
           positions: position of each token in its own sequence, -1 on padding. A token looks at the
             tokens at and before its index that are not padding.
+          prompt_length: of a group, the first so many tokens are the same; static.
+          group_size: rows to a group, contiguous; static. Beyond 1 the prompt of a group is read
+            once, in the forward and in the backward pass, with the same result as without.
 
         Returns:
           Hidden states after the final norm and the head, see ``LMOutput``.
-        """
-        decoder = nnx.merge(self.graph, params)
-        cos, sin = rotary(positions, self.config)
-        causal = jnp.tri(tokens.shape[1], dtype=bool)
-        mask = causal[None] & (positions >= 0)[:, None]
-        graph, stacked = nnx.split(decoder.layers)
 
-        def step(x, weights):
+        Raises:
+          ValueError: if the rows do not divide into groups, or no token is left after the prompt.
+        """
+        rows, length = tokens.shape
+        spans = [(tokens, positions)]
+        if group_size > 1:
+            if rows % group_size or not 0 < prompt_length < length:
+                raise ValueError(
+                    f"{rows} rows of {length} tokens, group_size={group_size}, prompt_length="
+                    f"{prompt_length}: expected whole groups and a prompt of 1 to {length - 1}"
+                )
+            spans = [
+                (tokens[::group_size, :prompt_length], positions[::group_size, :prompt_length]),
+                (tokens[:, prompt_length:], positions[:, prompt_length:]),
+            ]
+        decoder = nnx.merge(self.graph, params)
+        graph, stacked = nnx.split(decoder.layers)
+        turns = [rotary(place, self.config) for _, place in spans]
+        real = [place >= 0 for _, place in spans]
+        masks = [jnp.tri(some.shape[1], dtype=bool)[None] & some[:, None] for some in real]
+
+        def step(states, weights):
             layer = nnx.merge(graph, weights)
-            q, k, v = layer.qkv(x, cos, sin)
-            return layer.rest(x, attention(q, k, v, mask)), None
+            after, prefix = [], None
+            for x, turn, some, mask in zip(states, turns, real, masks, strict=True):
+                q, k, v = layer.qkv(x, *turn)
+                after.append(layer.rest(x, attention(q, k, v, mask, prefix)))
+                prefix = k, v, some
+            return after, None
 
         step = jax.checkpoint(step) if self.config.remat else step
-        x, _ = jax.lax.scan(step, decoder.embed_tokens(tokens), nnx.to_pure_dict(stacked))
-        return decoder.output(x)
+        states = [decoder.embed_tokens(span) for span, _ in spans]
+        states, _ = jax.lax.scan(step, states, nnx.to_pure_dict(stacked))
+        repeated = [jnp.repeat(x, rows // x.shape[0], axis=0) for x in states]
+        return decoder.output(jnp.concatenate(repeated, axis=1))
 
     def init_cache(self, batch: int, length: int) -> dict[str, Any]:
         """An empty cache of ``length`` slots.
 
         Returns:
-          ``{"positions": Int[B S], "layers": ({"k": [B, J, S, K], "v": [B, J, S, K]}, ...)}``;
+          ``{"positions": Int[B S], "layers": ({"k": [B * J, K, S], "v": [B * J, S, K]}, ...)}``;
           a position of -1 marks an empty slot.
         """
         config = self.config
-        empty = jnp.zeros((batch, config.kv_heads, length, config.head_dim), config.dtype)
+        rows, size = batch * config.kv_heads, config.head_dim
+        keys = jnp.zeros((rows, size, length), config.dtype)
+        values = jnp.zeros((rows, length, size), config.dtype)
         return {
             "positions": jnp.full((batch, length), -1, jnp.int32),
-            "layers": tuple({"k": empty, "v": empty} for _ in range(config.layers)),
+            "layers": tuple({"k": keys, "v": values} for _ in range(config.layers)),
         }
 
     def decoding_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -322,6 +396,7 @@ class Model:
         positions: Int[Array, "B T"],
         cache: Mapping[str, Any],
         slot: Int[Array, ""] | int,
+        prefix: Mapping[str, Any] | None = None,
     ) -> tuple[LMOutput, dict[str, Any]]:
         """Reads T more tokens of each row; prefill and every step of decoding.
 
@@ -331,13 +406,16 @@ class Model:
           positions: position of each token in its own sequence, -1 on padding.
           cache: keys and values of the tokens before, see ``init_cache``.
           slot: cache slot of the first new token; the T slots from it on are overwritten. Traced.
+          prefix: a full cache of N rows that stand before ``cache``, each shared by B / N
+            successive rows; only read.
 
         Returns:
           The output at the new tokens, and the cache that holds them too.
         """
         layers = params["layers"]
         if isinstance(layers, Mapping):
-            return self.decode(self.decoding_params(params), tokens, positions, cache, slot)
+            params = self.decoding_params(params)
+            return self.decode(params, tokens, positions, cache, slot, prefix)
         # The graph knows structure, not sizes, so that it serves one layer as well as the stack.
         decoder = nnx.merge(self.graph, {**params, "layers": layers[0]})
         graph, _ = nnx.split(decoder.layers)
@@ -346,16 +424,35 @@ class Model:
         last = slot + jnp.arange(tokens.shape[1])  # the slot of each new token
         causal = jnp.arange(key_positions.shape[1])[None, :] <= last[:, None]
         mask = causal[None] & (key_positions >= 0)[:, None]
-        x = decoder.embed_tokens(tokens)
-        written = []
-        for weights, buffers in zip(layers, cache["layers"], strict=True):
+        real = None if prefix is None else prefix["positions"] >= 0
+
+        @jax.jit  # traced once for all layers
+        def step(weights, buffers, shared, x):
             layer = nnx.merge(graph, weights)
             q, k, v = layer.qkv(x, cos, sin)
             k = _write(buffers["k"], k, slot, axis=2)
-            v = _write(buffers["v"], v, slot, axis=2)
-            x = layer.rest(x, attention(q, k, v, mask))
-            written.append({"k": k, "v": v})
+            v = _write(buffers["v"], v, slot, axis=1)
+            before = None if real is None else (shared["k"], shared["v"], real)
+            return layer.rest(x, attention(q, k, v, mask, before)), {"k": k, "v": v}
+
+        x = decoder.embed_tokens(tokens)
+        written = []
+        befores = prefix["layers"] if prefix is not None else (None,) * len(layers)
+        for weights, buffers, shared in zip(layers, cache["layers"], befores, strict=True):
+            x, buffers = step(weights, buffers, shared, x)
+            written.append(buffers)
         return decoder.output(x), {"positions": key_positions, "layers": tuple(written)}
+
+
+def take_rows(cache: Mapping[str, Any], rows: Int[Array, "R"]) -> dict[str, Any]:
+    """The cache of some of the rows, in the order given; a row may come several times."""
+    count = cache["positions"].shape[0]
+
+    def take(buffer: Array) -> Array:
+        by_row = buffer.reshape(count, -1, *buffer.shape[1:])
+        return by_row[rows].reshape(-1, *buffer.shape[1:])
+
+    return {"positions": cache["positions"][rows], "layers": jax.tree.map(take, cache["layers"])}
 
 
 def _write(buffer: Array, new: Array, slot: Array | int, axis: int) -> Array:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from she_jax.models.sharding import batch_sharding, check_batch
-from she_jax.models.transformer import Model
+from she_jax.models.transformer import Model, take_rows
 from she_jax.types import PromptBatch, Rollout
 
 
@@ -31,6 +31,7 @@ def sample(
     pad_id: int,
     top_k: int = 0,
     top_p: float | Float[Array, ""] = 1.0,
+    halvings: int = 0,
 ) -> Rollout:
     """Samples ``group_size`` completions of every prompt; pure, compile it with ``jit_sample``.
 
@@ -57,6 +58,9 @@ def sample(
       top_p: sample among the most probable of the top k only, as few as hold this share of the top
         k's probability, in (0, 1]; needs ``top_k`` (no whole vocabulary is ever sorted). Traced;
         as a traced value it is ignored where ``top_k`` is 0.
+      halvings: so many times, once half of the rows in the loop have ended, it goes on with the
+        other half alone: the same rollouts sooner, where a few are much longer than most. Costs
+        the compilation of the loop again each time; static.
 
     Returns:
       B = N * G rows, a group's contiguous.
@@ -64,47 +68,59 @@ def sample(
     Raises:
       ValueError: if a size is out of range, or ``top_p`` is below 1 without a ``top_k``.
     """
-    _check(group_size, max_new_tokens, top_k, top_p)
+    _check(group_size, max_new_tokens, top_k, top_p, halvings)
     eos_ids = (eos_id,) if isinstance(eos_id, int) else eos_id
     banned = None if pad_id in eos_ids else pad_id
-    prompt_length = prompts.tokens.shape[1]
+    count, prompt_length = prompts.tokens.shape
+    batch = count * group_size
 
-    def draw(out_hidden: Float[Array, "B D"], head: Float[Array, "D V"], done: Array, step: Array):
-        logits = jnp.einsum("bd,dv->bv", out_hidden, head, preferred_element_type=jnp.float32)
-        uniform = jax.random.uniform(jax.random.fold_in(key, step), done.shape)
+    def draw(hidden: Float[Array, "B D"], head: Float[Array, "D V"], rows: Array, done, step):
+        logits = jnp.einsum("bd,dv->bv", hidden, head, preferred_element_type=jnp.float32)
+        uniform = jax.random.uniform(jax.random.fold_in(key, step), (batch,))[rows]
         token, logp = draw_tokens(logits, uniform, temperature, top_p, top_k=top_k, banned=banned)
         token = jnp.where(done, pad_id, token)
         ended = done | jnp.any(token[:, None] == jnp.asarray(eos_ids)[None], axis=1)
-        return token, jnp.where(done, 0.0, logp), ended
+        return {"tokens": token, "mask": ~done, "logps": jnp.where(done, 0.0, logp)}, ended
 
     weights = model.decoding_params(params)
-    hidden, head, cache = _prefill(model, weights, prompts, group_size, max_new_tokens)
+    # Each prompt is read once; its group shares the keys and values.
+    places = jnp.where(prompts.mask, jnp.cumsum(prompts.mask, axis=1) - 1, -1)
+    empty = model.init_cache(count, prompt_length)
+    out, prompt_cache = model.decode(weights, prompts.tokens, places, empty, 0)
     lengths = jnp.repeat(prompts.mask.sum(axis=1), group_size)
-    batch = lengths.shape[0]
-    alive = jnp.zeros(batch, dtype=bool)
-    token, logp, done = draw(hidden, head, alive, jnp.asarray(0))
+    rows = jnp.arange(batch)  # which rows of the record the loop works on
+    hidden = jnp.repeat(out.hidden[:, -1], group_size, axis=0)
+    drawn, done = draw(hidden, out.head, rows, jnp.zeros(batch, bool), 0)
+    fill = {"tokens": pad_id, "mask": False, "logps": 0.0}
     record = {
-        "tokens": jnp.full((batch, max_new_tokens), pad_id, jnp.int32),
-        "mask": jnp.zeros((batch, max_new_tokens), bool),
-        "logps": jnp.zeros((batch, max_new_tokens), jnp.float32),
+        name: jnp.full((batch, max_new_tokens), fill[name], new.dtype).at[:, 0].set(new)
+        for name, new in drawn.items()
     }
-    first = {"tokens": token, "mask": ~alive, "logps": logp}
+    cache = model.init_cache(batch, max(1, max_new_tokens - 1))  # nobody reads the last token
 
-    def unfinished(carry):
-        step, _, done, _, _ = carry
-        return (step < max_new_tokens) & ~jnp.all(done)
-
-    def decode_one(carry):
+    def decode_one(rows, prefix, carry):
         step, token, done, record, cache = carry
-        positions = jnp.where(done, -1, lengths + step - 1)[:, None]
-        slot = prompt_length + step - 1
-        out, cache = model.decode(weights, token[:, None], positions, cache, slot)
-        token, logp, ended = draw(out.hidden[:, 0], out.head, done, step)
-        record = _put(record, {"tokens": token, "mask": ~done, "logps": logp}, step)
-        return step + 1, token, ended, record, cache
+        positions = jnp.where(done, -1, lengths[rows] + step - 1)[:, None]
+        out, cache = model.decode(weights, token[:, None], positions, cache, step - 1, prefix)
+        drawn, ended = draw(out.hidden[:, 0], out.head, rows, done, step)
+        record = {name: record[name].at[rows, step].set(drawn[name]) for name in record}
+        return step + 1, drawn["tokens"], ended, record, cache
 
-    carry = (jnp.asarray(1), token, done, _put(record, first, 0), cache)
-    _, _, _, record, _ = jax.lax.while_loop(unfinished, decode_one, carry)
+    prefix = prompt_cache
+    carry = (jnp.asarray(1), drawn["tokens"], done, record, cache)
+    for size in (*(batch >> h for h in range(1, halvings + 1) if batch >> h), 0):
+
+        def many_left(carry, size=size):
+            step, _, done, _, _ = carry
+            return (step < max_new_tokens) & ((~done).sum() > size)
+
+        body = functools.partial(decode_one, rows, prefix)
+        step, token, done, record, cache = jax.lax.while_loop(many_left, body, carry)
+        if size:  # go on with the rows that have not ended, in their order
+            kept = jnp.argsort(done, stable=True)[:size]
+            rows = rows[kept]
+            prefix = take_rows(prompt_cache, rows // group_size)
+            carry = (step, token[kept], done[kept], record, take_rows(cache, kept))
 
     tokens = jnp.repeat(prompts.tokens, group_size, axis=0).astype(jnp.int32)
     mask = jnp.repeat(prompts.mask, group_size, axis=0)
@@ -116,47 +132,17 @@ def sample(
     )
 
 
-def _check(group_size: int, max_new_tokens: int, top_k: int, top_p: Any):
-    if group_size < 1 or max_new_tokens < 1 or top_k < 0:
+def _check(group_size: int, max_new_tokens: int, top_k: int, top_p: Any, halvings: int):
+    if group_size < 1 or max_new_tokens < 1 or top_k < 0 or halvings < 0:
         raise ValueError(
-            f"group_size={group_size}, max_new_tokens={max_new_tokens}, top_k={top_k}: "
-            "expected at least 1, 1 and 0"
+            f"group_size={group_size}, max_new_tokens={max_new_tokens}, top_k={top_k}, "
+            f"halvings={halvings}: expected at least 1, 1, 0 and 0"
         )
     if isinstance(top_p, int | float):
         if not 0 < top_p <= 1:
             raise ValueError(f"top_p={top_p}: expected a share in (0, 1]")
         if top_p < 1 and top_k == 0:
             raise ValueError(f"top_p={top_p} with top_k=0: set top_k, top_p narrows the top k only")
-
-
-def _prefill(
-    model: Model, weights: Mapping[str, Any], prompts: PromptBatch, group_size: int, new_tokens: int
-) -> tuple[Float[Array, "B D"], Float[Array, "D V"], dict[str, Any]]:
-    """Reads each prompt once, then hands every member of its group a copy of the cache."""
-    count, length = prompts.tokens.shape
-    positions = jnp.where(prompts.mask, jnp.cumsum(prompts.mask, axis=1) - 1, -1)
-    empty = model.init_cache(count, length)
-    out, cache = model.decode(weights, prompts.tokens, positions, empty, 0)
-    room = new_tokens - 1  # the last token is read by nobody
-
-    def expand(buffer: Array, axis: int, fill: int) -> Array:
-        widths = [(0, room if a == axis else 0) for a in range(buffer.ndim)]
-        return jnp.pad(jnp.repeat(buffer, group_size, axis=0), widths, constant_values=fill)
-
-    cache = {
-        "positions": expand(cache["positions"], 1, -1),
-        "layers": jax.tree.map(lambda buffer: expand(buffer, 2, 0), cache["layers"]),
-    }
-    return jnp.repeat(out.hidden[:, -1], group_size, axis=0), out.head, cache
-
-
-def _put(
-    record: dict[str, Array], column: dict[str, Array], index: Array | int
-) -> dict[str, Array]:
-    return {
-        name: jax.lax.dynamic_update_slice_in_dim(record[name], new[:, None], index, axis=1)
-        for name, new in column.items()
-    }
 
 
 def draw_tokens(
@@ -259,12 +245,15 @@ def jit_sample(
     eos_id: int | tuple[int, ...],
     pad_id: int,
     top_k: int = 0,
+    halvings: int = 0,
     mesh: Mesh | None = None,
 ) -> Callable[..., Rollout]:
     """``sample``, compiled once for each shape of the prompts.
 
     Args:
-      model, group_size, max_new_tokens, eos_id, pad_id, top_k: as for ``sample``.
+      model, group_size, max_new_tokens, eos_id, pad_id, top_k, halvings: as for ``sample``;
+        ``halvings`` does nothing where a mesh shares out the rows, since they would have to move
+        between devices.
       mesh: prompts and rollouts are shared out over its ``data`` and ``fsdp`` axes; the parameters
         stay where they are. None for one device.
 
@@ -277,6 +266,8 @@ def jit_sample(
     """
     eos_ids = (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
     rows = batch_sharding(mesh) if mesh is not None else None
+    if mesh is not None and mesh.shape["data"] * mesh.shape["fsdp"] > 1:
+        halvings = 0
 
     @functools.partial(jax.jit, out_shardings=rows)
     def run(params, prompts, key, temperature, top_p):
@@ -292,6 +283,7 @@ def jit_sample(
             pad_id=pad_id,
             top_k=top_k,
             top_p=top_p,
+            halvings=halvings,
         )
 
     def call(
@@ -301,7 +293,7 @@ def jit_sample(
         temperature: float | Float[Array, ""],
         top_p: float | Float[Array, ""] = 1.0,
     ) -> Rollout:
-        _check(group_size, max_new_tokens, top_k, top_p)
+        _check(group_size, max_new_tokens, top_k, top_p, halvings)
         if mesh is not None:
             check_batch(prompts.tokens.shape[0], mesh)
             prompts = jax.device_put(prompts, rows)
