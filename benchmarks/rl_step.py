@@ -101,14 +101,14 @@ def timed(call: Callable[[], Any], compilations: Compilations) -> dict[str, Any]
 
 
 def machine_rates(dtype: str) -> dict[str, float]:
-    """FLOP/s of a large matrix product, and bytes/s of reading and writing a large array."""
+    """FLOP/s of a large matrix product, and bytes/s of reading a large array."""
     accelerator = jax.default_backend() != "cpu"
     size, elements = (8192, 1 << 29) if accelerator else (3072, 1 << 26)
     square = jnp.ones((size, size), dtype)
     long = jnp.ones(elements, jnp.float32)
     product = best(jax.jit(lambda x: x @ x), square)
-    stream = best(jax.jit(lambda x: x + 1.0, donate_argnums=()), long)
-    return {"matmul_flops_per_s": 2 * size**3 / product, "bytes_per_s": 8 * elements / stream}
+    stream = best(jax.jit(jnp.sum), long)
+    return {"matmul_flops_per_s": 2 * size**3 / product, "bytes_per_s": 4 * elements / stream}
 
 
 def best(call: Callable[[Any], Any], argument: Any) -> float:
@@ -146,30 +146,33 @@ class Work:
     def _head(self, tokens: int) -> float:
         return 2.0 * tokens * self.config.dim * self.config.vocab_size
 
+    def _prompts(self) -> float:
+        return self._layers(self.prompts, 0, self.prompt_len)
+
     def rollout(self) -> float:
         """Each prompt read once, each completion decoded."""
-        prompts = self._layers(self.prompts, 0, self.prompt_len) + self._head(self.prompts)
         decoded = self._layers(self.rows, self.prompt_len, self.new_tokens - 1)
-        return prompts + decoded + self._head(self.rows * (self.new_tokens - 1))
+        head = self._head(self.prompts + self.rows * (self.new_tokens - 1))
+        return self._prompts() + decoded + head
 
     def logprobs(self) -> float:
-        """A forward pass, the head on the completions only."""
-        length = self.prompt_len + self.new_tokens
-        return self._layers(self.rows, 0, length) + self._head(self.rows * self.new_tokens)
+        """A forward pass: each prompt once, the head on the completions only."""
+        completions = self._layers(self.rows, self.prompt_len, self.new_tokens)
+        return self._prompts() + completions + self._head(self.rows * self.new_tokens)
 
     def train(self) -> float:
         """Forward and backward: three products where the forward pass has one."""
         return 3 * self.logprobs()
 
     def decode_bytes(self) -> float:
-        """Weights once a decoded position; of the cache, what a row has filled by then."""
+        """Weights once a token; of the cache, each prompt's once a group and a row's own."""
         c = self.config
         size = jnp.dtype(c.dtype).itemsize
         attention = c.dim * c.head_dim * 2 * (c.heads + c.kv_heads)
         weights = c.layers * (attention + 3 * c.dim * c.ffn) + c.vocab_size * c.dim
         turns = self.new_tokens - 1
-        slots = turns * self.prompt_len + turns * (turns + 1) / 2
-        cache = self.rows * slots * c.layers * 2 * c.kv_heads * c.head_dim
+        slots = self.prompts * turns * self.prompt_len + self.rows * turns * (turns + 1) / 2
+        cache = slots * c.layers * 2 * c.kv_heads * c.head_dim
         return size * (turns * weights + cache)
 
 
@@ -213,6 +216,7 @@ def credit(rollout: Rollout, logps: jax.Array, reference: jax.Array | None) -> T
         temperature=jnp.float32(1.0),
         kl_weight=jnp.float32(0.01 if FLAGS.reference else 0.0),
         prompt_length=FLAGS.prompt_len,
+        group_size=FLAGS.group,
     )
 
 
@@ -237,7 +241,9 @@ def measure() -> dict[str, Any]:
         pad_id=0,
         mesh=mesh,
     )
-    score = make_scorer(model.forward, start=FLAGS.prompt_len, micro_batches=FLAGS.micro)
+    score = make_scorer(
+        model.forward, start=FLAGS.prompt_len, micro_batches=FLAGS.micro, group_size=FLAGS.group
+    )
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-6, weight_decay=0.0))
     state = TrainState(
         step=jnp.int32(0),
@@ -252,7 +258,9 @@ def measure() -> dict[str, Any]:
         state,
     )
     length = FLAGS.prompt_len + FLAGS.new_tokens
-    fixed = jnp.asarray(rng.integers(10, config.vocab_size, (rows, length)), jnp.int32)
+    drawn = jnp.asarray(rng.integers(10, config.vocab_size, (rows, FLAGS.new_tokens)), jnp.int32)
+    asked = jnp.repeat(prompts.tokens, FLAGS.group, axis=0)
+    fixed = jnp.concatenate([asked, drawn], axis=1)
     completion = jnp.broadcast_to(jnp.arange(length) >= FLAGS.prompt_len, fixed.shape)
     rollout = Rollout(
         tokens=fixed,

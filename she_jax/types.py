@@ -121,6 +121,8 @@ class TrainBatch:
       temperature: sampling temperature of the behaviour policy; traced, so it may change freely.
       kl_weight: weight of the KL term; traced.
       prompt_length: no token before this index carries loss, so the output head skips them; static.
+      group_size: rows of a group, contiguous, are the same before ``prompt_length``, so a model that
+        can reads them once; 1 says nothing of the kind; static.
     """
 
     tokens: Int[Array, "B T"]
@@ -132,6 +134,7 @@ class TrainBatch:
     temperature: Float[Array, ""] | float = 1.0
     kl_weight: Float[Array, ""] | float = 0.0
     prompt_length: int = field(default=1, metadata={"static": True})
+    group_size: int = field(default=1, metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass

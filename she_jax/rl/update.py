@@ -1,11 +1,12 @@
 """The pure update step, for any model.
 
 A model enters as ``forward(params, tokens, positions)``, which returns logits [B, T, V] or an
-``LMOutput``; parameters are any tree of arrays. ``make_update_step`` returns a function of
+``LMOutput``, and is told ``prompt_length`` and ``group_size`` by name where a batch says that its
+groups share their prompts (see ``she_jax.models.transformer.Model.forward``); parameters are any tree of arrays. ``make_update_step`` returns a function of
 (state, batch) and nothing else; ``jit_update_step`` compiles it for a mesh.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -18,7 +19,7 @@ from she_jax.models.sharding import batch_sharding, shardings
 from she_jax.rl.losses import LossConfig, policy_loss, sft_loss, token_logps
 from she_jax.types import LMOutput, SftBatch, TrainBatch, TrainState
 
-Forward = Callable[[Any, Array, Array], Array | LMOutput]
+Forward = Callable[..., Array | LMOutput]
 Metrics = dict[str, Float[Array, ""]]
 Batch = TypeVar("Batch", TrainBatch, SftBatch)
 # (params, batch) -> (sum of the loss, {"count": sum of the weights, and more sums or maxima})
@@ -49,7 +50,8 @@ def make_update_step(
     """
 
     def loss_sum(params: Any, batch: TrainBatch) -> tuple[Float[Array, ""], Metrics]:
-        output = forward(params, batch.tokens, batch.positions)
+        shared = _shared(batch.prompt_length, batch.group_size)
+        output = forward(params, batch.tokens, batch.positions, **shared)
         logps, entropy = token_logps(
             output, batch.tokens, temperature=batch.temperature, start=batch.prompt_length
         )
@@ -97,7 +99,7 @@ def make_sft_step(
 
 
 def make_scorer(
-    forward: Forward, *, start: int, micro_batches: int = 1
+    forward: Forward, *, start: int, micro_batches: int = 1, group_size: int = 1
 ) -> Callable[[Any, Array, Array, Array], Float32[Array, "B T"]]:
     """Makes the compiled function that gives log-probabilities of given tokens, a reference's say.
 
@@ -105,6 +107,7 @@ def make_scorer(
       forward: the model.
       start: first token of interest, see ``token_logps``.
       micro_batches: the batch is worked through in this many parts, >= 1.
+      group_size: so many rows share what stands before ``start``, see ``TrainBatch``.
 
     Returns:
       (params, tokens [B, T], positions [B, T], temperature) -> log-probabilities, 0 before
@@ -113,12 +116,13 @@ def make_scorer(
 
     @jax.jit
     def score(params: Any, tokens: Array, positions: Array, temperature: Array) -> Array:
-        def part(rows: tuple[Array, Array]) -> Array:
-            output = forward(params, *rows)
+        def part(rows: Sequence[Array]) -> Array:
+            output = forward(params, *rows, **_shared(start, group_size))
             return token_logps(output, rows[0], temperature=temperature, start=start)[0]
 
-        parts = split_rows(tokens, micro_batches), split_rows(positions, micro_batches)
-        return jax.lax.map(part, parts).swapaxes(0, 1).reshape(tokens.shape)
+        parts = [split_rows(leaf, micro_batches, group_size) for leaf in (tokens, positions)]
+        logps = jax.lax.map(part, parts).reshape(micro_batches, -1, group_size, tokens.shape[1])
+        return logps.swapaxes(0, 1).reshape(tokens.shape)
 
     return score
 
@@ -201,29 +205,36 @@ def _accumulate(
         }
         return (sums, merged), None
 
-    parts = jax.tree.map(lambda x: split_rows(x, micro_batches), batch)
+    group_size = getattr(batch, "group_size", 1)
+    parts = jax.tree.map(lambda x: split_rows(x, micro_batches, group_size), batch)
     _, shapes = jax.eval_shape(loss_sum, params, jax.tree.map(lambda x: x[0], parts))
     zeros = {k: jnp.zeros((), dtype=jnp.float32) for k in (*shapes, "loss")}
     grads = jax.tree.map(lambda p: jnp.zeros(p.shape, dtype=jnp.float32), params)
     return jax.lax.scan(one, (grads, zeros), parts)[0]
 
 
-def split_rows(leaf: Any, micro_batches: int) -> Array:
+def _shared(prompt_length: int, group_size: int) -> dict[str, int]:
+    """What a model that can share a group's prompt has to know; nothing for any other batch."""
+    return {"prompt_length": prompt_length, "group_size": group_size} if group_size > 1 else {}
+
+
+def split_rows(leaf: Any, micro_batches: int, group_size: int = 1) -> Array:
     """Puts the micro-batches on a leading axis: [B, ...] to [M, B / M, ...]; a scalar to [M].
 
-    Micro-batch m has the rows m, m + M, m + 2M, ...: of rows that lie in blocks on several devices,
-    each device then holds its share of every micro-batch.
+    Micro-batch m has the groups m, m + M, m + 2M, ...: of rows that lie in blocks on several
+    devices, each device then holds its share of every micro-batch.
 
     Raises:
-      ValueError: if the rows do not divide.
+      ValueError: if the groups do not divide.
     """
     leaf = jnp.asarray(leaf)
     if leaf.ndim == 0:
         return jnp.broadcast_to(leaf, (micro_batches,))
     rows = leaf.shape[0]
-    if rows % micro_batches:
+    if rows % (micro_batches * group_size):
         raise ValueError(
-            f"{rows} rows do not divide into micro_batches={micro_batches}: "
-            "change one of them so that they do"
+            f"{rows} rows in groups of {group_size} do not divide into "
+            f"micro_batches={micro_batches}: change one of them so that they do"
         )
-    return leaf.reshape(rows // micro_batches, micro_batches, *leaf.shape[1:]).swapaxes(0, 1)
+    parts = leaf.reshape(-1, micro_batches, group_size, *leaf.shape[1:]).swapaxes(0, 1)
+    return parts.reshape(micro_batches, -1, *leaf.shape[1:])

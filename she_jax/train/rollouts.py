@@ -85,7 +85,10 @@ def make_collector(
         mesh=policy.mesh,
     )
     score = make_scorer(
-        policy.model.forward, start=prompts.prompt_length, micro_batches=rl.loss.micro_batches
+        policy.model.forward,
+        start=prompts.prompt_length,
+        micro_batches=rl.loss.micro_batches,
+        group_size=rl.group_size,
     )
     credit = jax.jit(_creditor(config))
 
@@ -125,6 +128,7 @@ def make_collector(
             temperature=jnp.float32(rl.temperature),
             kl_weight=jnp.float32(rl.kl_weight),
             prompt_length=prompts.prompt_length,
+            group_size=rl.group_size,
         )
         figures = {
             **_rewards(steps, prompts.schema),
