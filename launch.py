@@ -6,6 +6,7 @@ stopped by SIGTERM and by Ctrl-C, after saving. The same command again goes on w
 
 import difflib
 import errno
+import os
 import re
 import sys
 import traceback
@@ -26,6 +27,9 @@ def main(argv: list[str]) -> None:
     if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax and TFDS tell much
     workdir = WORKDIR.value or default_workdir()
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        # Read once, when JAX starts; of no effect on an accelerator.
+        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(CONFIG.value.cpu_devices))
     # Imported here, since it takes seconds: a wrong command line has failed by now.
     from she_jax.train.run import run
 

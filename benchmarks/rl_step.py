@@ -53,7 +53,9 @@ flags.DEFINE_string("dtype", "float32", "Of the computation; parameters are floa
 flags.DEFINE_integer("micro", 4, "Micro-batches of the update and of scoring.")
 flags.DEFINE_bool("remat", True, "Recompute layers in the backward pass.")
 flags.DEFINE_bool("reference", False, "The whole step scores a reference policy too (KL).")
-flags.DEFINE_list("sections", [*SECTIONS], "What to measure; alone, a section's peak memory is its own.")
+flags.DEFINE_list(
+    "sections", [*SECTIONS], "What to measure; alone, a section's peak memory is its own."
+)
 flags.DEFINE_integer("warmup", 1, "Calls before the clock runs, the first of which compiles.")
 flags.DEFINE_integer("repeats", 3, "Calls on the clock.")
 

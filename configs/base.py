@@ -58,6 +58,10 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.model.head_dim = 32
     config.model.ffn = 384
 
+    # Without an accelerator JAX takes the CPU for so many devices, each with a share of the batch
+    # and all of the parameters: two devices are faster than one with two threads.
+    config.cpu_devices = 2
+
     # The devices: sizes of the mesh, -1 for all that are left.
     config.mesh = ConfigDict()
     config.mesh.data = -1

@@ -44,6 +44,7 @@ def _smollm2(config: ConfigDict) -> None:
         {
             "model.prompt_length": 256,
             "model.completion_length": 128,
+            "cpu_devices": 1,  # a second one would hold the parameters again
             "sft.learning_rate": 1e-4,
             "sft.batch_size": 16,
             "sft.steps": 240,

@@ -121,8 +121,8 @@ class TrainBatch:
       temperature: sampling temperature of the behaviour policy; traced, so it may change freely.
       kl_weight: weight of the KL term; traced.
       prompt_length: no token before this index carries loss, so the output head skips them; static.
-      group_size: rows of a group, contiguous, are the same before ``prompt_length``, so a model that
-        can reads them once; 1 says nothing of the kind; static.
+      group_size: the rows of a group, contiguous, are the same before ``prompt_length``: the model
+        may read that part once; 1 says nothing of the kind; static.
     """
 
     tokens: Int[Array, "B T"]

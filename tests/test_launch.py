@@ -17,7 +17,8 @@ def get_config(arg=""):
         raise ValueError("argument 'bad': expected model=NAME")
     if arg == "bug":
         raise TypeError("a bug in the recipe")
-    return ConfigDict({"seed": 1, "optim": {"lr": 1e-3, "steps": 3}, "arg": arg})
+    optim = {"lr": 1e-3, "steps": 3}
+    return ConfigDict({"seed": 1, "optim": optim, "arg": arg, "cpu_devices": 2})
 """
 
 # Stands in for she_jax.train.run, so that these tests train nothing.

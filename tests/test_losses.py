@@ -315,9 +315,67 @@ def test_far_off_policy_stays_finite():
 def test_sft_loss_by_hand():
     logits = jnp.log(jnp.array([[[1.0, 3.0], [1.0, 1.0], [1.0, 1.0]]]))
     weights = np.array([[0.0, 2.0, 1.0]], dtype=np.float32)
-    total, count = sft_loss(logits, jnp.array([[0, 1, 0]]), weights)
+    logps, _ = token_logps(logits, jnp.array([[0, 1, 0]]))
+    total, count = sft_loss(logps, weights)
     np.testing.assert_allclose(total, -2 * np.log(3 / 4) + np.log(2), rtol=1e-6)
     assert count == 3
+
+
+@pytest.mark.parametrize(("start", "positions_a_chunk"), [(1, 0), (1, 1), (1, 3), (4, 3), (4, 100)])
+def test_the_fused_loss_equals_the_plain_one(monkeypatch, start, positions_a_chunk):
+    """Value, metrics and both gradients, scaled by what comes after, as by hidden @ head."""
+    monkeypatch.setattr(losses, "LOGITS_BYTES", 4 * B * V * positions_a_chunk)
+    output, tokens = random_output()
+    batch = dataclasses.replace(
+        random_batch(),
+        tokens=tokens,
+        weights=random_batch().weights.at[:, :start].set(0),
+        temperature=jnp.float32(0.7),
+        prompt_length=start,
+    )
+
+    def loss(logps, entropy, batch):
+        (total, _), metrics = policy_loss(logps, batch, LossConfig())
+        seen = jnp.where(batch.weights != 0, entropy, 0.0)
+        return total, metrics | {"entropy": seen.sum()}
+
+    def fused(hidden, head):
+        total, metrics = losses.fused_loss(LMOutput(hidden=hidden, head=head), batch, loss)
+        return 3.0 * total, metrics
+
+    def plain(hidden, head):
+        logits = hidden @ head
+        logps = naive_logps(logits, tokens, 0.7)
+        _, entropy = token_logps(logits, tokens, temperature=0.7)
+        total, metrics = loss(logps, entropy, batch)
+        return 3.0 * total, metrics
+
+    args = (output.hidden, output.head)
+    found = jax.jit(jax.value_and_grad(fused, (0, 1), has_aux=True))(*args)
+    expected = jax.jit(jax.value_and_grad(plain, (0, 1), has_aux=True))(*args)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_fused_loss_forms_the_logits_once():
+    """Three products with the head for value and gradient, where the plain way has four."""
+    output, tokens = random_output()
+    batch = dataclasses.replace(random_batch(), tokens=tokens, prompt_length=2)
+
+    def loss(logps, _, batch):
+        (total, _), metrics = policy_loss(logps, batch, LossConfig())
+        return total, metrics
+
+    def fused(output):
+        return losses.fused_loss(output, batch, loss)[0]
+
+    def plain(output):
+        return loss(*token_logps(output, tokens, start=2), batch)[0]
+
+    products = [
+        str(jax.make_jaxpr(jax.grad(way))(output)).count("dot_general[") for way in (fused, plain)
+    ]
+    assert products == [3, 4]
 
 
 @pytest.mark.parametrize(

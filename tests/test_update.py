@@ -239,7 +239,9 @@ def test_a_batch_with_nothing_to_train_has_loss_zero():
 
 
 def test_a_batch_that_does_not_divide_is_an_error():
-    with pytest.raises(ValueError, match="16 rows in groups of 1 do not divide into micro_batches=3"):
+    with pytest.raises(
+        ValueError, match="16 rows in groups of 1 do not divide into micro_batches=3"
+    ):
         run(random_batch(), micro_batches=3)
 
 

@@ -1,9 +1,10 @@
 """The pure update step, for any model.
 
 A model enters as ``forward(params, tokens, positions)``, which returns logits [B, T, V] or an
-``LMOutput``, and is told ``prompt_length`` and ``group_size`` by name where a batch says that its
-groups share their prompts (see ``she_jax.models.transformer.Model.forward``); parameters are any tree of arrays. ``make_update_step`` returns a function of
-(state, batch) and nothing else; ``jit_update_step`` compiles it for a mesh.
+``LMOutput``; where a batch says that its groups share their prompts, it is told ``prompt_length``
+and ``group_size`` by name too (see ``she_jax.models.transformer.Model.forward``). Parameters are
+any tree of arrays. ``make_update_step`` returns a function of (state, batch) and nothing else;
+``jit_update_step`` compiles it for a mesh.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +17,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32
 
 from she_jax.models.sharding import batch_sharding, shardings
-from she_jax.rl.losses import LossConfig, policy_loss, sft_loss, token_logps
+from she_jax.rl.losses import (
+    MAXIMA,
+    LossConfig,
+    fused_loss,
+    policy_loss,
+    sft_loss,
+    token_logps,
+)
 from she_jax.types import LMOutput, SftBatch, TrainBatch, TrainState
 
 Forward = Callable[..., Array | LMOutput]
@@ -49,17 +57,15 @@ def make_update_step(
       it) and ``tokens`` (how many carry weight). A batch without weight has loss 0 and gradient 0.
     """
 
+    def loss(logps: Array, entropy: Array, batch: TrainBatch) -> tuple[Array, Metrics]:
+        (total, count), metrics = policy_loss(logps, batch, loss_config)
+        entropy = (batch.weights * jnp.where(batch.weights != 0, entropy, 0.0)).sum()
+        return total, metrics | {"entropy": entropy, "count": count}
+
     def loss_sum(params: Any, batch: TrainBatch) -> tuple[Float[Array, ""], Metrics]:
         shared = _shared(batch.prompt_length, batch.group_size)
         output = forward(params, batch.tokens, batch.positions, **shared)
-        logps, entropy = token_logps(
-            output, batch.tokens, temperature=batch.temperature, start=batch.prompt_length
-        )
-        (total, count), metrics = policy_loss(logps, batch, loss_config)
-        return total, metrics | {
-            "entropy": (batch.weights * jnp.where(batch.weights != 0, entropy, 0.0)).sum(),
-            "count": count,
-        }
+        return fused_loss(output, batch, loss)
 
     def update(state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
         return _step(loss_sum, optimizer, state, batch, loss_config.micro_batches)
@@ -87,10 +93,12 @@ def make_sft_step(
     if micro_batches < 1:
         raise ValueError(f"micro_batches={micro_batches}: expected at least 1")
 
-    def loss_sum(params: Any, batch: SftBatch) -> tuple[Float[Array, ""], Metrics]:
-        output = forward(params, batch.tokens, batch.positions)
-        total, count = sft_loss(output, batch.tokens, batch.weights, batch.prompt_length)
+    def loss(logps: Array, _: Array, batch: SftBatch) -> tuple[Array, Metrics]:
+        total, count = sft_loss(logps, batch.weights)
         return total, {"count": count}
+
+    def loss_sum(params: Any, batch: SftBatch) -> tuple[Float[Array, ""], Metrics]:
+        return fused_loss(forward(params, batch.tokens, batch.positions), batch, loss)
 
     def update(state: TrainState, batch: SftBatch) -> tuple[TrainState, Metrics]:
         return _step(loss_sum, optimizer, state, batch, micro_batches)
@@ -179,7 +187,7 @@ def _step(
     grads, metrics = _accumulate(loss_sum, state.params, batch, micro_batches)
     count = metrics.pop("count")
     scale = jnp.where(count > 0, 1.0 / jnp.where(count > 0, count, 1.0), 0.0)
-    metrics = {k: v if k == "logp_gap_max" else v * scale for k, v in metrics.items()}
+    metrics = {k: v if k in MAXIMA else v * scale for k, v in metrics.items()}
     grads = jax.tree.map(lambda g: g * scale, grads)
     metrics["grad_norm"] = jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(grads)))
     metrics["tokens"] = (batch.weights != 0).sum().astype(jnp.float32)
@@ -200,8 +208,7 @@ def _accumulate(
         metrics = metrics | {"loss": total}
         sums = jax.tree.map(lambda total, g: total + g.astype(jnp.float32), carry[0], grads)
         merged = {
-            k: (jnp.maximum if k == "logp_gap_max" else jnp.add)(carry[1][k], v)
-            for k, v in metrics.items()
+            k: (jnp.maximum if k in MAXIMA else jnp.add)(carry[1][k], v) for k, v in metrics.items()
         }
         return (sums, merged), None
 
