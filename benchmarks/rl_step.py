@@ -53,6 +53,8 @@ flags.DEFINE_string("dtype", "float32", "Of the computation; parameters are floa
 flags.DEFINE_integer("micro", 4, "Micro-batches of the update and of scoring.")
 flags.DEFINE_bool("remat", True, "Recompute layers in the backward pass.")
 flags.DEFINE_bool("reference", False, "The whole step scores a reference policy too (KL).")
+flags.DEFINE_float("ends", 0.0, "Share of the vocabulary that ends a completion; rollout only.")
+flags.DEFINE_integer("halvings", 0, "How often a rollout leaves ended rows behind.")
 flags.DEFINE_list(
     "sections", [*SECTIONS], "What to measure; alone, a section's peak memory is its own."
 )
@@ -235,12 +237,15 @@ def measure() -> dict[str, Any]:
         mask=jnp.ones(shape, bool),
     )
     mesh = make_mesh(data=-1)
+    # With none of them nobody ends early: the one id left is of no token.
+    ends = range(config.vocab_size - round(FLAGS.ends * config.vocab_size), config.vocab_size + 1)
     sample = jit_sample(
         model,
         group_size=FLAGS.group,
         max_new_tokens=FLAGS.new_tokens,
-        eos_id=config.vocab_size,  # no such token: nobody ends early
+        eos_id=tuple(ends),
         pad_id=0,
+        halvings=FLAGS.halvings,
         mesh=mesh,
     )
     score = make_scorer(
@@ -306,6 +311,7 @@ def measure() -> dict[str, Any]:
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
             **{n: FLAGS[n].value for n in ("prompts", "group", "prompt_len", "new_tokens")},
             **{n: FLAGS[n].value for n in ("dtype", "micro", "remat", "reference")},
+            **{n: FLAGS[n].value for n in ("ends", "halvings")},
         },
         "machine": {
             "device": jax.devices()[0].device_kind,
@@ -319,6 +325,12 @@ def measure() -> dict[str, Any]:
     for section in FLAGS.sections:
         figures = timed(calls[section], compilations)
         seconds = figures["seconds"]["median"]
+        result[section] = figures
+        if FLAGS.ends:  # then the work depends on what was drawn
+            lengths = np.asarray(calls["rollout"]().completion_mask.sum(axis=1))
+            figures["tokens_per_s"] = round(float(lengths.sum()) / seconds, 1)
+            figures["lengths"] = np.percentile(lengths, [0, 25, 50, 75, 100]).tolist()
+            continue
         figures["tokens_per_s"] = round(rows * FLAGS.new_tokens / seconds, 1)
         figures["flops"] = float(f"{flops[section]:.4g}")
         rate = flops[section] / seconds
@@ -327,13 +339,14 @@ def measure() -> dict[str, Any]:
             figures["bytes"] = float(f"{work.decode_bytes():.4g}")
             share = work.decode_bytes() / seconds / rates["bytes_per_s"]
             figures["bandwidth_share"] = round(share, 3)
-        result[section] = figures
     return result
 
 
 def main(argv: list[str]) -> None:
     if unknown := set(FLAGS.sections) - set(SECTIONS):
         raise app.UsageError(f"--sections={sorted(unknown)}: expected some of {SECTIONS}")
+    if FLAGS.ends and FLAGS.sections != ["rollout"]:
+        raise app.UsageError("--ends is for --sections=rollout: the rest wants full completions")
     print(json.dumps(measure()))
 
 

@@ -83,6 +83,7 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.rl.temperature = 1.0
     config.rl.top_k = 0  # 0 for the whole vocabulary
     config.rl.top_p = 1.0
+    config.rl.halvings = 1  # on one device, ended rollouts are left behind so many times
     config.rl.kl_weight = 0.01  # 0 leaves the reference out
     config.rl.format_weight = 0.1  # outcome of a well-formed chain with the wrong label
     config.rl.normalisation = "token"  # token | sequence | step

@@ -82,6 +82,7 @@ def make_collector(
         eos_id=prompts.eos_ids,
         pad_id=prompts.pad_id,
         top_k=rl.top_k,
+        halvings=rl.halvings,
         mesh=policy.mesh,
     )
     score = make_scorer(
