@@ -24,7 +24,7 @@ import numpy as np
 import optax
 from absl import app, flags
 
-from she_jax.models.sharding import make_mesh
+from she_jax.models.sharding import make_mesh, shardings
 from she_jax.models.transformer import Model, ModelConfig, build_model, init_params
 from she_jax.models.weights import load_model
 from she_jax.rl.advantages import srpo_advantages, token_advantages
@@ -259,6 +259,7 @@ def measure() -> dict[str, Any]:
         key=jax.random.PRNGKey(0),
     )
     del params  # the state is donated and has them
+    state = jax.device_put(state, shardings(state, mesh))
     update = jit_update_step(
         make_update_step(model.forward, optimizer, LossConfig(micro_batches=FLAGS.micro)),
         mesh,

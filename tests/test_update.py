@@ -11,8 +11,14 @@ import pytest
 
 from she_jax.models.sharding import make_mesh
 from she_jax.models.transformer import ModelConfig, build_model, init_params
-from she_jax.rl.losses import LossConfig
-from she_jax.rl.update import jit_update_step, make_sft_step, make_update_step
+from she_jax.rl.losses import LossConfig, token_logps
+from she_jax.rl.update import (
+    jit_update_step,
+    make_scorer,
+    make_sft_step,
+    make_update_step,
+    split_rows,
+)
 from she_jax.types import LMOutput, SftBatch, TrainBatch, TrainState
 
 B, T, V = 16, 10, 16
@@ -243,6 +249,38 @@ def test_a_batch_that_does_not_divide_is_an_error():
         ValueError, match="16 rows in groups of 1 do not divide into micro_batches=3"
     ):
         run(random_batch(), micro_batches=3)
+
+
+def grouped(batch, group_size):
+    """The batch with one prompt a group."""
+    tokens, prompt = batch.tokens, batch.prompt_length
+    shared = jnp.repeat(tokens[::group_size, :prompt], group_size, axis=0)
+    return dataclasses.replace(batch, tokens=tokens.at[:, :prompt].set(shared))
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2, 4])
+def test_groups_that_share_their_prompts_change_nothing(micro_batches):
+    """Of a real model: the update, and the scores, are those of rows that stand alone."""
+    optimizer, model = optax.sgd(1.0), build_model(CONFIG)
+    state = new_state(init_params(CONFIG, jax.random.PRNGKey(0)), optimizer)
+    alone = grouped(random_batch(), 4)
+    together = dataclasses.replace(alone, group_size=4)
+    update = compiled(model.forward, LossConfig(micro_batches=micro_batches))
+    assert_trees_close(update(state, together), update(state, alone), rtol=1e-3, atol=1e-5)
+    score = make_scorer(model.forward, start=3, micro_batches=micro_batches, group_size=4)
+    found = score(state.params, alone.tokens, alone.positions, jnp.float32(0.7))
+    output = model.forward(state.params, alone.tokens, alone.positions)
+    expected, _ = token_logps(output, alone.tokens, temperature=0.7, start=3)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_micro_batches_keep_groups_whole():
+    """Four groups of four rows in two parts: the groups 0 and 2, then 1 and 3."""
+    parts = split_rows(jnp.arange(16), 2, 4)
+    np.testing.assert_array_equal(parts[0], [0, 1, 2, 3, 8, 9, 10, 11])
+    np.testing.assert_array_equal(parts[1], [4, 5, 6, 7, 12, 13, 14, 15])
+    with pytest.raises(ValueError, match="16 rows in groups of 4 do not divide into micro_batches"):
+        split_rows(jnp.arange(16), 8, 4)
 
 
 def two_updates(mesh):
