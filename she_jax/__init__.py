@@ -14,7 +14,8 @@ from she_jax.rl.advantages import (
     srpo_advantages,
     token_advantages,
 )
-from she_jax.rl.losses import LossConfig, policy_loss, sft_loss, token_logps, token_weights
+from she_jax.rl.head import token_logps
+from she_jax.rl.losses import LossConfig, policy_loss, sft_loss, token_weights
 from she_jax.rl.update import jit_update_step, make_sft_step, make_update_step
 from she_jax.types import (
     Advantages,

@@ -2,7 +2,7 @@
 
 Letters in shapes: N prompts, G samples a prompt (a group), B = N * G with a group's rows
 contiguous, T tokens, S steps, P prompt length. One alignment rule holds everywhere: index ``[b,
-t]`` speaks of the token *at* t. Only ``she_jax.rl.losses.token_logps`` shifts.
+t]`` speaks of the token *at* t. Only ``she_jax.rl.head`` shifts.
 """
 
 from collections.abc import Mapping

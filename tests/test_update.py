@@ -11,7 +11,8 @@ import pytest
 
 from she_jax.models.sharding import make_mesh
 from she_jax.models.transformer import ModelConfig, build_model, init_params
-from she_jax.rl.losses import LossConfig, token_logps
+from she_jax.rl.head import token_logps
+from she_jax.rl.losses import LossConfig
 from she_jax.rl.update import (
     jit_update_step,
     make_scorer,

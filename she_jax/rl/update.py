@@ -17,14 +17,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32
 
 from she_jax.models.sharding import batch_sharding, shardings
-from she_jax.rl.losses import (
-    MAXIMA,
-    LossConfig,
-    fused_loss,
-    policy_loss,
-    sft_loss,
-    token_logps,
-)
+from she_jax.rl.head import MAXIMA, fused_loss, token_logps
+from she_jax.rl.losses import LossConfig, policy_loss, sft_loss
 from she_jax.types import LMOutput, SftBatch, TrainBatch, TrainState
 
 Forward = Callable[..., Array | LMOutput]
