@@ -83,13 +83,17 @@ class StepBatch:
 
     ``step_ids`` names the step each token belongs to, -1 outside every step. ``step_mask`` says
     which steps a rollout has. ``verifier`` is the annotation's verdict on each step in [0, 1],
-    good only where ``verifier_known``. ``outcome`` is the reward of the whole rollout in [0, 1].
+    good only where ``verifier_known``; ``model_score`` is the examiner's probability that the step
+    is correct, good only where ``model_known``. ``outcome`` is the reward of the whole rollout in
+    [0, 1].
     """
 
     step_ids: Int[Array, "B T"]
     step_mask: Bool[Array, "B S"]
     verifier: Float[Array, "B S"]
     verifier_known: Bool[Array, "B S"]
+    model_score: Float[Array, "B S"]
+    model_known: Bool[Array, "B S"]
     outcome: Float[Array, "B"]
 
 

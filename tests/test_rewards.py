@@ -1,13 +1,18 @@
-"""The offline verifier, the outcome's reward, and the records made of them."""
+"""The offline verifier, the outcome's reward, the records made of them, and the hybrid."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from she_jax.cot import CotSchema
-from she_jax.rl.rewards import outcome_reward, step_batch, verify
-from she_jax.types import Example
+from she_jax.rl.advantages import srpo_advantages
+from she_jax.rl.rewards import COMBINATIONS, combine_rewards, outcome_reward, step_batch, verify
+from she_jax.types import Example, StepBatch
 
 SCHEMA = CotSchema()
 CHECKS = CotSchema.build(checks=3)
@@ -177,3 +182,79 @@ def test_step_batch_wants_one_of_each():
             newlines=np.zeros(9, dtype=int),
             truncated=np.zeros(2, dtype=bool),
         )
+
+
+# Both know, the verifier alone, the examiner alone, nobody; the last step is missing throughout.
+HYBRID = StepBatch(
+    step_ids=jnp.zeros((2, 1), jnp.int32),
+    step_mask=jnp.array([[True, True, True, True, False]] * 2),
+    verifier=jnp.array([[1.0, 0.5, 9.0, jnp.nan, 1.0]] * 2),
+    verifier_known=jnp.array([[True, True, False, False, True]] * 2),
+    model_score=jnp.array([[0.2, jnp.nan, 0.75, 9.0, 1.0]] * 2),
+    model_known=jnp.array([[True, False, True, False, True]] * 2),
+    outcome=jnp.array([1.0, 0.1]),
+)
+
+
+@pytest.mark.parametrize(
+    ("how", "rewards", "known"),
+    [
+        ("precedence", [1, 0.5, 0.75, 0, 0], [1, 1, 1, 0, 0]),
+        ("mean", [0.6, 0.5, 0.75, 0, 0], [1, 1, 1, 0, 0]),
+        ("gate", [1, 0.5, 0.75, 0, 0], [1, 1, 1, 0, 0]),
+        ("verifier_only", [1, 0.5, 0, 0, 0], [1, 1, 0, 0, 0]),
+        ("model_only", [0.2, 0, 0.75, 0, 0], [1, 0, 1, 0, 0]),
+    ],
+)
+def test_combine_rewards(how, rewards, known):
+    """By hand; whatever stands where nobody knows, not even NaN, comes through."""
+    for combine in (combine_rewards, jax.jit(combine_rewards, static_argnums=1)):
+        got, mask = combine(HYBRID, how)
+        np.testing.assert_allclose(got[0], rewards, rtol=1e-6)
+        np.testing.assert_array_equal(mask[0], known)
+
+
+def test_the_gate_silences_the_examiner_where_the_label_is_wrong():
+    rewards, known = combine_rewards(HYBRID, "gate")
+    np.testing.assert_allclose(rewards[1], [1, 0.5, 0, 0, 0])
+    np.testing.assert_array_equal(known[1], [1, 1, 0, 0, 0])
+    for how in set(COMBINATIONS) - {"gate"}:
+        rewards, known = combine_rewards(HYBRID, how)
+        np.testing.assert_array_equal(rewards[0], rewards[1])
+
+
+def test_the_mean_takes_a_weight_a_step():
+    rewards, _ = combine_rewards(HYBRID, "mean", np.array([0.25, 1, 0, 0, 0], np.float32))
+    np.testing.assert_allclose(rewards[0], [0.8, 0.5, 0.75, 0, 0], rtol=1e-6)
+
+
+def test_without_an_examiner_precedence_is_the_verifier():
+    silent = dataclasses.replace(HYBRID, model_known=jnp.zeros((2, 5), bool))
+    for how in ("precedence", "mean", "gate"):
+        for one, other in zip(
+            combine_rewards(silent, how), combine_rewards(silent, "verifier_only"), strict=True
+        ):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_an_unknown_step_falls_out_of_its_groups_statistics():
+    """Three rollouts, one of which nobody knows: the other two are compared as if alone."""
+    steps = StepBatch(
+        step_ids=jnp.zeros((3, 1), jnp.int32),
+        step_mask=jnp.ones((3, 1), bool),
+        verifier=jnp.zeros((3, 1)),
+        verifier_known=jnp.zeros((3, 1), bool),
+        model_score=jnp.array([[0.9], [0.1], [0.5]]),
+        model_known=jnp.array([[True], [True], [False]]),
+        outcome=jnp.zeros(3),
+    )
+    rewards, known = combine_rewards(steps, "precedence")
+    three = srpo_advantages(rewards, known, steps.outcome, group_size=3)
+    two = srpo_advantages(rewards[:2], known[:2], steps.outcome[:2], group_size=2)
+    np.testing.assert_allclose(three.step[:2], two.step, rtol=1e-6)
+    assert three.step[2] == 0
+
+
+def test_an_unknown_combination_lists_the_choices():
+    with pytest.raises(ValueError, match=r"combine='best': expected one of .*precedence"):
+        combine_rewards(HYBRID, "best")

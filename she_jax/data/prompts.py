@@ -137,6 +137,10 @@ class PromptFormat:
         # The pieces meet inside a prompt, so none of them gets a beginning or an end of its own.
         return [e.ids for e in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts that are no part of the template; special tokens are plain letters."""
+        return self._encode(self._plain, texts)
+
     def newlines(self, vocab_size: int) -> Int[np.ndarray, "V"]:
         """How many newlines each token id holds, for ``she_jax.rl.steps.step_ids``."""
         counts = np.zeros(vocab_size, np.int32)
@@ -155,8 +159,8 @@ class PromptFormat:
         """
         opening, middle, closing = self._pieces
         room = self.prompt_length - len(opening) - len(middle) - len(closing)
-        queries = self._encode(self._plain, [query_text(example) for example in examples])
-        products = self._encode(self._plain, [product_text(example) for example in examples])
+        queries = self.encode([query_text(example) for example in examples])
+        products = self.encode([product_text(example) for example in examples])
         tokens = np.full((len(examples), self.prompt_length), self.pad_id, np.int32)
         mask = np.zeros(tokens.shape, bool)
         cut = 0
@@ -179,7 +183,7 @@ class PromptFormat:
         tokens = np.full((len(chains), self.completion_length), self.pad_id, np.int32)
         mask = np.zeros(tokens.shape, bool)
         cut = 0
-        for row, ids in enumerate(self._encode(self._plain, chains)):
+        for row, ids in enumerate(self.encode(chains)):
             ids = [*ids, self.eos_ids[0]]
             cut += len(ids) > self.completion_length
             ids = ids[: self.completion_length]

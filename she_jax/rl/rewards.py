@@ -1,6 +1,7 @@
-"""Rewards on the host: the offline verifier, which compares a chain with human annotation.
+"""Rewards: the offline verifier on the host, which compares a chain with human annotation, and the
+hybrid of its word and an examiner's.
 
-Everything here is a pure function of parsed chains and examples.
+Everything here is a pure function.
 """
 
 import re
@@ -9,11 +10,13 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float32, Int
+from jaxtyping import Array, Bool, Float, Float32, Int
 
 from she_jax.cot import Chain, CotSchema, ParsedStep, Step
 from she_jax.rl.steps import step_ids
 from she_jax.types import Example, StepBatch
+
+COMBINATIONS = ("precedence", "mean", "gate", "verifier_only", "model_only")
 
 
 def verify(
@@ -82,7 +85,7 @@ def step_batch(
     truncated: Bool[np.ndarray, "B"],
     format_weight: float = 0.1,
 ) -> StepBatch:
-    """Sees a batch of rollouts as steps with their rewards.
+    """Sees a batch of rollouts as steps with the verifier's rewards; no examiner has spoken yet.
 
     Args:
       chains: one a rollout, parsed from exactly what the completion decodes to.
@@ -110,13 +113,65 @@ def step_batch(
         outcome_reward(chain, example, truncated=bool(cut), format_weight=format_weight)
         for chain, example, cut in zip(chains, examples, truncated, strict=True)
     ]
+    shape = len(chains), len(schema.steps)
     return StepBatch(
         step_ids=jnp.asarray(step_ids(tokens, completion_mask, newlines, lines)),
         step_mask=jnp.asarray([[step is not None for step in chain.steps] for chain in chains]),
         verifier=jnp.asarray(np.stack([rewards for rewards, _ in verified])),
         verifier_known=jnp.asarray(np.stack([known for _, known in verified])),
+        model_score=jnp.zeros(shape, jnp.float32),
+        model_known=jnp.zeros(shape, bool),
         outcome=jnp.asarray(outcome, dtype=jnp.float32),
     )
+
+
+def combine_rewards(
+    steps: StepBatch, how: str, model_weight: float | Float[Array | np.ndarray, "S"] = 0.5
+) -> tuple[Float[Array, "B S"], Bool[Array, "B S"]]:
+    """The hybrid examination: one reward a step from the verifier's word v and the examiner's m.
+
+    - ``precedence``: v where humans said something, else m.
+    - ``mean``: (1 - w) v + w m where both are known, else the one that is.
+    - ``gate``: v where it is known, else m, but only in rollouts whose label is right (outcome 1):
+      elsewhere nobody knows.
+    - ``verifier_only``, ``model_only``: the other is not listened to.
+
+    A step that the rollout lacks is never known. A reward is 0 where it is not known, and takes no
+    part in its group's statistics if the mask goes to the estimator beside it.
+
+    Reconstruction: the abstract of SHE (arXiv 2510.07972) names both parts of the hybrid; how they
+    are put together could not be obtained. That a gated step is unknown, not wrong, is a guess.
+
+    Args:
+      steps: the rollouts' steps with what both say of them.
+      how: one of the above.
+      model_weight: w in [0, 1], one for all steps or one a step; read by ``mean`` only.
+
+    Returns:
+      Rewards in [0, 1], and where they are known.
+
+    Raises:
+      ValueError: if ``how`` is unknown.
+    """
+    human = steps.step_mask & steps.verifier_known
+    model = steps.step_mask & steps.model_known
+    if how == "verifier_only":
+        weight, known = jnp.zeros(human.shape), human
+    elif how == "model_only":
+        weight, known = jnp.ones(human.shape), model
+    elif how == "mean":
+        both = jnp.broadcast_to(jnp.asarray(model_weight, jnp.float32), human.shape[1:])[None]
+        weight, known = jnp.where(human & model, both, model * 1.0), human | model
+    elif how in ("precedence", "gate"):
+        if how == "gate":
+            model = model & (steps.outcome >= 1)[:, None]
+        weight, known = jnp.where(human, 0.0, 1.0), human | model
+    else:
+        raise ValueError(f"combine={how!r}: expected one of {COMBINATIONS}")
+    # Each word is silenced where it is not known, whatever number stands there.
+    verifier = jnp.where(human, steps.verifier, 0.0)
+    score = jnp.where(model, steps.model_score, 0.0)
+    return jnp.where(known, (1 - weight) * verifier + weight * score, 0.0), known
 
 
 def _judge(step: Step, parsed: ParsedStep, example: Example) -> float | None:

@@ -1,0 +1,204 @@
+"""What an examiner learns from: steps of chains, right, spoilt and a policy's own, with the truth.
+
+A step's truth is the offline verifier's word, so only steps that humans annotated are here; correct
+is a step with full marks. Sources:
+
+- ``gold``: a right step of the demonstration that the cold start imitates (a teacher's chain, or
+  one written from the gold class); ``teacher``: a wrong one.
+- a gold step spoilt on purpose: ``verdict`` (another one), ``attribute`` (an invented item),
+  ``product`` (what it says of the product is another product's), ``reason`` (the verdict is right,
+  the text is about another pair).
+- ``policy``: as the policy wrote it.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from she_jax.cot import Chain, CotSchema, ParsedStep
+from she_jax.data.chains import write_chain
+from she_jax.examination import Examination, write_critique, written_steps
+from she_jax.rl.rewards import verify
+from she_jax.types import Example
+
+POLICY = "policy"
+SPOILT = ("verdict", "attribute", "product", "reason")
+FULL_MARKS = 1 - 1e-6
+
+
+def with_all_truth(example: Example) -> Example:
+    """The example with every step whose truth is known taken for annotated: the truth as judge."""
+    return dataclasses.replace(example, annotations=tuple(example.steps or ()))
+
+
+def judged(
+    chain: Chain, example: Example, schema: CotSchema, source: str, name: str
+) -> list[Examination]:
+    """The steps of a chain that the annotation judges; unreadable ones are left out.
+
+    Args:
+      chain: as parsed by ``schema``.
+      example: the pair it is about.
+      schema: the steps.
+      source: who wrote it.
+      name: of the chain.
+    """
+    truth = _known_truth(example)
+    rewards, known = verify(chain, example, schema)
+    return [
+        Examination(
+            example=example,
+            step=step.name,
+            written=written_steps(chain, schema, k),
+            correct=bool(rewards[k] >= FULL_MARKS),
+            critique=write_critique(step.name, truth),
+            source=source,
+            chain=name,
+        )
+        for k, (step, parsed) in enumerate(zip(schema.steps, chain.steps, strict=True))
+        if known[k] and parsed is not None and parsed.valid
+    ]
+
+
+def demonstrated(
+    example: Example, other: Example, schema: CotSchema, rng: np.random.Generator
+) -> Iterator[Examination]:
+    """Examinations from a demonstration: its steps, and each right one spoilt in one way.
+
+    Args:
+      example: a pair with a label.
+      other: another one, with a label too, from which wrong words are borrowed.
+      schema: the steps.
+      rng: consumed.
+    """
+    chain, foreign = (schema.parse(write_chain(pair, schema, rng)) for pair in (example, other))
+    for right in judged(chain, example, schema, "gold", f"{example.uid}/demonstration"):
+        if not right.correct:
+            yield dataclasses.replace(right, source="teacher")
+            continue
+        yield right
+        k = schema.names.index(right.step)
+        ways = {way: _spoil(way, k, chain, foreign, example, other, schema, rng) for way in SPOILT}
+        options = [(way, step) for way, step in ways.items() if step is not None]
+        if options:
+            way, step = options[rng.integers(len(options))]
+            spoilt = dataclasses.replace(
+                chain, steps=(*chain.steps[:k], step, *chain.steps[k + 1 :])
+            )
+            yield dataclasses.replace(
+                right,
+                written=written_steps(spoilt, schema, k),
+                correct=False,
+                source=way,
+                chain=f"{example.uid}/{way}",
+            )
+
+
+def _spoil(
+    way: str,
+    k: int,
+    chain: Chain,
+    foreign: Chain,
+    example: Example,
+    other: Example,
+    schema: CotSchema,
+    rng: np.random.Generator,
+) -> ParsedStep | None:
+    """Step k gone wrong in a given way, or None where it cannot, or would not surely, be wrong."""
+    own, theirs, verdicts = chain.steps[k], foreign.steps[k], schema.steps[k].verdicts
+    if own is None:
+        return None
+    if way == "verdict":
+        wrong = [verdict for verdict in verdicts if verdict != own.verdict]
+        return dataclasses.replace(own, verdict=_pick(rng, wrong)) if wrong else None
+    if theirs is None or not own.text:
+        return None
+    if way == "attribute" and not verdicts:
+        item = _foreign_item(theirs.text, example)
+        return dataclasses.replace(own, text=f"{own.text}; {item}") if item else None
+    if way == "product":
+        text = _other_product(own.text, example, other)
+        return dataclasses.replace(own, text=text) if text else None
+    if way == "reason" and verdicts and _foreign_item(theirs.text, example, other):
+        return dataclasses.replace(own, text=theirs.text)
+    return None
+
+
+def _foreign_item(text: str, example: Example, other: Example | None = None) -> str:
+    """The last item of a text that says a word that the pair does not; "" where there is none.
+
+    Words that ``other``, if given, does not say either do not count: phrases such as "nothing is
+    lacking" are about any pair.
+    """
+    known = _words(example)
+    for item in reversed(text.split(";")):
+        words = _split(item) - known
+        if words and (other is None or words & _words(other)):
+            return item.strip()
+    return ""
+
+
+def _other_product(text: str, example: Example, other: Example) -> str:
+    """The text with a true item of the product exchanged for another product's."""
+    own, theirs = ((pair.steps or {}).get("product", "").split(";") for pair in (example, other))
+    asked = _split((example.steps or {}).get("query", ""))
+    for mine, foreign in zip(map(str.strip, own), map(str.strip, theirs), strict=False):
+        # What is asked as well may stand for what is asked: exchanging it proves nothing.
+        where = re.search(rf"\b{re.escape(mine)}\b(?!.*\b{re.escape(mine)}\b)", text)
+        if mine and where and not _split(mine) <= asked and _split(foreign) - _words(example):
+            return text[: where.start()] + foreign + text[where.end() :]
+    return ""
+
+
+def _words(example: Example) -> set[str]:
+    texts = [example.query, *example.product.values(), *(example.steps or {}).values()]
+    return _split(" ".join(texts))
+
+
+def _split(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.casefold()))
+
+
+def _known_truth(example: Example) -> dict[str, str]:
+    steps = example.steps or {}
+    truth = {name: steps[name] for name in example.annotations if name in steps}
+    return truth | ({} if example.label is None else {"label": str(example.label)})
+
+
+class Balanced:
+    """Draws examinations evenly: over the steps, then the verdicts, then the sources.
+
+    Half of the draws are the policy's own steps, where it wrote any of that step and verdict.
+
+    Raises:
+      ValueError: if there is nothing to draw from.
+    """
+
+    def __init__(self, examinations: Sequence[Examination]):
+        if not examinations:
+            raise ValueError(
+                "no step to examine: the pairs have neither labels nor annotated steps"
+            )
+        self._all = examinations
+        self._rows: dict[str, dict[bool, dict[str, list[int]]]] = {}
+        for row, one in enumerate(examinations):
+            verdicts = self._rows.setdefault(one.step, {})
+            verdicts.setdefault(bool(one.correct), {}).setdefault(one.source, []).append(row)
+
+    def draw(self, count: int, rng: np.random.Generator) -> list[Examination]:
+        """So many of them, with repetition."""
+        drawn = []
+        for _ in range(count):
+            verdicts = _pick(rng, list(self._rows.values()))
+            sources = _pick(rng, list(verdicts.values()))
+            others = [rows for source, rows in sources.items() if source != POLICY]
+            own = sources.get(POLICY)
+            rows = own if own and (not others or rng.integers(2)) else _pick(rng, others)
+            drawn.append(self._all[_pick(rng, rows)])
+        return drawn
+
+
+def _pick(rng: np.random.Generator, choices):
+    return choices[int(rng.integers(len(choices)))]

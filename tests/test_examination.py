@@ -1,0 +1,114 @@
+"""The examination in words: what the examiner sees, and how its answers are read."""
+
+import pytest
+from hypothesis import example as case
+from hypothesis import given
+from hypothesis import strategies as st
+
+from she_jax.cot import CotSchema
+from she_jax.examination import read_answer, write_answer, write_critique, written_steps
+
+SCHEMA = CotSchema()
+CHAIN = """query: asks for table lamp; not red
+product: offers floor lamp; red
+category: table lamp / floor lamp => match
+attributes: not red / red conflict => conflict
+label: 2"""
+TRUTH = {
+    "query": "table lamp; not red; oak",
+    "product": "floor lamp; red",
+    "category": "near",
+    "attributes": "conflict",
+    "label": "2",
+}
+
+
+def shown(text, step):
+    return written_steps(SCHEMA.parse(text), SCHEMA, SCHEMA.names.index(step))
+
+
+def test_the_step_under_examination_stands_last():
+    lines = CHAIN.split("\n")
+    for count, step in enumerate(SCHEMA.names, start=1):
+        assert shown(CHAIN, step) == "\n".join(lines[:count])
+
+
+@pytest.mark.parametrize(
+    ("change", "by"),
+    [
+        ("\nattributes", "\nverdict: correct\nattributes"),  # goes on with the category
+        ("\nattributes", "\ncategory: again => near\nattributes"),  # outside every step
+        ("query:", "critique: all is well\nverdict: correct\nquery:"),
+    ],
+)
+def test_what_the_policy_adds_cannot_pass_for_an_answer(change, by):
+    """Each step stays on its own line, and what is no step is not shown."""
+    lines = shown(CHAIN.replace(change, by), "label").split("\n")
+    assert [line.partition(":")[0] for line in lines] == list(SCHEMA.names)
+
+
+def test_a_missing_step_is_missing_and_an_unreadable_verdict_is_left_out():
+    text = CHAIN.replace("product: offers floor lamp; red\n", "").replace("=> match", "=> maybe")
+    assert shown(text, "category") == (
+        "query: asks for table lamp; not red\ncategory: table lamp / floor lamp"
+    )
+
+
+@pytest.mark.parametrize(
+    ("step", "critique"),
+    [
+        ("query", "table lamp; not red; oak"),
+        ("product", "floor lamp; red"),
+        ("category", "table lamp / floor lamp: near"),
+        ("attributes", "not red; oak / red: conflict"),
+        ("label", "near, conflict: 2"),
+        ("check_3", "not asked"),
+    ],
+)
+def test_a_critique_says_what_is_true_and_why(step, critique):
+    assert write_critique(step, TRUTH) == critique
+
+
+def test_a_critique_without_evidence_says_the_truth_alone():
+    assert write_critique("category", {"category": "mismatch", "label": "1"}) == "mismatch"
+    assert write_critique("label", {"label": "1"}) == "1"
+    bare = {"query": "mug", "product": "mug", "attributes": "met"}
+    assert write_critique("attributes", bare) == "nothing / nothing: met"
+
+
+@given(st.text(), st.booleans())
+def test_what_is_written_is_read_back(critique, correct):
+    written = write_answer(critique, correct)
+    if "verdict:" not in critique:
+        assert read_answer(written) == (" ".join(critique.split()), correct)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " correct",  # no critique and no mark
+        " near\nverdict: perhaps",
+        " near\nverdict:",
+        " near\nverdict: Correct",
+        " near\nverdict: correct incorrect",
+        " near\nverdict: correct\nverdict: incorrect",
+        " near\nverdict: incorrect\nand more",
+        " near\nand more\nverdict: incorrect",
+        " near verdict: correct",
+    ],
+)
+def test_anything_else_is_unknown(text):
+    assert read_answer(text) is None
+
+
+@given(st.text(alphabet="verdict: correct in\n\x00\u202e\x85"))
+@case("\nverdict: correct")
+@case("\nverdict:" * 9)
+def test_reading_never_fails(text):
+    answer = read_answer(text)
+    if answer is not None:
+        critique, correct = answer
+        assert text.strip().endswith("correct")
+        assert correct != text.strip().endswith("incorrect")
+        assert "\n" not in critique

@@ -1,0 +1,156 @@
+"""What an examiner learns from: every example is what its source says, and draws are even."""
+
+import dataclasses
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from she_jax.cot import CotSchema
+from she_jax.data.examinations import (
+    POLICY,
+    SPOILT,
+    Balanced,
+    demonstrated,
+    judged,
+    with_all_truth,
+)
+from she_jax.data.shopworld import World, generate
+from she_jax.examination import Examination
+from she_jax.rl.rewards import verify
+from she_jax.types import Example
+
+SCHEMA = CotSchema()
+LAMP = Example(
+    uid="a",
+    query="red table lamp",
+    product={"title": "navy floor lamp"},
+    label=2,
+    steps={
+        "query": "table lamp; red",
+        "product": "floor lamp; navy",
+        "category": "near",
+        "attributes": "conflict",
+    },
+    annotations=("query", "category"),
+)
+CHAIN = SCHEMA.parse("""query: table lamp; red
+product: floor lamp; navy
+category: table lamp / floor lamp => match
+attributes: red / navy => what
+label: 2""")
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return list(generate(World(pairs=(300, 0, 0, 0)), "train"))
+
+
+@pytest.fixture(scope="module")
+def lessons(pairs):
+    """Every demonstrated examination of the pairs, each pair borrowing from the next."""
+    rng = np.random.default_rng(0)
+    shifted = [*pairs[7:], *pairs[:7]]
+    return [
+        one
+        for pair, other in zip(pairs, shifted, strict=True)
+        for one in demonstrated(pair, other, SCHEMA, rng)
+    ]
+
+
+def last_step(one):
+    """The step under examination, parsed."""
+    step = SCHEMA.parse(one.written).steps[SCHEMA.names.index(one.step)]
+    assert step is not None
+    return step
+
+
+def test_the_annotation_judges_and_says_nothing_of_other_steps():
+    found = judged(CHAIN, LAMP, SCHEMA, POLICY, "a/0")
+    assert [(one.step, one.correct) for one in found] == [
+        ("query", True),
+        ("category", False),
+        ("label", True),
+    ]
+    assert {one.source for one in found} == {POLICY}
+    assert {one.chain for one in found} == {"a/0"}
+    # The truth of steps that nobody annotated stays out of the critiques too.
+    assert [one.critique for one in found] == ["table lamp; red", "near", "near: 2"]
+
+
+def test_with_all_truth_the_product_is_judged_and_the_unreadable_step_left_out():
+    found = judged(CHAIN, with_all_truth(LAMP), SCHEMA, POLICY, "a/0")
+    assert [one.step for one in found] == ["query", "product", "category", "label"]
+
+
+def test_partial_credit_is_not_correct():
+    chain = SCHEMA.parse("query: table lamp; blue")
+    assert [one.correct for one in judged(chain, LAMP, SCHEMA, POLICY, "")] == [False]
+
+
+def test_every_source_is_there_and_means_what_it_says(pairs, lessons):
+    by_uid = {pair.uid: pair for pair in pairs}
+    seen = Counter(one.source for one in lessons)
+    assert {"gold", "teacher", *SPOILT} == seen.keys()
+    assert min(seen.values()) > 20
+    for one in lessons:
+        k = SCHEMA.names.index(one.step)
+        chain = SCHEMA.parse(one.written)
+        reward = verify(chain, by_uid[one.example.uid], SCHEMA)[0][k]
+        assert one.correct == (one.source == "gold")
+        assert last_step(one).valid
+        if one.source == "reason":
+            assert reward == 1  # the verifier reads the verdict alone
+        elif SCHEMA.steps[k].verdicts and one.source == "product":
+            assert reward == 1
+        else:
+            assert (reward == 1) == one.correct
+
+
+def test_a_spoilt_step_differs_from_the_right_one_in_its_way_only(lessons):
+    right = {(one.example.uid, one.step): one for one in lessons if one.source == "gold"}
+    for one in lessons:
+        if one.source not in SPOILT:
+            continue
+        gold = right[one.example.uid, one.step]
+        assert one.critique == gold.critique
+        assert one.written.split("\n")[:-1] == gold.written.split("\n")[:-1]
+        same_verdict = last_step(one).verdict == last_step(gold).verdict
+        assert same_verdict == (one.source != "verdict")
+        assert (last_step(one).text == last_step(gold).text) == (one.source == "verdict")
+
+
+def test_a_reason_that_would_do_for_any_pair_is_not_borrowed():
+    """Of a set without truths or shared words: 'nothing is lacking' is no wrong reason."""
+    texts = ["all as asked", "nothing is lacking", "nothing speaks against it"]
+    plain = Example(uid="1", query="mug", product={"title": "mug"}, label=4)
+    other = dataclasses.replace(plain, uid="2", query="blue cup", product={"title": "blue cup"})
+    for seed in range(20):
+        for one in demonstrated(plain, other, SCHEMA, np.random.default_rng(seed)):
+            if one.source == "reason":
+                assert last_step(one).text not in texts
+
+
+def test_draws_are_even_over_steps_verdicts_and_sources():
+    sizes = {
+        ("label", True, "gold"): 500,
+        ("label", False, "verdict"): 5,
+        ("label", False, POLICY): 50,
+        ("query", True, POLICY): 3,
+        ("query", False, "attribute"): 40,
+        ("query", False, "product"): 4,
+    }
+    pool = [
+        Examination(example=LAMP, step=step, written="", correct=correct, source=source)
+        for (step, correct, source), size in sizes.items()
+        for _ in range(size)
+    ]
+    drawn = Balanced(pool).draw(8_000, np.random.default_rng(0))
+    shares = Counter((one.step, one.correct, one.source) for one in drawn)
+    expected = dict(zip(sizes, [1 / 4, 1 / 8, 1 / 8, 1 / 4, 1 / 8, 1 / 8], strict=True))
+    assert {k: v / 8_000 for k, v in shares.items()} == pytest.approx(expected, abs=0.02)
+
+
+def test_nothing_to_draw_from_is_an_error():
+    with pytest.raises(ValueError, match="no step to examine"):
+        Balanced([])
