@@ -259,7 +259,7 @@ def grouped(batch, group_size):
     return dataclasses.replace(batch, tokens=tokens.at[:, :prompt].set(shared))
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2, 4])
+@pytest.mark.parametrize("micro_batches", [1, 2])
 def test_groups_that_share_their_prompts_change_nothing(micro_batches):
     """Of a real model: the update, and the scores, are those of rows that stand alone."""
     optimizer, model = optax.sgd(1.0), build_model(CONFIG)
@@ -270,7 +270,7 @@ def test_groups_that_share_their_prompts_change_nothing(micro_batches):
     assert_trees_close(update(state, together), update(state, alone), rtol=1e-3, atol=1e-5)
     score = make_scorer(model.forward, start=3, micro_batches=micro_batches, group_size=4)
     found = score(state.params, alone.tokens, alone.positions, jnp.float32(0.7))
-    output = model.forward(state.params, alone.tokens, alone.positions)
+    output = jax.jit(model.forward)(state.params, alone.tokens, alone.positions)
     expected, _ = token_logps(output, alone.tokens, temperature=0.7, start=3)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
