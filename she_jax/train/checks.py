@@ -51,13 +51,13 @@ def check(config: Config, workdir: Path) -> None:
         if value not in choices:
             raise ValueError(f"rl.{name}={value!r}: expected one of {choices}")
     check_batch(rl.prompts, mesh)
-    for name, count, parts, rows in (
-        ("sft.batch_size", sft.batch_size, sft.micro_batches, 1),
-        ("rl.prompts", rl.prompts, rl.loss.micro_batches, rl.group_size),
+    for rows, parts in (
+        (sft.batch_size, sft.micro_batches),
+        (rl.prompts * rl.group_size, rl.loss.micro_batches),
     ):
-        if count % parts:
-            raise ValueError(f"{name}={count} does not divide into micro_batches={parts}")
-        check_batch(count // parts * rows, mesh)
+        if rows % parts:
+            raise ValueError(f"{rows} rows do not divide into micro_batches={parts}")
+        check_batch(rows // parts, mesh)
 
 
 def check_splits(config: Config, made: Prepared) -> None:

@@ -1,5 +1,6 @@
 """From prompts to a training batch: sample groups, read and verify their steps, credit tokens."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -85,11 +86,14 @@ def make_collector(
         halvings=rl.halvings,
         mesh=policy.mesh,
     )
+    # Where a micro-batch is smaller than a group, the rows of a part of it share their prompt.
+    rows = rl.prompts * rl.group_size // rl.loss.micro_batches
+    shared = math.gcd(rl.group_size, rows)
     score = make_scorer(
         policy.model.forward,
         start=prompts.prompt_length,
         micro_batches=rl.loss.micro_batches,
-        group_size=rl.group_size,
+        group_size=shared,
     )
     credit = jax.jit(_creditor(config))
 
@@ -129,7 +133,7 @@ def make_collector(
             temperature=jnp.float32(rl.temperature),
             kl_weight=jnp.float32(rl.kl_weight),
             prompt_length=prompts.prompt_length,
-            group_size=rl.group_size,
+            group_size=shared,
         )
         figures = {
             **_rewards(steps, prompts.schema),
