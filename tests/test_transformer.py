@@ -219,7 +219,7 @@ def test_a_shared_prompt_equals_a_repeated_one(config):
     for one, other in zip(
         jax.tree.leaves(shared_vjp(weights)), jax.tree.leaves(plain_vjp(weights)), strict=True
     ):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * float(jnp.abs(other).max()))
 
 
 @pytest.mark.parametrize(("group", "prompt"), [(4, 3), (3, 0), (3, 9)])
