@@ -17,6 +17,7 @@ from absl import app, flags
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("plot", "scaling.png", "Where the plot goes.")
@@ -78,6 +79,8 @@ def main(_: list[str]) -> None:
         axes[1, column].set_xlabel(label)
         for axis in axes[:, column]:
             axis.set_xticks(xs, [f"{x / 1e6:.1f}M" if x > 1e5 else str(x) for x in xs])
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter("{x:g}")
             axis.minorticks_off()
             axis.grid(alpha=0.3)
             axis.legend(fontsize=8)
