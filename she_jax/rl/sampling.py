@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Float32, Int
+from jaxtyping import Array, Bool, Float, Float32, Int, Shaped
 
 from she_jax.models.sharding import batch_sharding, check_batch
 from she_jax.models.transformer import Model, take_rows
@@ -74,9 +74,11 @@ def sample(
     count, prompt_length = prompts.tokens.shape
     batch = count * group_size
 
-    def draw(hidden: Float[Array, "B D"], head: Float[Array, "D V"], rows: Array, done, step):
+    def draw(
+        hidden: Float[Array, "B D"], head: Float[Array, "D V"], rows: Array | None, done, step
+    ):
         logits = jnp.einsum("bd,dv->bv", hidden, head, preferred_element_type=jnp.float32)
-        uniform = jax.random.uniform(jax.random.fold_in(key, step), (batch,))[rows]
+        uniform = _some(jax.random.uniform(jax.random.fold_in(key, step), (batch,)), rows)
         token, logp = draw_tokens(logits, uniform, temperature, top_p, top_k=top_k, banned=banned)
         token = jnp.where(done, pad_id, token)
         ended = done | jnp.any(token[:, None] == jnp.asarray(eos_ids)[None], axis=1)
@@ -87,10 +89,9 @@ def sample(
     places = jnp.where(prompts.mask, jnp.cumsum(prompts.mask, axis=1) - 1, -1)
     empty = model.init_cache(count, prompt_length)
     out, prompt_cache = model.decode(weights, prompts.tokens, places, empty, 0)
-    lengths = jnp.repeat(prompts.mask.sum(axis=1), group_size)
-    rows = jnp.arange(batch)  # which rows of the record the loop works on
     hidden = jnp.repeat(out.hidden[:, -1], group_size, axis=0)
-    drawn, done = draw(hidden, out.head, rows, jnp.zeros(batch, bool), 0)
+    lengths = jnp.repeat(prompts.mask.sum(axis=1), group_size)
+    drawn, done = draw(hidden, out.head, None, jnp.zeros(batch, bool), 0)
     fill = {"tokens": pad_id, "mask": False, "logps": 0.0}
     record = {
         name: jnp.full((batch, max_new_tokens), fill[name], new.dtype).at[:, 0].set(new)
@@ -100,13 +101,16 @@ def sample(
 
     def decode_one(rows, prefix, carry):
         step, token, done, record, cache = carry
-        positions = jnp.where(done, -1, lengths[rows] + step - 1)[:, None]
+        positions = jnp.where(done, -1, _some(lengths, rows) + step - 1)[:, None]
         out, cache = model.decode(weights, token[:, None], positions, cache, step - 1, prefix)
         drawn, ended = draw(out.hidden[:, 0], out.head, rows, done, step)
-        record = {name: record[name].at[rows, step].set(drawn[name]) for name in record}
+        record = {
+            name: jax.lax.dynamic_update_index_in_dim(record[name], new, step, axis=1)
+            for name, new in drawn.items()
+        }
         return step + 1, drawn["tokens"], ended, record, cache
 
-    prefix = prompt_cache
+    whole, rows, prefix = record, None, prompt_cache  # rows: who is in the loop, None for all
     carry = (jnp.asarray(1), drawn["tokens"], done, record, cache)
     for size in (*(batch >> h for h in range(1, halvings + 1) if batch >> h), 0):
 
@@ -116,20 +120,29 @@ def sample(
 
         body = functools.partial(decode_one, rows, prefix)
         step, token, done, record, cache = jax.lax.while_loop(many_left, body, carry)
+        whole = (
+            record if rows is None else jax.tree.map(lambda w, r: w.at[rows].set(r), whole, record)
+        )
         if size:  # go on with the rows that have not ended, in their order
             kept = jnp.argsort(done, stable=True)[:size]
-            rows = rows[kept]
+            rows = kept if rows is None else rows[kept]
             prefix = take_rows(prompt_cache, rows // group_size)
+            record = jax.tree.map(lambda leaf: leaf[kept], record)
             carry = (step, token[kept], done[kept], record, take_rows(cache, kept))
 
     tokens = jnp.repeat(prompts.tokens, group_size, axis=0).astype(jnp.int32)
     mask = jnp.repeat(prompts.mask, group_size, axis=0)
     return Rollout(
-        tokens=jnp.concatenate([tokens, record["tokens"]], axis=1),
+        tokens=jnp.concatenate([tokens, whole["tokens"]], axis=1),
         prompt_mask=jnp.pad(mask, ((0, 0), (0, max_new_tokens))),
-        completion_mask=jnp.pad(record["mask"], ((0, 0), (prompt_length, 0))),
-        logps=jnp.pad(record["logps"], ((0, 0), (prompt_length, 0))),
+        completion_mask=jnp.pad(whole["mask"], ((0, 0), (prompt_length, 0))),
+        logps=jnp.pad(whole["logps"], ((0, 0), (prompt_length, 0))),
     )
+
+
+def _some(x: Shaped[Array, "B"], rows: Int[Array, "R"] | None) -> Shaped[Array, "..."]:
+    """Those rows, or all: taking all by index would gather them over a mesh."""
+    return x if rows is None else x[rows]
 
 
 def _check(group_size: int, max_new_tokens: int, top_k: int, top_p: Any, halvings: int):
@@ -168,11 +181,12 @@ def draw_tokens(
     greedy = jnp.asarray(temperature) == 0
     scale = 1.0 / jnp.where(greedy, 1.0, temperature)
     blocks = _blocks(logits)
-    peaks = jnp.where(_is(banned, *blocks.shape[1:]), -jnp.inf, blocks).max(axis=2)
+    barred = _is(banned, *blocks.shape[1:])
+    peaks = jnp.where(barred, -jnp.inf, blocks).max(axis=2)
     # Relative to the best allowed token: beside a banned one far above all would round to 0.
     best = peaks.max(axis=1, keepdims=True)
     masses = jnp.exp((blocks - best[:, :, None]) * scale)
-    sums = jnp.where(_is(banned, *blocks.shape[1:]), 0.0, masses).sum(axis=2)
+    sums = jnp.where(barred, 0.0, masses).sum(axis=2)
     norm = jnp.log(sums.sum(axis=1)) + best[:, 0] * scale
     if banned is not None:
         norm = jnp.logaddexp(norm, logits[:, banned] * scale)
