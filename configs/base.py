@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can follow
     """The defaults: a small decoder from scratch on ShopWorld, sized for two CPU cores."""
     config: Any = ConfigDict()
-    config.kind = "train"  # train | evaluate
+    config.kind = "train"  # train | evaluate | reward_model
     config.seed = 0  # parameters, order of the data and sampling
     config.export = False  # also write the judge as a Hugging Face directory, <workdir>/export
     config.checkpoint = ""  # evaluate: a run's folder, a Hugging Face directory or a .gguf file
@@ -101,6 +101,16 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.rl.srpo.w_step = 1.0
     config.rl.srpo.critical = "first_error"  # first_error | all | outcome_consistent
     config.rl.srpo.after_error = 0.5
+    config.rl.srpo.tol = 1e-6  # a step's deviation in a group up to which it teaches nothing; more
+    # with an examiner, whose scores are never quite equal: 0.05, say
+
+    # The hybrid examination; see she_jax.rl.rewards.combine_rewards.
+    config.reward = ConfigDict()
+    config.reward.model = ""  # folder of an examiner, from configs/reward_model.py; "" for none
+    config.reward.combine = "precedence"  # precedence | mean | gate | verifier_only | model_only
+    config.reward.model_weight = 0.5  # of the examiner's word, for mean
+    config.reward.votes = 0  # critiques a step that it samples; 0 reads its verdict directly
+    config.reward.batch_size = 128  # steps it reads at a time
 
     # Judging.
     config.eval = ConfigDict()

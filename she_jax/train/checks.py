@@ -5,11 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
 from she_jax.data.dataset import Prepared
 from she_jax.models.sharding import check_batch, make_mesh
 from she_jax.rl.advantages import CRITICAL
 from she_jax.rl.losses import NORMALISATIONS, LossConfig
+from she_jax.rl.rewards import COMBINATIONS
 from she_jax.train.checkpoint import Checkpoints
+from she_jax.train.examiner import check_examiner
 from she_jax.train.rollouts import ESTIMATORS
 from she_jax.train.setup import make_builder
 from she_jax.train.workdir import Config
@@ -25,18 +29,26 @@ def check(config: Config, workdir: Path) -> None:
     make_builder(config, workdir)
     if config.kind == "evaluate":
         return
-    mesh, sft, rl = make_mesh(**config.mesh.to_dict()), config.sft, config.rl
-    LossConfig(**rl.loss)
-    for name, value in {
-        **{
-            f"sft.{k}": sft[k] for k in ("steps", "batch_size", "micro_batches", "checkpoint_every")
-        },
-        **{f"rl.{k}": rl[k] for k in ("steps", "prompts", "eval_every", "checkpoint_every")},
-        "rl.sample_every": rl.sample_every,
-        "eval.batch_size": config.eval.batch_size,
+    mesh, sft = make_mesh(**config.mesh.to_dict()), config.sft
+    for part, names in {
+        "sft": ("steps", "batch_size", "micro_batches", "checkpoint_every"),
+        "rl": ("steps", "prompts", "eval_every", "checkpoint_every", "sample_every"),
+        "eval": ("batch_size",),
+        "reward": ("batch_size",),
+        "examiner": ("pairs", "rollouts", "eval_pairs", "batch_size"),
     }.items():
-        if value < 1:
-            raise ValueError(f"{name}={value}: expected at least 1")
+        for name in names if part in config else ():
+            if config[part][name] < 1:
+                raise ValueError(f"{part}.{name}={config[part][name]}: expected at least 1")
+    _check_rows(sft.batch_size, sft.micro_batches, mesh)
+    if config.kind == "train":
+        _check_rl(config, mesh)
+        _check_reward(config)
+
+
+def _check_rl(config: Config, mesh: Mesh) -> None:
+    rl = config.rl
+    LossConfig(**rl.loss)
     if rl.group_size < 2:
         raise ValueError(f"group_size={rl.group_size}: the group baseline needs at least 2")
     if not rl.temperature > 0:
@@ -51,13 +63,27 @@ def check(config: Config, workdir: Path) -> None:
         if value not in choices:
             raise ValueError(f"rl.{name}={value!r}: expected one of {choices}")
     check_batch(rl.prompts, mesh)
-    for rows, parts in (
-        (sft.batch_size, sft.micro_batches),
-        (rl.prompts * rl.group_size, rl.loss.micro_batches),
-    ):
-        if rows % parts:
-            raise ValueError(f"{rows} rows do not divide into micro_batches={parts}")
-        check_batch(rows // parts, mesh)
+    _check_rows(rl.prompts * rl.group_size, rl.loss.micro_batches, mesh)
+
+
+def _check_rows(rows: int, parts: int, mesh: Mesh) -> None:
+    if rows % parts:
+        raise ValueError(f"{rows} rows do not divide into micro_batches={parts}")
+    check_batch(rows // parts, mesh)
+
+
+def _check_reward(config: Config) -> None:
+    reward = config.reward
+    if reward.combine not in COMBINATIONS:
+        raise ValueError(f"reward.combine={reward.combine!r}: expected one of {COMBINATIONS}")
+    if not 0 <= reward.model_weight <= 1:
+        raise ValueError(f"reward.model_weight={reward.model_weight}: expected a share in [0, 1]")
+    if reward.votes < 0:
+        raise ValueError(f"reward.votes={reward.votes}: expected 0 (no critiques) or more")
+    if reward.model:
+        check_examiner(Path(reward.model), config)
+    elif reward.combine == "model_only":
+        raise ValueError("reward.combine='model_only' needs an examiner: set reward.model")
 
 
 def check_splits(config: Config, made: Prepared) -> None:
@@ -79,16 +105,16 @@ def fingerprint(made: Prepared) -> str:
     return made.path.parent.name
 
 
-def check_data(host: Mapping[str, Any], made: Prepared) -> None:
-    """Checks that a checkpoint goes on with the pairs it began with.
+def check_data(host: Mapping[str, Any], data: str) -> None:
+    """Checks that a checkpoint goes on with the data it began with.
 
     Raises:
       ValueError: if they have changed, for the position in them would mean nothing.
     """
-    if host["data"] != fingerprint(made):
+    if host["data"] != data:
         raise ValueError(
             f"the pairs changed since the last checkpoint (data set {host['data']} then, "
-            f"{fingerprint(made)} now): put the old files back, or start anew in another --workdir"
+            f"{data} now): put the old files back, or start anew in another --workdir"
         )
 
 

@@ -71,19 +71,25 @@ class Judge:
         Returns:
           ``pass_at_<k>``, and ``sampled_accuracy``, the share of right labels among all k.
         """
+        groups = self.samples(params, examples, k, seed, show)
+        correct = np.array(
+            [[c.label == e.label for c in own] for own, e in zip(groups, examples, strict=True)]
+        )
+        return {f"pass_at_{k}": pass_at_k(correct), "sampled_accuracy": float(correct.mean())}
+
+    def samples(
+        self, params: Any, examples: Sequence[Example], k: int, seed: int, show: Show
+    ) -> list[list[Chain]]:
+        """k chains of each pair, sampled at temperature 1."""
         sampler, size = self._sampler(k), self._shared_out(self._batch_size // k)
-        right: list[list[bool]] = []
+        groups: list[list[Chain]] = []
         for first in range(0, len(examples), size):
             part = examples[first : first + size]
             key = jax.random.fold_in(jax.random.key(seed), first)
-            labels = [
-                c.label for c in self._parse(self._ask(sampler, params, part, size, key, 1.0))
-            ]
-            for n, example in enumerate(part):
-                right.append([label == example.label for label in labels[n * k : (n + 1) * k]])
-            show(len(right))
-        correct = np.array(right)
-        return {f"pass_at_{k}": pass_at_k(correct), "sampled_accuracy": float(correct.mean())}
+            chains = self._parse(self._ask(sampler, params, part, size, key, 1.0))
+            groups += [chains[n * k : (n + 1) * k] for n in range(len(part))]
+            show(len(groups))
+        return groups
 
     def _sampler(self, group_size: int) -> Callable[..., Rollout]:
         if group_size not in self._samplers:  # each is compiled once

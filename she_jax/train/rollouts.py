@@ -1,5 +1,6 @@
 """From prompts to a training batch: sample groups, read and verify their steps, credit tokens."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from she_jax.cot import Chain, CotSchema
 from she_jax.rl.advantages import (
@@ -20,9 +21,10 @@ from she_jax.rl.advantages import (
     token_advantages,
 )
 from she_jax.rl.losses import token_weights
-from she_jax.rl.rewards import step_batch
+from she_jax.rl.rewards import combine_rewards, step_batch
 from she_jax.rl.sampling import jit_sample
 from she_jax.rl.update import make_scorer
+from she_jax.train.examiner import Examiner, contradictions, examine_chains
 from she_jax.train.report import write_samples
 from she_jax.train.setup import Policy
 from she_jax.train.workdir import Config
@@ -41,12 +43,13 @@ class Experience:
     texts: Sequence[str]
     chains: Sequence[Chain]
     steps: StepBatch
+    rewards: np.ndarray  # of each step, the hybrid's, [B, S]
+    known: np.ndarray  # where there is one, [B, S]
     advantages: np.ndarray  # of each step's tokens, [B, S]
 
     def write(self, path: Path, step: int, schema: CotSchema, groups: int = 2) -> None:
         """Writes the first few groups as a page one can read."""
         rows = len(self.texts) // len(self.examples) * groups
-        known = np.asarray(self.steps.verifier_known & self.steps.step_mask)
         write_samples(
             path,
             step=step,
@@ -54,15 +57,15 @@ class Experience:
             examples=self.examples[:groups],
             texts=self.texts[:rows],
             chains=self.chains[:rows],
-            rewards=np.asarray(self.steps.verifier)[:rows],
+            rewards=self.rewards[:rows],
             advantages=self.advantages[:rows],
-            step_mask=known[:rows],
+            step_mask=self.known[:rows],
             outcomes=np.asarray(self.steps.outcome)[:rows],
         )
 
 
 def make_collector(
-    config: Config, policy: Policy, reference: Any
+    config: Config, policy: Policy, reference: Any, examiner: Examiner | None = None
 ) -> Callable[[Any, Sequence[Example], Array], Experience]:
     """Makes the function that turns examples into experience.
 
@@ -70,6 +73,7 @@ def make_collector(
       config: of the run; its ``rl`` part is read.
       policy: model, prompts and devices; its parameters are not read.
       reference: parameters of the frozen reference policy.
+      examiner: examines every step, beside the verifier.
 
     Returns:
       ``collect(params, examples, key)``: samples with ``params``, the key consumed.
@@ -112,9 +116,10 @@ def make_collector(
         texts = prompts.texts(on_host)
         chains = [prompts.schema.parse(text) for text in texts]
         truncated = prompts.truncated(on_host)
+        owners = [example for example in examples for _ in range(rl.group_size)]
         steps = step_batch(
             chains,
-            [example for example in examples for _ in range(rl.group_size)],
+            owners,
             prompts.schema,
             tokens=on_host.tokens,
             completion_mask=on_host.completion_mask,
@@ -122,7 +127,16 @@ def make_collector(
             truncated=truncated,
             format_weight=rl.format_weight,
         )
-        advantages, by_token, weights, informative = credit(steps, rollout.completion_mask)
+        verified, told = time.perf_counter(), {}
+        if examiner is not None:
+            # The sampler folds in the numbers of its tokens, so this key is no other's.
+            own = jax.random.fold_in(key, prompts.completion_length)
+            steps, told = _examined(examiner, steps, chains, owners, prompts.schema, own)
+            told["time/examine"] = time.perf_counter() - verified
+        rewards, known = combine_rewards(steps, config.reward.combine, config.reward.model_weight)
+        advantages, by_token, weights, informative = credit(
+            steps, rewards, known, rollout.completion_mask
+        )
         batch = TrainBatch(
             tokens=rollout.tokens,
             positions=place,
@@ -136,14 +150,15 @@ def make_collector(
             group_size=shared,
         )
         figures = {
-            **_rewards(steps, prompts.schema),
+            **_rewards(rewards, known, steps.outcome, prompts.schema),
+            **told,
             "zero_variance": 1.0 - float(jnp.mean(informative)),
             "length": float(on_host.completion_mask.sum(axis=1).mean()),
             "truncated": float(truncated.mean()),
             "parse_rate": float(np.mean([chain.well_formed for chain in chains])),
             "cut_prompts": cut,
             "time/sample": sampled - began,
-            "time/verify": time.perf_counter() - sampled,
+            "time/verify": time.perf_counter() - sampled - told.get("time/examine", 0.0),
         }
         by_step = advantages.step + advantages.outcome[:, None]
         return Experience(
@@ -153,6 +168,8 @@ def make_collector(
             texts=texts,
             chains=chains,
             steps=steps,
+            rewards=np.asarray(rewards),
+            known=np.asarray(known),
             advantages=np.clip(np.asarray(by_step), -rl.clamp, rl.clamp),
         )
 
@@ -163,15 +180,21 @@ def _creditor(config: Config) -> Callable[..., tuple[Advantages, Array, Array, A
     """Advantages by step and by token, token weights, and which groups carry signal."""
     rl = config.rl
 
-    def credit(steps: StepBatch, completion_mask: Bool[Array, "B T"]):
-        rewards = steps.verifier, steps.step_mask & steps.verifier_known, steps.outcome
+    def credit(
+        steps: StepBatch,
+        rewards: Float[Array, "B S"],
+        known: Bool[Array, "B S"],
+        completion_mask: Bool[Array, "B T"],
+    ):
+        told = rewards, known, steps.outcome
         if rl.estimator == "srpo":
-            advantages = srpo_advantages(*rewards, group_size=rl.group_size, **rl.srpo)
+            advantages = srpo_advantages(*told, group_size=rl.group_size, **rl.srpo)
         else:
-            advantages = grpo_advantages(*rewards, group_size=rl.group_size)
+            advantages = grpo_advantages(*told, group_size=rl.group_size)
         by_token = token_advantages(advantages, steps.step_ids, completion_mask, clamp=rl.clamp)
         weights = token_weights(completion_mask, steps.step_ids, rl.normalisation)
-        seen = rewards[1] & (rl.estimator == "srpo")
+        # By the verifier's word: an examiner's scores differ between any two rollouts.
+        seen = steps.step_mask & steps.verifier_known & (rl.estimator == "srpo")
         informative = informative_groups(
             steps.outcome, steps.verifier, seen, group_size=rl.group_size
         )
@@ -180,14 +203,41 @@ def _creditor(config: Config) -> Callable[..., tuple[Advantages, Array, Array, A
     return credit
 
 
-def _rewards(steps: StepBatch, schema: CotSchema) -> dict[str, float]:
+def _rewards(
+    rewards: Float[Array, "B S"],
+    known: Bool[Array, "B S"],
+    outcome: Float[Array, "B"],
+    schema: CotSchema,
+) -> dict[str, float]:
     """Mean outcome reward, and the mean of each step's rewards where they are known."""
-    known = np.asarray(steps.step_mask & steps.verifier_known)
-    totals = (np.asarray(steps.verifier) * known).sum(axis=0)
-    means = totals / np.maximum(known.sum(axis=0), 1)
+    counts = np.asarray(known).sum(axis=0)
+    means = np.asarray(rewards).sum(axis=0) / np.maximum(counts, 1)  # unknown rewards are 0
     by_step = {
         f"reward/{name}": float(mean)
-        for name, mean, count in zip(schema.names, means, known.sum(axis=0), strict=True)
+        for name, mean, count in zip(schema.names, means, counts, strict=True)
         if count
     }
-    return {"reward": float(jnp.mean(steps.outcome)), **by_step}
+    return {"reward": float(jnp.mean(outcome)), **by_step}
+
+
+def _examined(
+    examiner: Examiner,
+    steps: StepBatch,
+    chains: Sequence[Chain],
+    examples: Sequence[Example],
+    schema: CotSchema,
+    key: Array,
+) -> tuple[StepBatch, dict[str, float]]:
+    """The steps with the examiner's word beside the verifier's, and how the two get on."""
+    asked, found = examiner.asked, examiner.found
+    told = examine_chains(examiner, chains, examples, schema, key)
+    mask = np.asarray(steps.step_mask)
+    verifier, known = np.asarray(steps.verifier), np.asarray(steps.verifier_known) & mask
+    figures = {
+        "examiner/asked": examiner.asked - asked,
+        "examiner/remembered": examiner.found - found,
+        "examiner/unreadable": float((mask & ~told.known).sum() / max(mask.sum(), 1)),
+        **contradictions(verifier, known, told, schema),
+    }
+    scores = {"model_score": jnp.asarray(told.score), "model_known": jnp.asarray(told.known)}
+    return dataclasses.replace(steps, **scores), figures

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from grain import MapDataset
 from rich.console import Console
 
@@ -20,22 +19,24 @@ from she_jax.data.chains import write_chain
 from she_jax.data.dataset import Prepared, open_split
 from she_jax.data.pipeline import batches
 from she_jax.data.prompts import PromptFormat, positions
-from she_jax.models.sharding import shardings
 from she_jax.models.weights import save_model
 from she_jax.rl.losses import LossConfig
-from she_jax.rl.update import jit_update_step, make_sft_step, make_update_step
+from she_jax.rl.update import jit_update_step, make_update_step
 from she_jax.train.checkpoint import Checkpoints, StopSignal
 from she_jax.train.checks import check, check_data, check_splits, fingerprint, finite
 from she_jax.train.evaluate import score
+from she_jax.train.examiner import load_examiner
 from she_jax.train.metrics import MetricsWriter, Progress, say
 from she_jax.train.predict import Judge, evaluate
 from she_jax.train.report import before_after_table, write_json
+from she_jax.train.reward_model import inherit, train_examiner
 from she_jax.train.rollouts import make_collector
 from she_jax.train.setup import Policy, make_data, make_optimizer, make_policy
+from she_jax.train.sft import leave, new_state, sft
 from she_jax.train.workdir import Config, claim_workdir
-from she_jax.types import Example, SftBatch, TrainState
+from she_jax.types import Example, SftBatch
 
-KINDS = ("train", "evaluate")
+KINDS = ("train", "evaluate", "reward_model")
 
 
 def run(config: Config, workdir: Path) -> None:
@@ -51,10 +52,15 @@ def run(config: Config, workdir: Path) -> None:
     """
     if config.kind not in KINDS:
         raise ValueError(f"kind={config.kind!r}: expected one of {KINDS}")
+    if config.kind == "reward_model":
+        config = inherit(config)
     check(config, workdir)
     claim_workdir(workdir, config)
     if config.kind == "evaluate":
         evaluate(config, workdir)
+        return
+    if config.kind == "reward_model":
+        train_examiner(config, workdir)
         return
     console = Console(highlight=False)
     summary = workdir / "summary.json"
@@ -63,7 +69,7 @@ def run(config: Config, workdir: Path) -> None:
             made = make_data(config, workdir)
             policy = make_policy(config, workdir, made)
             check_splits(config, made)
-            reference, lines = sft(config, workdir, policy, made, stop)
+            reference, lines = cold_start(config, workdir, policy, made, stop)
             figures, params = srpo(config, workdir, policy, reference, lines, made, stop)
             if config.export:
                 export(workdir / "export", policy, params)
@@ -77,47 +83,17 @@ def run(config: Config, workdir: Path) -> None:
 # -------------------------------------------------------------------------- the cold start
 
 
-def sft(
+def cold_start(
     config: Config, workdir: Path, policy: Policy, made: Prepared, stop: StopSignal
 ) -> tuple[Any, int]:
-    """Imitates the chains of the training split.
-
-    Returns:
-      The parameters, and how many lines ``metrics.jsonl`` has by then.
-    """
-    steps = config.sft.steps
-    optimizer = make_optimizer(config.sft)
-    state = new_state(policy, optimizer, config.seed)
-    saved = Checkpoints(workdir / "checkpoints" / "sft", warn=say)
-    host = {"position": 0, "lines": 0, "data": fingerprint(made)}
-    start, state, host = saved.restore(state) or (0, state, host)
-    check_data(host, made)
-    if start == steps:
-        return state.params, host["lines"]
-    step_fn = make_sft_step(policy.model.forward, optimizer, micro_batches=config.sft.micro_batches)
-    update = jit_update_step(step_fn, policy.mesh, state)
+    """Imitates the chains of the training split; see ``she_jax.train.sft.sft``."""
     data = training_batches(config, made, config.sft.batch_size)
-    with (
-        MetricsWriter(workdir, lines=host["lines"]) as metrics,
-        Progress("cold start (SFT)", total=steps, done=start) as progress,
-    ):
-        for step in range(start, steps):
-            began = time.perf_counter()
-            batch, cut = sft_batch(policy.format, data[host["position"]], (config.seed, step))
-            tokens = int(np.sum(np.asarray(batch.positions) >= 0))
-            state, figures = update(state, batch)
-            figures = finite(jax.device_get(figures), "sft", step, saved)
-            seconds = time.perf_counter() - began
-            rate = {"time/step": seconds, "time/tokens_per_s": tokens / seconds}
-            metrics.write("sft", step + 1, figures | cut | rate)
-            progress.update(step + 1, loss=figures["loss"])
-            host |= {"position": host["position"] + 1, "lines": metrics.lines}
-            last = step + 1 == steps
-            if last or stop or (step + 1) % config.sft.checkpoint_every == 0:
-                saved.save(step + 1, state, host)
-            if stop and not last:
-                leave(stop, "sft", step + 1, steps)
-    return state.params, host["lines"]
+
+    def batch_at(position: int) -> tuple[SftBatch, dict[str, int]]:
+        examples: Any = data[position]
+        return sft_batch(policy.format, examples, (config.seed, position))
+
+    return sft(config, workdir, policy, batch_at, fingerprint(made), stop)
 
 
 def sft_batch(
@@ -169,7 +145,7 @@ def srpo(
     saved = Checkpoints(workdir / "checkpoints" / "srpo", warn=say)
     host = {"position": 0, "lines": lines, "best": -1.0, "data": fingerprint(made)}
     start, state, host = saved.restore(state) or (0, state, host)
-    check_data(host, made)
+    check_data(host, fingerprint(made))
     judge = Judge(policy, config.eval.batch_size)
     before = judged(config, workdir, judge, reference, made, "before")
     if stop:
@@ -178,7 +154,8 @@ def srpo(
     update = jit_update_step(
         make_update_step(policy.model.forward, optimizer, loss), policy.mesh, state
     )
-    collect = make_collector(config, policy, reference)
+    examiner = load_examiner(config) if config.reward.model else None
+    collect = make_collector(config, policy, reference, examiner)
     data = training_batches(config, made, rl.prompts)
     with (
         MetricsWriter(workdir, lines=host["lines"]) as metrics,
@@ -217,27 +194,10 @@ def srpo(
 # -------------------------------------------------------------------------- what both share
 
 
-def new_state(policy: Policy, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """A state at step 0, every array where the mesh wants it."""
-    state = TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=policy.params,
-        opt_state=optimizer.init(policy.params),
-        key=jax.random.PRNGKey(seed),
-    )
-    return jax.device_put(state, shardings(state, policy.mesh))
-
-
 def training_batches(config: Config, made: Prepared, size: int) -> MapDataset:
     """The training split in batches, by position."""
     source = open_split(made.path, "train")
     return batches(source, size, seed=config.seed, balance=config.data.balance)
-
-
-def leave(stop: StopSignal, phase: str, step: int, steps: int) -> None:
-    """Ends the program after a signal, the state being saved."""
-    say(f"{stop.name}: saved {phase} at step {step} of {steps}; the same command goes on from it")
-    raise SystemExit(stop.exit_code)
 
 
 def judged(

@@ -1,6 +1,7 @@
 """From a config to what a run works with: the pairs on disk, the policy and its prompts."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -147,12 +148,13 @@ def _tokenizer(path: Path, vocab_size: int, made: Prepared | None) -> Tokenizer:
     return tokenizer
 
 
-def load_policy(config: Config) -> tuple[Policy, str]:
+def load_policy(config: Config, phases: Sequence[str] = ("srpo", "sft")) -> tuple[Policy, str]:
     """The policy that ``config.checkpoint`` names, and what exactly that was.
 
     The checkpoint is a run's folder, or a model in files.
 
-    A run's folder brings its own model, chain and lengths, and its best checkpoint.
+    A run's folder brings its own model, chain and lengths, and the best checkpoint of the first of
+    the phases that it has.
 
     Raises:
       FileNotFoundError: if there is no such checkpoint.
@@ -168,7 +170,7 @@ def load_policy(config: Config) -> tuple[Policy, str]:
     run = ConfigDict(json.loads(path.read_text(encoding="utf-8")))
     run.mesh = config.mesh
     policy = make_policy(run, folder)
-    for phase in ("srpo", "sft"):
+    for phase in phases:
         if (folder / "checkpoints" / phase).is_dir():
             found = Checkpoints(folder / "checkpoints" / phase).restore_params(policy.params)
             if found is not None:

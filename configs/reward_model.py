@@ -1,0 +1,40 @@
+"""The examiner, a generative stepwise reward model for the policy of a run.
+
+    python launch.py --config=configs/reward_model.py --config.checkpoint=runs/stage1
+
+It takes its pairs, chain and model from that run, begins as the run's cold start, learns to examine
+steps, those that the run's policies wrote among them, and is measured on other queries. Then
+
+    python launch.py --config=configs/stage1.py --config.reward.model=runs/reward_model \\
+        --workdir=runs/hybrid
+
+trains a policy with it.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    """The recipe: what is not here is the run's."""
+    full, config = base.get_config(), ConfigDict()
+    config.kind = "reward_model"
+    config.seed = 0  # of what is examined, its order and the sampling
+    config.checkpoint = "runs/stage1"  # folder of the policy's run
+    config.mesh = full.mesh
+    config.sft = full.sft
+    config.sft.learning_rate = 1e-3
+    config.sft.steps = 1_200
+
+    config.examiner = ConfigDict()
+    config.examiner.pairs = (
+        6_000  # training pairs whose demonstration gives steps, right and spoilt
+    )
+    config.examiner.policy_pairs = 2_000  # training pairs on which the policies write steps
+    config.examiner.rollouts = 1  # chains that each policy writes a pair
+    config.examiner.eval_pairs = 256  # pairs of each other split to be measured on
+    config.examiner.answer_length = 40  # tokens of an answer, the end included
+    config.examiner.batch_size = 128  # steps or pairs at a time, when nothing is trained
+    config.examiner.votes = 0  # measure it with so many critiques a step too
+    return config.lock()

@@ -1,0 +1,274 @@
+"""The examiner at work: it scores the steps of rollouts, a batch of questions at a time."""
+
+import hashlib
+import json
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float32
+from ml_collections import ConfigDict
+
+from she_jax.cot import Chain, CotSchema
+from she_jax.data.examinations import FULL_MARKS
+from she_jax.data.prompts import positions
+from she_jax.data.questions import QuestionFormat, Rows
+from she_jax.examination import CRITIQUE, VERDICT, Examination, read_answer, written_steps
+from she_jax.models.sharding import batch_sharding
+from she_jax.rl.sampling import jit_sample
+from she_jax.train.checkpoint import Checkpoints
+from she_jax.train.setup import Policy, make_policy
+from she_jax.train.workdir import Config
+from she_jax.types import Example
+
+READABLE = 0.5  # share of the probability that the two verdicts must hold between them
+REMEMBERED = 200_000  # scores kept; a score and its key take about 200 bytes
+KIND = "reward_model"  # of the run, and the phase of its checkpoints
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What the examiner says of some steps: P(correct), good only where ``known``."""
+
+    score: Float32[np.ndarray, "..."]
+    known: Bool[np.ndarray, "..."]
+
+
+class Examiner:
+    """A language model that examines steps.
+
+    The score of a step is the probability of ``correct`` against ``incorrect`` as the verdict:
+    read directly, or behind each of several critiques that it samples, and averaged. It is unknown
+    where the two verdicts hold less than ``READABLE`` of the probability, or no critique can be
+    read. Questions are told apart by their tokens, each is asked once and its score kept. All
+    batches have one shape.
+
+    Args:
+      policy: the examiner's model, parameters, prompts and devices.
+      answer_length: see ``QuestionFormat``.
+      batch_size: questions at a time; the last batch is filled up with repetitions.
+      votes: critiques a step; 0 reads the verdict directly.
+    """
+
+    def __init__(self, policy: Policy, *, answer_length: int, batch_size: int, votes: int = 0):
+        self.format = QuestionFormat(prompts=policy.format, answer_length=answer_length)
+        self.asked = self.found = 0  # questions put to the model, and answered from memory
+        self._policy, self._votes = policy, votes
+        devices = policy.mesh.shape["data"] * policy.mesh.shape["fsdp"]
+        self._batch_size = math.ceil(batch_size / devices) * devices
+        self._share = jax.jit(self._verdict_share)
+        self._memory: OrderedDict[bytes, float] = OrderedDict()
+        self._sampler = jit_sample(
+            policy.model,
+            group_size=max(votes, 1),
+            max_new_tokens=answer_length,
+            eos_id=policy.format.eos_ids,
+            pad_id=policy.format.pad_id,
+            mesh=policy.mesh,
+        )
+
+    def score(self, examinations: Sequence[Examination], key: Array) -> Scores:
+        """Scores examinations, whatever their truth; ``[n]`` arrays.
+
+        Args:
+          examinations: the steps.
+          key: of the critiques, consumed. Scores that hang on it are kept for this call only, so
+            that a run that is resumed, with nothing in memory, scores as one that was not.
+        """
+        if self._votes:
+            self._memory.clear()
+        if not examinations:
+            return Scores(score=np.zeros(0, np.float32), known=np.zeros(0, bool))
+        asked = CRITIQUE if self._votes else VERDICT
+        rows = self.format.questions(examinations, [asked] * len(examinations))
+        marks = [_digest(row) for row in rows]
+        new = {mark: row for mark, row in zip(marks, rows, strict=True) if mark not in self._memory}
+        self.asked += len(new)
+        self.found += len(rows) - len(new)
+        unseen = list(new.values())
+        fresh = self._by_critiques(unseen, key) if self._votes else self._directly(unseen)
+        self._memory |= zip(new, fresh, strict=True)
+        for mark in marks:
+            self._memory.move_to_end(mark)
+        scores = np.array([self._memory[mark] for mark in marks], np.float32)
+        while len(self._memory) > REMEMBERED:
+            self._memory.popitem(last=False)
+        known = ~np.isnan(scores)
+        return Scores(score=np.where(known, scores, 0.0).astype(np.float32), known=known)
+
+    def _directly(self, questions: Rows, length: int = 0) -> list[float]:
+        """P(correct) of questions for the verdict; NaN where it cannot be read."""
+        before = list(self.format.before)
+        rows = [[*row, *before] for row in questions]
+        shares: list[float] = []
+        for part in self._parts(rows):
+            batch = self.format.padded(part, (length or self.format.question_length))
+            tokens, place = jax.device_put(
+                (np.asarray(batch.tokens), positions(batch.mask)),
+                batch_sharding(self._policy.mesh),
+            )
+            share, mass = jax.device_get(self._share(self._policy.params, tokens, place))
+            shares += np.where(mass >= READABLE, share, np.nan).tolist()
+        return shares[: len(rows)]
+
+    def _by_critiques(self, questions: Rows, key: Array) -> list[float]:
+        """Mean P(correct) over the critiques that can be read; NaN where none can."""
+        texts: list[str] = []
+        for n, part in enumerate(self._parts(questions)):
+            batch = self.format.padded(part, self.format.question_length)
+            own = jax.random.fold_in(key, n)
+            rollout = self._sampler(self._policy.params, batch, own, 1.0)
+            texts += self._policy.format.texts(jax.device_get(rollout))
+        voters = [row for row in range(len(questions)) for _ in range(self._votes)]
+        answers = [read_answer(text) for text in texts[: len(voters)]]
+        read = [(row, answer[0]) for row, answer in zip(voters, answers, strict=True) if answer]
+        votes: list[list[float]] = [[] for _ in questions]
+        if read:
+            asked = self.format.critiqued([questions[row] for row, _ in read], [c for _, c in read])
+            length = self.format.question_length + self.format.answer_length
+            for (row, _), share in zip(read, self._directly(asked, length), strict=True):
+                votes[row] += [] if math.isnan(share) else [share]
+        return [float(np.mean(own)) if own else math.nan for own in votes]
+
+    def _parts(self, rows: Rows) -> list[Rows]:
+        size = self._batch_size
+        filled = [*rows, *[rows[-1]] * (-len(rows) % size)] if rows else []
+        return [filled[first : first + size] for first in range(0, len(filled), size)]
+
+    def _verdict_share(self, params: Any, tokens: Array, place: Array) -> tuple[Array, Array]:
+        """P(correct) among the two verdicts, and what they hold of the whole probability."""
+        output = self._policy.model.forward(params, tokens, place)
+        logits = jnp.einsum("bd,dv->bv", output.hidden[:, -1], output.head)
+        logps = jax.nn.log_softmax(logits.astype(jnp.float32), axis=1)
+        both = logps[:, jnp.asarray(self.format.rivals)]
+        return jax.nn.softmax(both, axis=1)[:, 0], jnp.exp(both).sum(axis=1)
+
+
+def examine_chains(
+    examiner: Examiner,
+    chains: Sequence[Chain],
+    examples: Sequence[Example],
+    schema: CotSchema,
+    key: Array,
+) -> Scores:
+    """Scores every step of every rollout; ``[B, S]`` arrays. The key is consumed.
+
+    A step that cannot be read is wrong without asking; one that a chain lacks is unknown.
+    """
+    shape = len(chains), len(schema.steps)
+    score, known = np.zeros(shape, np.float32), np.zeros(shape, bool)
+    where, questions = [], []
+    for b, (chain, example) in enumerate(zip(chains, examples, strict=True)):
+        for k, parsed in enumerate(chain.steps):
+            if parsed is None or not parsed.valid:
+                known[b, k] = parsed is not None
+                continue
+            where.append((b, k))
+            written = written_steps(chain, schema, k)
+            questions.append(Examination(example=example, step=schema.names[k], written=written))
+    told = examiner.score(questions, key)
+    for (b, k), value, ok in zip(where, told.score, told.known, strict=True):
+        score[b, k], known[b, k] = value, ok
+    return Scores(score=score, known=known)
+
+
+def contradictions(
+    verifier: Float32[np.ndarray, "B S"],
+    verifier_known: Bool[np.ndarray, "B S"],
+    told: Scores,
+    schema: CotSchema,
+) -> dict[str, float]:
+    """What the examiner thinks of each step, and how often the verifier says the opposite.
+
+    The verifier calls a step correct for full marks, the examiner from one half on. A policy that
+    learns to please the examiner shows here: the score rises and so does the disagreement.
+
+    Returns:
+      ``examiner/<step>``, its mean score where it has one; ``disagreement/<step>``, the share of
+      the opposite among the steps of which both speak.
+    """
+    both = verifier_known & told.known
+    apart = both & ((verifier >= FULL_MARKS) != (told.score >= 0.5))
+    figures = {}
+    for k, name in enumerate(schema.names):
+        if known := told.known[:, k].sum():
+            figures[f"examiner/{name}"] = float(told.score[:, k].sum() / known)
+        if count := both[:, k].sum():
+            figures[f"disagreement/{name}"] = float(apart[:, k].sum() / count)
+    return figures
+
+
+# -------------------------------------------------------------------------- on the disk
+
+
+def describe_examiner(policy: Policy) -> dict[str, str]:
+    """What ``examiner.json`` holds: by what a folder's parts are known to fit together."""
+    return {"tokenizer": hashlib.sha256(policy.format.tokenizer.to_str().encode()).hexdigest()}
+
+
+def check_examiner(folder: Path, config: Config) -> Config:
+    """Checks that a folder holds an examiner for the config's chain.
+
+    Returns:
+      The config that the examiner was trained with.
+
+    Raises:
+      FileNotFoundError: if there is no examiner.
+      ValueError: if the folder is of another kind of run, or its chain has other steps.
+    """
+    path = folder / "config.json"
+    hint = "train one with --config=configs/reward_model.py"
+    if not path.is_file():
+        raise FileNotFoundError(f"reward.model={folder}: there is no examiner there; {hint}")
+    own = ConfigDict(json.loads(path.read_text(encoding="utf-8")))
+    if own.get("kind") != KIND:
+        raise ValueError(
+            f"reward.model={folder} is a run of kind {own.get('kind')!r}, not {KIND!r}; {hint}"
+        )
+    chains = [CotSchema.build(**c.chain.to_dict()).names for c in (own, config)]
+    if chains[0] != chains[1]:
+        raise ValueError(
+            f"reward.model={folder} examines chains of the steps {chains[0]}, and the policy "
+            f"writes {chains[1]}; {hint} and a policy of this chain"
+        )
+    if not (folder / "checkpoints" / KIND).is_dir():
+        raise FileNotFoundError(f"reward.model={folder} has no checkpoint: finish its training")
+    return own
+
+
+def load_examiner(config: Config) -> Examiner:
+    """The examiner that ``config.reward.model`` names.
+
+    Raises:
+      FileNotFoundError, ValueError: as ``check_examiner``; and if the tokenizer is not the one that
+        it was trained with.
+    """
+    folder = Path(config.reward.model)
+    own = check_examiner(folder, config)
+    own.mesh = config.mesh
+    policy = make_policy(own, folder)
+    trained = json.loads((folder / "examiner.json").read_text(encoding="utf-8"))
+    if describe_examiner(policy) != trained:
+        raise ValueError(
+            f"reward.model={folder}: its tokenizer is not the one it was trained with; put the old "
+            "one back, or train it anew"
+        )
+    found = Checkpoints(folder / "checkpoints" / KIND).restore_params(policy.params)
+    if found is None:
+        raise FileNotFoundError(f"reward.model={folder} holds no whole checkpoint: train it anew")
+    return Examiner(
+        Policy(**vars(policy) | {"params": found[1]}),
+        answer_length=own.examiner.answer_length,
+        batch_size=config.reward.batch_size,
+        votes=config.reward.votes,
+    )
+
+
+def _digest(row: Sequence[int]) -> bytes:
+    return hashlib.blake2b(np.asarray(row, np.int32).tobytes(), digest_size=16).digest()

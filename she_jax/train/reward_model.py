@@ -1,0 +1,309 @@
+"""Trains and measures an examiner, the generative stepwise reward model, for the policy of a run.
+
+The examiner begins as that policy's cold start, which reads queries and products already, and
+learns to answer examinations by supervised fine-tuning. Its pairs, chain and model are the run's.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+
+from she_jax.cot import CotSchema
+from she_jax.data.dataset import Prepared, open_split
+from she_jax.data.examinations import POLICY, Balanced, demonstrated, judged, with_all_truth
+from she_jax.data.questions import QuestionFormat
+from she_jax.examination import CRITIQUE, VERDICT, Examination
+from she_jax.train.checkpoint import StopSignal
+from she_jax.train.examiner import KIND, Examiner, Scores, describe_examiner
+from she_jax.train.metrics import Progress, say
+from she_jax.train.predict import Judge
+from she_jax.train.report import write_json, write_text
+from she_jax.train.setup import Policy, load_policy, make_data
+from she_jax.train.sft import sft
+from she_jax.train.workdir import Config
+from she_jax.types import Example, SftBatch
+
+INHERITED = ("data", "shopworld", "chain", "model")
+PHASES = ("sft", "srpo")  # the policies of a run whose steps are examined
+BINS = 10  # of the calibration error
+
+
+def inherit(config: Config) -> Config:
+    """The config with the pairs, the chain and the model of the run ``config.checkpoint``.
+
+    Raises:
+      FileNotFoundError: if there is no run.
+      ValueError: if the folder belongs to another kind of run, or the run has no cold start yet.
+    """
+    folder = Path(config.checkpoint)
+    path = folder / "config.json"
+    hint = "give the folder of a policy's run with --config.checkpoint"
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint={folder}: there is no run there; {hint}")
+    run = json.loads(path.read_text(encoding="utf-8"))
+    if run.get("kind") != "train" or not (folder / "checkpoints" / "sft").is_dir():
+        raise ValueError(f"checkpoint={folder}: no policy was trained there; {hint}")
+    whole = ConfigDict(config.to_dict() | {name: run[name] for name in INHERITED})
+    whole.data.dir = whole.data.dir or str(folder / "data")
+    return whole.lock()
+
+
+def train_examiner(config: Config, workdir: Path) -> None:
+    """From the policy's run to a measured examiner: ``summary.json``, and its checkpoints.
+
+    ``examinations/<split>.jsonl`` has every step it was trained and measured on. It learns from
+    pairs of the training split only, and is measured on splits that share no query with it.
+    """
+    summary = workdir / "summary.json"
+    if not summary.is_file():
+        with StopSignal() as stop:
+            made = make_data(config, workdir)
+            policy, source = load_policy(config, ("sft",))
+            say(f"the examiner begins as {source}")
+            write_text(workdir / "tokenizer.json", policy.format.tokenizer.to_str(pretty=True))
+            write_json(workdir / "examiner.json", describe_examiner(policy))
+            others = dict.fromkeys((config.data.eval_split, "test_longtail"))
+            splits = [split for split in others if split != "train" and made.splits.get(split)]
+            wanted = {"train": (config.examiner.pairs, config.examiner.policy_pairs)}
+            wanted |= {split: (config.examiner.eval_pairs,) * 2 for split in splits}
+            pools = {
+                split: examinations(config, workdir, made, policy.format.schema, split, *counts)
+                for split, counts in wanted.items()
+            }
+            params = learn(config, workdir, policy, pools["train"], stop)
+            trained = Policy(**vars(policy) | {"params": params})
+            write_json(summary, measure(config, trained, {s: pools[s] for s in splits}))
+    figures = json.loads(summary.read_text(encoding="utf-8"))
+    console = Console(highlight=False)
+    for way, by_split in figures.items():
+        for split, told in by_split.items():
+            console.print(figures_table(f"{split}, {way}", told))
+
+
+def learn(
+    config: Config, workdir: Path, policy: Policy, pool: Sequence[Examination], stop: StopSignal
+) -> Any:
+    """Learns the answers to balanced draws from the pool; half of them without a critique."""
+    drawer = Balanced(pool)
+    form = QuestionFormat(prompts=policy.format, answer_length=config.examiner.answer_length)
+
+    def batch_at(position: int) -> tuple[SftBatch, dict[str, int]]:
+        rng = np.random.default_rng((config.seed, position))
+        drawn = drawer.draw(config.sft.batch_size, rng)
+        asked = [(CRITIQUE, VERDICT)[n] for n in rng.integers(2, size=len(drawn))]
+        return form.sft_batch(drawn, asked), {}
+
+    mark = sha256((workdir / "examinations" / "train.jsonl").read_bytes()).hexdigest()[:16]
+    params, _ = sft(
+        config, workdir, policy, batch_at, mark, stop, phase=KIND, title="examiner (SFT)"
+    )
+    return params
+
+
+# -------------------------------------------------------------------------- what is examined
+
+
+def examinations(
+    config: Config,
+    workdir: Path,
+    made: Prepared,
+    schema: CotSchema,
+    split: str,
+    pairs: int,
+    policy_pairs: int,
+) -> list[Examination]:
+    """The examinations of a split, from its file where that is there.
+
+    Beyond the training split the truth is judge, not the annotation alone.
+
+    Args:
+      pairs: so many first pairs of the split give demonstrated steps, right and spoilt.
+      policy_pairs: so many give steps of the run's policies, sampled at temperature 1.
+    """
+    path = workdir / "examinations" / f"{split}.jsonl"
+    if path.is_file():
+        return read_examinations(path)
+    source = open_split(made.path, split)
+    examples = [source[i] for i in range(min(max(pairs, policy_pairs), len(source)))]
+    examples = [example for example in examples if example.label is not None]
+    if split != "train":
+        examples = [with_all_truth(example) for example in examples]
+    rng = np.random.default_rng(config.seed)
+    found = []
+    for example in examples[:pairs]:
+        other = examples[int(rng.integers(len(examples)))]
+        found += demonstrated(example, other, schema, rng)
+    found += policy_steps(config, examples[:policy_pairs], split)
+    save_examinations(path, found)
+    return found
+
+
+def policy_steps(config: Config, examples: Sequence[Example], split: str) -> list[Examination]:
+    """Steps that the policies of the run write: its cold start, and its best if SRPO was run."""
+    found, k = [], config.examiner.rollouts
+    for phase in PHASES:
+        if not (Path(config.checkpoint) / "checkpoints" / phase).is_dir():
+            continue
+        policy, source = load_policy(config, (phase,))
+        judge, schema = Judge(policy, config.examiner.batch_size), policy.format.schema
+        with Progress(f"{split}: chains of {source}", total=len(examples)) as progress:
+            groups = judge.samples(policy.params, examples, k, config.seed, progress.update)
+        for example, chains in zip(examples, groups, strict=True):
+            for n, chain in enumerate(chains):
+                found += judged(chain, example, schema, POLICY, f"{example.uid}/{phase}/{n}")
+    return found
+
+
+def save_examinations(path: Path, found: Iterable[Examination]) -> None:
+    """Writes examinations as JSON lines, for people and for ``read_examinations``."""
+    lines = []
+    for one in found:
+        pair = {"uid": one.example.uid, "query": one.example.query}
+        rest = {name: value for name, value in vars(one).items() if name != "example"}
+        record = pair | {"product": dict(one.example.product)} | rest
+        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    write_text(path, "".join(lines))
+
+
+def read_examinations(path: Path) -> list[Examination]:
+    """Reads them back; of a pair there is its ``uid``, query and product."""
+    found = []
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            record = json.loads(line)
+            pair = {name: record.pop(name) for name in ("uid", "query", "product")}
+            found.append(Examination(example=Example(**pair), **record))
+    return found
+
+
+# -------------------------------------------------------------------------- how good it is
+
+
+def measure(
+    config: Config, trained: Policy, pools: dict[str, list[Examination]]
+) -> dict[str, dict[str, Any]]:
+    """The figures of each split, verdicts read directly and, with votes, behind critiques."""
+    figures: dict[str, dict[str, Any]] = {}
+    for votes in sorted({0, config.examiner.votes}):
+        examiner = Examiner(
+            trained,
+            answer_length=config.examiner.answer_length,
+            batch_size=config.examiner.batch_size,
+            votes=votes,
+        )
+        way = f"critique_{votes}" if votes else "direct"
+        figures[way] = {}
+        for split, pool in pools.items():
+            with Progress(f"examining {split}, {way}", total=len(pool)) as progress:
+                told = examiner.score(pool, jax.random.key(config.seed))
+                progress.update(len(pool))
+            figures[way][split] = examiner_figures(pool, told)
+    return figures
+
+
+def examiner_figures(pool: Sequence[Examination], told: Scores) -> dict[str, Any]:
+    """Scores against the truth, all of them, by step and by source.
+
+    Returns:
+      ``n``, ``unreadable`` (left out of the rest), ``incorrect`` (share of wrong steps),
+      ``accuracy``, ``f1_incorrect``, ``auroc``, ``ece`` (see ``calibration_error``); the same in
+      ``by_step`` and ``by_source``, and for the policy's own steps ``policy_by_step``; and
+      ``first_errors``, see there. A figure over nothing, or of one verdict alone where it needs
+      both, is None.
+    """
+    steps = np.array([one.step for one in pool])
+    sources = np.array([one.source for one in pool])
+
+    def of(chosen: np.ndarray) -> dict[str, Any]:
+        return _figures(np.array([one.correct for one in pool], bool)[chosen], told, chosen)
+
+    own = sources == POLICY
+    return of(np.ones(len(pool), bool)) | {
+        "by_step": {str(name): of(steps == name) for name in dict.fromkeys(steps)},
+        "by_source": {str(name): of(sources == name) for name in dict.fromkeys(sources)},
+        "policy_by_step": {
+            str(name): of(own & (steps == name)) for name in dict.fromkeys(steps[own])
+        },
+        "first_errors": first_errors(pool, told),
+    }
+
+
+def _figures(truth: np.ndarray, told: Scores, chosen: np.ndarray) -> dict[str, Any]:
+    known = told.known[chosen]
+    score, right = told.score[chosen][known], truth[known]
+    both = len(set(right.tolist())) == 2
+    return {
+        "n": len(truth),
+        "unreadable": int((~known).sum()),
+        "incorrect": float(1 - truth.mean()) if len(truth) else None,
+        "accuracy": float(accuracy_score(right, score >= 0.5)) if len(right) else None,
+        "f1_incorrect": float(f1_score(~right, score < 0.5)) if not right.all() else None,
+        "auroc": float(roc_auc_score(right, score)) if both else None,
+        "ece": calibration_error(right, score) if len(right) else None,
+    }
+
+
+def calibration_error(right: np.ndarray, score: np.ndarray) -> float:
+    """Expected calibration error: |share right - mean score| over equal bins, weighted by size.
+
+    Guo et al. (arXiv 1706.04599), equation 3, for P(correct) in ``BINS`` bins.
+    """
+    place = np.minimum((score * BINS).astype(int), BINS - 1)
+    gaps = np.bincount(place, right, BINS) - np.bincount(place, score, BINS)
+    return float(np.abs(gaps).sum() / len(right))
+
+
+def first_errors(pool: Sequence[Examination], told: Scores) -> dict[str, Any]:
+    """How well the first error of the policy's chains is found.
+
+    Returns:
+      ``found``: the share, among chains with a wrong step, of those whose first wrong step is the
+      first that the examiner calls incorrect; ``spared``: the share, among the others, of those in
+      which it calls none incorrect; ``wrong`` and ``right``, how many of each there are. An unknown
+      step is not called incorrect.
+    """
+    chains: dict[str, list[tuple[bool, bool]]] = {}
+    for one, score, known in zip(pool, told.score, told.known, strict=True):
+        if one.source == POLICY:
+            called = bool(known and score < 0.5)
+            chains.setdefault(one.chain, []).append((not one.correct, called))
+    hits: dict[bool, list[bool]] = {True: [], False: []}
+    for steps in chains.values():
+        wrong, called = ([n for n, step in enumerate(steps) if step[i]][:1] for i in (0, 1))
+        hits[bool(wrong)].append(wrong == called)
+    share = {flag: float(np.mean(own)) if own else None for flag, own in hits.items()}
+    return {
+        "found": share[True],
+        "spared": share[False],
+        "wrong": len(hits[True]),
+        "right": len(hits[False]),
+    }
+
+
+def figures_table(title: str, told: dict[str, Any]) -> Table:
+    """The figures of one split for the screen."""
+    columns = ("n", "incorrect", "accuracy", "f1_incorrect", "auroc", "ece", "unreadable")
+    table = Table("", *(name.replace("_", " ") for name in columns), title=title)
+    rows = [("all", told)]
+    rows += [(f"step {name}", own) for name, own in told["by_step"].items()]
+    rows += [(f"source {name}", own) for name, own in told["by_source"].items()]
+    rows += [(f"policy's {name}", own) for name, own in told["policy_by_step"].items()]
+    for name, own in rows:
+        cells = [own[column] for column in columns]
+        table.add_row(
+            name,
+            *("-" if c is None else f"{c:.3f}" if isinstance(c, float) else str(c) for c in cells),
+        )
+    first = told["first_errors"]
+    if first["found"] is not None:
+        table.caption = f"first errors found: {first['found']:.3f} of {first['wrong']} chains"
+    return table

@@ -1,0 +1,97 @@
+"""Supervised fine-tuning with checkpoints and metrics, whatever the batches are made of."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from she_jax.models.sharding import shardings
+from she_jax.rl.update import jit_update_step, make_sft_step
+from she_jax.train.checkpoint import Checkpoints, StopSignal
+from she_jax.train.checks import check_data, finite
+from she_jax.train.metrics import MetricsWriter, Progress, say
+from she_jax.train.setup import Policy, make_optimizer
+from she_jax.train.workdir import Config
+from she_jax.types import SftBatch, TrainState
+
+
+def sft(
+    config: Config,
+    workdir: Path,
+    policy: Policy,
+    batch_at: Callable[[int], tuple[SftBatch, dict[str, int]]],
+    data: str,
+    stop: StopSignal,
+    *,
+    phase: str = "sft",
+    title: str = "cold start (SFT)",
+) -> tuple[Any, int]:
+    """Trains on batches by position, or goes on where an earlier run stopped.
+
+    Args:
+      config: of the run; its ``sft`` part and seed are read.
+      workdir: the run's folder.
+      policy: where training starts.
+      batch_at: a batch and figures about it, as a function of its position.
+      data: names what the batches come from; a checkpoint goes on with no other.
+      stop: asks to stop.
+      phase: name of the checkpoints and of the lines in ``metrics.jsonl``.
+      title: what the screen says.
+
+    Returns:
+      The parameters, and how many lines ``metrics.jsonl`` has by then.
+    """
+    steps = config.sft.steps
+    optimizer = make_optimizer(config.sft)
+    state = new_state(policy, optimizer, config.seed)
+    saved = Checkpoints(workdir / "checkpoints" / phase, warn=say)
+    host = {"position": 0, "lines": 0, "data": data}
+    start, state, host = saved.restore(state) or (0, state, host)
+    check_data(host, data)
+    if start == steps:
+        return state.params, host["lines"]
+    step_fn = make_sft_step(policy.model.forward, optimizer, micro_batches=config.sft.micro_batches)
+    update = jit_update_step(step_fn, policy.mesh, state)
+    with (
+        MetricsWriter(workdir, lines=host["lines"]) as metrics,
+        Progress(title, total=steps, done=start) as progress,
+    ):
+        for step in range(start, steps):
+            began = time.perf_counter()
+            batch, about = batch_at(host["position"])
+            tokens = int(np.sum(np.asarray(batch.positions) >= 0))
+            state, figures = update(state, batch)
+            figures = finite(jax.device_get(figures), phase, step, saved)
+            seconds = time.perf_counter() - began
+            rate = {"time/step": seconds, "time/tokens_per_s": tokens / seconds}
+            metrics.write(phase, step + 1, figures | about | rate)
+            progress.update(step + 1, loss=figures["loss"])
+            host |= {"position": host["position"] + 1, "lines": metrics.lines}
+            last = step + 1 == steps
+            if last or stop or (step + 1) % config.sft.checkpoint_every == 0:
+                saved.save(step + 1, state, host)
+            if stop and not last:
+                leave(stop, phase, step + 1, steps)
+    return state.params, host["lines"]
+
+
+def new_state(policy: Policy, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """A state at step 0, every array where the mesh wants it."""
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=policy.params,
+        opt_state=optimizer.init(policy.params),
+        key=jax.random.PRNGKey(seed),
+    )
+    return jax.device_put(state, shardings(state, policy.mesh))
+
+
+def leave(stop: StopSignal, phase: str, step: int, steps: int) -> None:
+    """Ends the program after a signal, the state being saved."""
+    say(f"{stop.name}: saved {phase} at step {step} of {steps}; the same command goes on from it")
+    raise SystemExit(stop.exit_code)

@@ -1,0 +1,220 @@
+"""The examiner at work: batches, memory, votes, masks."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from she_jax.cot import CotSchema
+from she_jax.data.prompts import EOS, PAD, PromptFormat, train_tokenizer
+from she_jax.examination import CRITIQUE, VERDICT, Examination
+from she_jax.models.sharding import make_mesh, shardings
+from she_jax.models.transformer import ModelConfig, build_model, init_params
+from she_jax.train import examiner as module
+from she_jax.train.examiner import Examiner, Scores, contradictions, examine_chains
+from she_jax.train.setup import Policy
+from she_jax.types import Example, Rollout
+
+SCHEMA = CotSchema()
+LAMP = Example(uid="a", query="red lamp", product={"title": "navy lamp"})
+KEY = jax.random.key(0)
+STEPS = [
+    Examination(example=LAMP, step="query", written=f"query: {text}")
+    for text in ("lamp", "lamp; red", "lamp; red; oak", "lamp", "a longer one than the others are")
+]
+
+
+@pytest.fixture(scope="module")
+def policy():
+    """An examiner that has learnt nothing, on eight devices."""
+    tokenizer = train_tokenizer(["query: lamp; red"], 280)
+    vocab = tokenizer.get_vocab()
+    prompts = PromptFormat(
+        tokenizer=tokenizer,
+        schema=SCHEMA,
+        eos_ids=(vocab[EOS],),
+        pad_id=vocab[PAD],
+        prompt_length=40,
+        completion_length=60,
+    )
+    config = ModelConfig(vocab_size=280, dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=32)
+    mesh = make_mesh(data=-1, fsdp=1, tensor=1)
+    # Larger than at the start of training, so that what it says hangs on what it reads.
+    params = jax.tree.map(lambda x: 8 * x, init_params(config, jax.random.PRNGKey(0)))
+    params = jax.device_put(params, shardings(params, mesh))
+    return Policy(model=build_model(config), params=params, format=prompts, mesh=mesh)
+
+
+@pytest.fixture
+def readable(monkeypatch):
+    """Takes whatever the model thinks of the two verdicts, though it thinks little of either."""
+    monkeypatch.setattr(module, "READABLE", 0.0)
+
+
+def new(policy, **changes):
+    return Examiner(policy, **{"answer_length": 48, "batch_size": 8} | changes)
+
+
+@pytest.mark.usefixtures("readable")
+def test_batched_scores_equal_those_one_by_one(policy):
+    together = new(policy).score(STEPS, KEY)
+    alone = [new(policy, batch_size=24).score([one], KEY) for one in STEPS]
+    assert together.known.all()
+    np.testing.assert_allclose(together.score, [one.score[0] for one in alone], atol=1e-5)
+    assert np.ptp(together.score) > 0.1  # it hangs on what is asked
+    assert ((together.score > 0) & (together.score < 1)).all()
+
+
+@pytest.mark.usefixtures("readable")
+def test_the_score_is_the_share_of_correct_among_the_two_verdicts(policy):
+    """Against the forward pass written out, without padding."""
+    examiner = new(policy)
+    row = examiner.format.questions(STEPS[1:2], [VERDICT])[0] + list(examiner.format.before)
+    tokens, place = jnp.array([row]), jnp.arange(len(row))[None]
+    output = policy.model.forward(policy.params, tokens, place)
+    logits = (output.hidden @ output.head)[0, -1]
+    right, wrong = np.exp(np.asarray(logits)[list(examiner.format.rivals)] - logits.max())
+    score = examiner.score(STEPS[1:2], KEY).score[0]
+    np.testing.assert_allclose(score, right / (right + wrong), atol=1e-5)
+
+
+@pytest.mark.usefixtures("readable")
+def test_each_question_is_asked_once(policy):
+    examiner = new(policy)
+    first = examiner.score(STEPS, KEY)
+    assert (examiner.asked, examiner.found) == (4, 1)  # the first and the fourth are the same
+    again = examiner.score(STEPS[::-1], KEY)
+    assert (examiner.asked, examiner.found) == (4, 6)
+    np.testing.assert_array_equal(again.score[::-1], first.score)
+    assert examiner._share._cache_size() == 1  # one shape
+
+
+@pytest.mark.usefixtures("readable")
+def test_the_memory_is_bounded_and_forgets_the_oldest(policy, monkeypatch):
+    monkeypatch.setattr(module, "REMEMBERED", 2)
+    examiner = new(policy)
+    whole = examiner.score(STEPS, KEY)
+    assert examiner.asked == 4
+    np.testing.assert_array_equal(examiner.score(STEPS[3:], KEY).score, whole.score[3:])
+    assert examiner.asked == 4
+    examiner.score(STEPS[1:2], KEY)
+    assert examiner.asked == 5
+
+
+def test_a_verdict_that_cannot_be_read_is_unknown(policy):
+    """An untrained model gives the two verdicts next to nothing."""
+    told = new(policy).score(STEPS, KEY)
+    assert not told.known.any()
+    assert not told.score.any()
+
+
+def test_nothing_to_examine(policy):
+    assert new(policy).score([], KEY).score.shape == (0,)
+
+
+def writes(examiner, votes):
+    """A sampler that writes given answers, ``votes`` for each question in turn."""
+    prompts, length = examiner.format.prompts, examiner.format.answer_length
+
+    def sampler(params, batch, key, temperature):
+        del params, key, temperature
+        count, width = batch.tokens.shape
+        texts = (votes * count)[: count * examiner._votes]
+        tokens = np.zeros((len(texts), width + length), np.int32)
+        mask = np.zeros(tokens.shape, bool)
+        for row, text in enumerate(texts):
+            ids = [*prompts.encode([text])[0], prompts.eos_ids[0]]
+            tokens[row, width : width + len(ids)] = ids
+            mask[row, width : width + len(ids)] = True
+        blank = np.zeros(tokens.shape)
+        return Rollout(tokens=tokens, prompt_mask=blank > 0, completion_mask=mask, logps=blank)
+
+    return sampler
+
+
+@pytest.mark.usefixtures("readable")
+def test_votes_are_averaged_over_the_critiques_that_can_be_read(policy):
+    examiner = new(policy, votes=3)
+    answers = [" near\nverdict: correct", "no verdict", " far\nverdict: incorrect"]
+    examiner._sampler = writes(examiner, answers)
+    told = examiner.score(STEPS[:1], KEY)
+    question = examiner.format.questions(STEPS[:1], [CRITIQUE])
+    length = examiner.format.question_length + examiner.format.answer_length
+    rows = examiner.format.critiqued(question * 2, ["near", "far"])
+    expected = examiner._directly(rows, length)
+    assert expected[0] != expected[1]
+    np.testing.assert_allclose(told.score, [np.mean(expected)], rtol=1e-6)
+    assert told.known.all()
+
+
+@pytest.mark.usefixtures("readable")
+def test_without_a_readable_critique_the_step_is_unknown(policy):
+    examiner = new(policy, votes=2)
+    examiner._sampler = writes(examiner, ["no verdict", "\nverdict: perhaps"])
+    assert not examiner.score(STEPS, KEY).known.any()
+
+
+@pytest.mark.usefixtures("readable")
+def test_sampled_critiques_are_a_function_of_the_key(policy):
+    """A resumed run has nothing in memory, and must score alike."""
+    examiner = new(policy, votes=2, answer_length=20)
+    first = examiner.score(STEPS, KEY)
+    examiner.score(STEPS[:2], jax.random.key(1))
+    again = examiner.score(STEPS, KEY)
+    np.testing.assert_array_equal(first.score, again.score)
+    np.testing.assert_array_equal(first.known, again.known)
+
+
+def stub(score=0.75):
+    """Scores every question alike, and keeps what it was asked."""
+    seen = []
+
+    def answer(questions, key):
+        del key
+        seen.extend(questions)
+        shape = len(questions)
+        return Scores(score=np.full(shape, score, np.float32), known=np.ones(shape, bool))
+
+    return types.SimpleNamespace(score=answer, seen=seen)
+
+
+def test_chains_with_missing_repeated_reordered_and_unreadable_steps_have_defined_scores():
+    texts = [
+        "query: lamp\nproduct: lamp\ncategory: => match\nattributes: => met\nlabel: 4",
+        "product: lamp\nquery: too late\ncategory: => match\ncategory: => near\nlabel: nine",
+        "",
+    ]
+    examiner = stub()
+    told = examine_chains(examiner, [SCHEMA.parse(t) for t in texts], [LAMP] * 3, SCHEMA, KEY)
+    np.testing.assert_array_equal(
+        told.known,
+        [[True] * 5, [False, True, True, False, True], [False] * 5],
+    )
+    np.testing.assert_array_equal(told.score[0], [0.75] * 5)
+    # The unreadable label is wrong without asking.
+    np.testing.assert_array_equal(told.score[1], [0, 0.75, 0.75, 0, 0])
+    assert [one.step for one in examiner.seen] == [*SCHEMA.names, "product", "category"]
+    assert examiner.seen[-1].written == "product: lamp\ncategory: match"
+
+
+def test_contradictions():
+    told = Scores(
+        score=np.array([[0.9, 0.2, 0.0], [0.7, 0.6, 0.4]], np.float32),
+        known=np.array([[True, True, False], [True, True, True]]),
+    )
+    verifier = np.array([[1, 1, 1], [0.5, 1, 0]], np.float32)
+    known = np.array([[True, True, True], [True, False, False]])
+    schema = types.SimpleNamespace(names=("a", "b", "c"))
+    figures = contradictions(verifier, known, told, schema)  # pyright: ignore
+    # Half marks are not correct, so the examiner's 0.7 contradicts them.
+    assert figures == pytest.approx(
+        {
+            "examiner/a": 0.8,
+            "disagreement/a": 0.5,
+            "examiner/b": 0.4,
+            "disagreement/b": 1.0,
+            "examiner/c": 0.4,
+        }
+    )

@@ -1,0 +1,267 @@
+"""Runs that train an examiner, and runs that are rewarded by one: small and whole."""
+
+import json
+
+import numpy as np
+import pytest
+from test_run import config, lines
+
+from configs import reward_model
+from she_jax.examination import Examination
+from she_jax.train.examiner import Scores
+from she_jax.train.reward_model import INHERITED, calibration_error, examiner_figures, first_errors
+from she_jax.train.run import run
+from she_jax.types import Example
+
+POLICY_RUN = {
+    "rl__steps": 1,
+    "rl__eval_every": 1,
+    "eval__pass_k": 0,
+}
+EXAMINER_RUN = {
+    "mesh.data": 1,
+    "mesh.fsdp": -1,
+    "sft.steps": 4,
+    "sft.batch_size": 16,
+    "sft.micro_batches": 1,
+    "sft.checkpoint_every": 2,
+    "examiner.pairs": 24,
+    "examiner.policy_pairs": 16,
+    "examiner.eval_pairs": 6,
+    "examiner.batch_size": 16,
+    "examiner.votes": 2,
+}
+PAIR = Example(uid="a", query="mug", product={"title": "mug"})
+
+
+def examiner_config(policy, **changes):
+    made = reward_model.get_config()
+    made.checkpoint = str(policy)
+    changes = {k.replace("__", "."): v for k, v in changes.items()}
+    made.update_from_flattened_dict(EXAMINER_RUN | changes)
+    return made.lock()
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    """A run's folder."""
+    workdir = tmp_path_factory.mktemp("policy") / "run"
+    run(config(**POLICY_RUN), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def examiner(policy, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("examiner") / "run"
+    run(examiner_config(policy), workdir)
+    return workdir
+
+
+def examinations(workdir, split):
+    with (workdir / "examinations" / f"{split}.jsonl").open() as file:
+        return [json.loads(line) for line in file]
+
+
+def test_an_examiner_run_leaves_what_it_should(examiner):
+    summary = json.loads((examiner / "summary.json").read_text())
+    assert summary.keys() == {"direct", "critique_2"}
+    for way in summary.values():
+        assert way.keys() == {"test", "test_longtail"}
+        for figures in way.values():
+            assert {"accuracy", "f1_incorrect", "auroc", "ece", "unreadable"} <= figures.keys()
+            assert {"query", "product", "category", "label"} <= figures["by_step"].keys()
+            assert "gold" in figures["by_source"]
+            assert {"found", "spared", "wrong", "right"} == figures["first_errors"].keys()
+    assert [row["step"] for row in lines(examiner)] == [1, 2, 3, 4]
+    assert {row["phase"] for row in lines(examiner)} == {"reward_model"}
+
+
+def test_it_learns_from_no_query_of_the_other_splits(examiner):
+    queries = {
+        split: {one["query"] for one in examinations(examiner, split)}
+        for split in ("train", "test", "test_longtail")
+    }
+    assert all(queries.values())
+    assert not queries["train"] & (queries["test"] | queries["test_longtail"])
+    assert all(one["uid"].startswith("train-") for one in examinations(examiner, "train"))
+
+
+def test_a_resumed_examiner_equals_the_uninterrupted_one(policy, examiner, tmp_path, monkeypatch):
+    from she_jax.train import metrics
+
+    written = metrics.MetricsWriter.write
+
+    def die(self, phase, step, values):
+        written(self, phase, step, values)
+        if step == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(metrics.MetricsWriter, "write", die)
+    with pytest.raises(KeyboardInterrupt):
+        run(examiner_config(policy), tmp_path / "run")
+    monkeypatch.undo()
+    run(examiner_config(policy), tmp_path / "run")
+    assert lines(tmp_path / "run") == lines(examiner)
+    assert (tmp_path / "run/summary.json").read_bytes() == (examiner / "summary.json").read_bytes()
+
+
+def test_stage_1_runs_and_resumes_with_an_examiner(examiner, tmp_path, monkeypatch):
+    """Nothing but the label is annotated: all else is the examiner's word."""
+    from she_jax.train import examiner as module
+    from she_jax.train import metrics
+
+    monkeypatch.setattr(module, "READABLE", 0.0)  # four steps have taught it little
+    changes = POLICY_RUN | {
+        "rl__steps": 2,
+        "shopworld__coverage": 0.0,
+        "reward__model": str(examiner),
+        "reward__batch_size": 16,
+    }
+    run(config(**changes), tmp_path / "run")
+    for row in (row for row in lines(tmp_path / "run") if row["phase"] == "srpo"):
+        assert row["examiner/asked"] >= 0
+        assert row["examiner/unreadable"] == 0
+        known = {name for name in row if name.startswith("examiner/")}
+        assert {f"reward/{name.split('/')[1]}" for name in known} >= {
+            name for name in row if name.startswith("reward/")
+        }
+        assert {name for name in row if name.startswith("disagreement/")} <= {"disagreement/label"}
+
+    written = metrics.MetricsWriter.write
+
+    def die(self, phase, step, values):
+        written(self, phase, step, values)
+        if (phase, step) == ("srpo", 2):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(metrics.MetricsWriter, "write", die)
+    with pytest.raises(KeyboardInterrupt):
+        run(config(**changes), tmp_path / "again")
+    monkeypatch.setattr(metrics.MetricsWriter, "write", written)
+    run(config(**changes), tmp_path / "again")
+    forgotten = ("examiner/asked", "examiner/remembered")
+    rows = [
+        [{k: v for k, v in row.items() if k not in forgotten} for row in lines(tmp_path / name)]
+        for name in ("run", "again")
+    ]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"reward__model": "nowhere"}, FileNotFoundError, "reward.model=nowhere: there is no exam"),
+        ({"reward__model": "POLICY"}, ValueError, "is a run of kind 'train', not 'reward_model'"),
+        (
+            {"reward__model": "EXAMINER", "chain__checks": 2},
+            ValueError,
+            r"examines chains of the steps \('query', .*and the policy writes \('query', .*check_1",
+        ),
+        ({"reward__combine": "best"}, ValueError, "reward.combine='best': expected one of"),
+        ({"reward__combine": "model_only"}, ValueError, "'model_only' needs an examiner"),
+        ({"reward__model_weight": 1.5}, ValueError, "model_weight=1.5: expected a share"),
+        ({"reward__votes": -1}, ValueError, "votes=-1: expected 0"),
+    ],
+)
+def test_a_wrong_examiner_is_an_error_before_anything_is_made(
+    policy, examiner, tmp_path, changes, error, message
+):
+    places = {"POLICY": str(policy), "EXAMINER": str(examiner)}
+    changes = {k: places.get(v, v) if isinstance(v, str) else v for k, v in changes.items()}
+    with pytest.raises(error, match=message):
+        run(config(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_examiner_with_another_tokenizer_is_an_error(examiner, tmp_path):
+    from she_jax.train.examiner import load_examiner
+
+    other = tmp_path / "examiner"
+    other.mkdir()
+    for name in ("config.json", "examiner.json", "checkpoints"):
+        (other / name).symlink_to(examiner / name)
+    tokenizer = json.loads((examiner / "tokenizer.json").read_text())
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    made = config(reward__model=str(other))
+    load_examiner(made)  # the same one in other white space is the same one
+    tokenizer["model"]["merges"].pop()
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ValueError, match="tokenizer is not the one it was trained with"):
+        load_examiner(made)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "error", "message"),
+    [
+        ("nowhere", FileNotFoundError, "checkpoint=nowhere: there is no run there"),
+        ("EXAMINER", ValueError, "no policy was trained there"),
+    ],
+)
+def test_an_examiner_wants_a_policys_run(examiner, tmp_path, checkpoint, error, message):
+    place = str(examiner) if checkpoint == "EXAMINER" else checkpoint
+    with pytest.raises(error, match=message):
+        run(examiner_config(place), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_recipe_has_no_keys_for_what_is_the_policys():
+    """So that setting one is an error instead of being overruled."""
+    assert not set(INHERITED) & set(reward_model.get_config())
+
+
+def step(name, correct, source="policy", chain="a"):
+    return Examination(
+        example=PAIR, step=name, written="", correct=correct, source=source, chain=chain
+    )
+
+
+def test_figures_by_hand():
+    pool = [
+        step("query", True),
+        step("query", False),
+        step("label", False),
+        step("label", False, "verdict"),
+        step("label", True, "gold"),
+    ]
+    told = Scores(
+        score=np.array([0.9, 0.2, 0.6, 0.1, 0.0], np.float32),
+        known=np.array([True, True, True, True, False]),
+    )
+    figures = examiner_figures(pool, told)
+    assert (figures["n"], figures["unreadable"]) == (5, 1)
+    assert figures["accuracy"] == 3 / 4
+    assert figures["f1_incorrect"] == pytest.approx(2 * 2 / (2 * 2 + 0 + 1))
+    assert figures["auroc"] == 1
+    assert figures["by_step"]["label"]["accuracy"] == 1 / 2
+    assert figures["by_step"]["label"]["auroc"] is None  # the right one could not be read
+    assert figures["by_source"]["gold"]["accuracy"] is None
+    assert figures["policy_by_step"]["label"]["n"] == 1
+
+
+def test_calibration_error_by_hand():
+    right = np.array([True, False, True, True])
+    score = np.array([0.95, 0.91, 0.42, 1.0], np.float32)
+    # The last bin: 2 right of 3, mean score 0.953; another: 1 of 1 at 0.42.
+    expected = (abs(2 - 2.86) + abs(1 - 0.42)) / 4
+    assert calibration_error(right, score) == pytest.approx(expected, abs=1e-6)
+
+
+def test_first_errors_by_hand():
+    truths = {"found": [1, 0, 0], "late": [0, 1, 0], "early": [1, 0, 1], "clean": [1, 1, 1]}
+    scores = {
+        "found": [0.9, 0.1, 0.9],
+        "late": [0.9, 0.9, 0.1],
+        "early": [0.1, 0.1, 0.9],
+        "clean": [0.9, 0.9, 0.9],
+    }
+    pool = [step("query", bool(t), chain=name) for name, own in truths.items() for t in own]
+    score = np.array([s for own in scores.values() for s in own], np.float32)
+    told = Scores(score=score, known=np.ones(12, bool))
+    assert first_errors(pool, told) == {
+        "found": pytest.approx(1 / 3),
+        "spared": 1.0,
+        "wrong": 3,
+        "right": 1,
+    }
+    silent = Scores(score=score, known=np.zeros(12, bool))
+    assert first_errors(pool, silent)["found"] == 0
