@@ -121,13 +121,15 @@ def sample(
         body = functools.partial(decode_one, rows, prefix)
         step, token, done, record, cache = jax.lax.while_loop(many_left, body, carry)
         whole = (
-            record if rows is None else jax.tree.map(lambda w, r: w.at[rows].set(r), whole, record)
+            record
+            if rows is None
+            else {name: whole[name].at[rows].set(own) for name, own in record.items()}
         )
         if size:  # go on with the rows that have not ended, in their order
             kept = jnp.argsort(done, stable=True)[:size]
             rows = kept if rows is None else rows[kept]
             prefix = take_rows(prompt_cache, rows // group_size)
-            record = jax.tree.map(lambda leaf: leaf[kept], record)
+            record = {name: own[kept] for name, own in record.items()}
             carry = (step, token[kept], done[kept], record, take_rows(cache, kept))
 
     tokens = jnp.repeat(prompts.tokens, group_size, axis=0).astype(jnp.int32)
