@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     config.kind = "reward_model"
     config.seed = 0  # of what is examined, its order and the sampling
     config.checkpoint = "runs/stage1"  # folder of the policy's run
+    config.cpu_devices = full.cpu_devices
     config.mesh = full.mesh
     config.sft = full.sft
     config.sft.learning_rate = 1e-3
