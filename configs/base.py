@@ -13,6 +13,10 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.export = False  # also write the judge as a Hugging Face directory, <workdir>/export
     config.checkpoint = ""  # evaluate: a run's folder, a Hugging Face directory or a .gguf file
 
+    # Begin with the best of these checkpoints, in place of a cold start: DIR/checkpoints/sft or
+    # DIR/checkpoints/srpo of another run, of the same chain and model.
+    config.start = ""
+
     # The pairs.
     config.data = ConfigDict()
     config.data.name = "shopworld"  # shopworld | esci | wands | jsonl

@@ -1,5 +1,6 @@
 """What would make a run fail, or go wrong without a word, found as early as it can be."""
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,6 +44,7 @@ def check(config: Config, workdir: Path) -> None:
     _check_rows(sft.batch_size, sft.micro_batches, mesh)
     if config.kind == "train":
         _check_rl(config, mesh)
+        _check_start(config)
         _check_reward(config)
 
 
@@ -70,6 +72,21 @@ def _check_rows(rows: int, parts: int, mesh: Mesh) -> None:
     if rows % parts:
         raise ValueError(f"{rows} rows do not divide into micro_batches={parts}")
     check_batch(rows // parts, mesh)
+
+
+def _check_start(config: Config) -> None:
+    if not config.start:
+        return
+    folder = Path(config.start)
+    path = folder.absolute().parents[1] / "config.json"
+    if not folder.is_dir() or not path.is_file():
+        raise FileNotFoundError(
+            f"start={folder}: expected the checkpoints of a run, such as runs/stage1/checkpoints/"
+            "srpo"
+        )
+    chain = json.loads(path.read_text(encoding="utf-8")).get("chain")
+    if chain != config.chain.to_dict():
+        raise ValueError(f"start={folder} writes the chain {chain}, not {config.chain.to_dict()}")
 
 
 def _check_reward(config: Config) -> None:

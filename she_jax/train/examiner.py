@@ -27,6 +27,8 @@ from she_jax.train.setup import Policy, make_policy
 from she_jax.train.workdir import Config
 from she_jax.types import Example
 
+WINDOW = 10  # updates over which ``drift`` averages
+DRIFT = 0.02  # by which both must rise for ``drift`` to speak
 READABLE = 0.5  # share of the probability that the two verdicts must hold between them
 REMEMBERED = 200_000  # scores kept; a score and its key take about 200 bytes
 KIND = "reward_model"  # of the run, and the phase of its checkpoints
@@ -102,6 +104,18 @@ class Examiner:
         known = ~np.isnan(scores)
         return Scores(score=np.where(known, scores, 0.0).astype(np.float32), known=known)
 
+    def remarks(self, examinations: Sequence[Examination]) -> list[str]:
+        """What it says of each step, in the most likely words: a critique and a verdict."""
+        if not examinations:
+            return []
+        rows = self.format.questions(examinations, [CRITIQUE] * len(examinations))
+        said: list[str] = []
+        for part in self._parts(rows):
+            batch = self.format.padded(part, self.format.question_length)
+            rollout = self._sampler(self._policy.params, batch, jax.random.key(0), 0.0)
+            said += self._policy.format.texts(jax.device_get(rollout))[:: max(self._votes, 1)]
+        return [" ".join(text.split()) for text in said[: len(rows)]]
+
     def _directly(self, questions: Rows, length: int = 0) -> list[float]:
         """P(correct) of questions for the verdict; NaN where it cannot be read."""
         before = list(self.format.before)
@@ -162,20 +176,33 @@ def examine_chains(
     A step that cannot be read is wrong without asking; one that a chain lacks is unknown.
     """
     shape = len(chains), len(schema.steps)
-    score, known = np.zeros(shape, np.float32), np.zeros(shape, bool)
-    where, questions = [], []
-    for b, (chain, example) in enumerate(zip(chains, examples, strict=True)):
-        for k, parsed in enumerate(chain.steps):
-            if parsed is None or not parsed.valid:
-                known[b, k] = parsed is not None
-                continue
-            where.append((b, k))
-            written = written_steps(chain, schema, k)
-            questions.append(Examination(example=example, step=schema.names[k], written=written))
+    known = np.array([[step is not None for step in chain.steps] for chain in chains])
+    score = np.zeros(shape, np.float32)
+    where, questions = chain_examinations(chains, examples, schema)
     told = examiner.score(questions, key)
-    for (b, k), value, ok in zip(where, told.score, told.known, strict=True):
-        score[b, k], known[b, k] = value, ok
+    for place, value, ok in zip(where, told.score, told.known, strict=True):
+        score[place], known[place] = value, ok
     return Scores(score=score, known=known)
+
+
+def chain_examinations(
+    chains: Sequence[Chain], examples: Sequence[Example], schema: CotSchema
+) -> tuple[list[tuple[int, int]], list[Examination]]:
+    """The steps of chains that can be read: row and step index, and the examination of each."""
+    where = [
+        (b, k)
+        for b, chain in enumerate(chains)
+        for k, parsed in enumerate(chain.steps)
+        if parsed is not None and parsed.valid
+    ]
+    return where, [
+        Examination(
+            example=examples[b],
+            step=schema.names[k],
+            written=written_steps(chains[b], schema, k),
+        )
+        for b, k in where
+    ]
 
 
 def contradictions(
@@ -191,17 +218,46 @@ def contradictions(
 
     Returns:
       ``examiner/<step>``, its mean score where it has one; ``disagreement/<step>``, the share of
-      the opposite among the steps of which both speak.
+      the opposite among the steps of which both speak; ``examiner`` and ``disagreement``, the same
+      over all steps.
     """
     both = verifier_known & told.known
     apart = both & ((verifier >= FULL_MARKS) != (told.score >= 0.5))
+    columns = {f"/{name}": slice(k, k + 1) for k, name in enumerate(schema.names)}
     figures = {}
-    for k, name in enumerate(schema.names):
-        if known := told.known[:, k].sum():
-            figures[f"examiner/{name}"] = float(told.score[:, k].sum() / known)
-        if count := both[:, k].sum():
-            figures[f"disagreement/{name}"] = float(apart[:, k].sum() / count)
+    for name, own in (columns | {"": slice(None)}).items():
+        if known := told.known[:, own].sum():
+            score = np.where(told.known, told.score, 0.0)[:, own].sum() / known
+            figures[f"examiner{name}"] = float(score)
+        if count := both[:, own].sum():
+            figures[f"disagreement{name}"] = float(apart[:, own].sum() / count)
     return figures
+
+
+def drift(history: Sequence[Sequence[float]]) -> str:
+    """What is wrong where the examiner's score rises while its agreement with the verifier falls.
+
+    That is how a policy looks that learns to please the examiner (reward hacking). Compared are the
+    means of the last ``WINDOW`` updates and of as many before.
+
+    Args:
+      history: ``examiner`` and ``disagreement`` of ``contradictions``, an update each, the last
+        ``2 * WINDOW`` of them; with fewer there is nothing to say.
+
+    Returns:
+      A sentence, or "" where all is well.
+    """
+    if len(history) < 2 * WINDOW:
+        return ""
+    early, late = np.asarray(history).reshape(2, WINDOW, 2).mean(axis=1)
+    if (late - early).min() < DRIFT:
+        return ""
+    return (
+        f"over the last {WINDOW} updates the examiner's score rose from {early[0]:.3f} to "
+        f"{late[0]:.3f} while its disagreement with the verifier rose from {early[1]:.3f} to "
+        f"{late[1]:.3f}: the policy may be learning to please it. Read samples/, refresh the "
+        "examiner (reward.refresh_every), or have more steps annotated"
+    )
 
 
 # -------------------------------------------------------------------------- on the disk

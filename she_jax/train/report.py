@@ -50,6 +50,7 @@ def write_samples(
     advantages: Float[np.ndarray, "B S"],
     step_mask: Bool[np.ndarray, "B S"],
     outcomes: Float[np.ndarray, "B"],
+    remarks: Mapping[tuple[int, int], str] | None = None,
 ) -> None:
     """Writes groups of rollouts as a Markdown page, such as ``samples/step_000040.md``.
 
@@ -67,6 +68,7 @@ def write_samples(
       advantages: step advantages, as the loss sees them.
       step_mask: which steps have a reward and an advantage; the others show a dash.
       outcomes: outcome rewards in [0, 1].
+      remarks: what an examiner says of a step, by row and step index; shown below it.
 
     Raises:
       ValueError: if the rollouts do not divide among the examples.
@@ -94,6 +96,8 @@ def write_samples(
                 verdict = (parsed.verdict or "-") if parsed else "missing"
                 text = _shown(f"{name}: {parsed.text if parsed else ''}")
                 lines.append(f"    {figures}  {verdict:<11}  {text}".rstrip())
+                if remark := (remarks or {}).get((b, k)):
+                    lines.append(f"{'examiner:':>32}  {_shown(remark)}")
             if not chains[b].well_formed:
                 lines += ["", "    not well-formed; as written:"]
                 lines += [f"    | {_shown(line)}".rstrip() for line in texts[b].split("\n")[:40]]

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from she_jax.cot import Chain, CotSchema
+from she_jax.data.examinations import FULL_MARKS, with_all_truth
 from she_jax.rl.advantages import (
     grpo_advantages,
     informative_groups,
@@ -21,10 +22,15 @@ from she_jax.rl.advantages import (
     token_advantages,
 )
 from she_jax.rl.losses import token_weights
-from she_jax.rl.rewards import combine_rewards, step_batch
+from she_jax.rl.rewards import combine_rewards, step_batch, verify
 from she_jax.rl.sampling import jit_sample
 from she_jax.rl.update import make_scorer
-from she_jax.train.examiner import Examiner, contradictions, examine_chains
+from she_jax.train.examiner import (
+    Examiner,
+    chain_examinations,
+    contradictions,
+    examine_chains,
+)
 from she_jax.train.report import write_samples
 from she_jax.train.setup import Policy
 from she_jax.train.workdir import Config
@@ -47,9 +53,23 @@ class Experience:
     known: np.ndarray  # where there is one, [B, S]
     advantages: np.ndarray  # of each step's tokens, [B, S]
 
-    def write(self, path: Path, step: int, schema: CotSchema, groups: int = 2) -> None:
-        """Writes the first few groups as a page one can read."""
-        rows = len(self.texts) // len(self.examples) * groups
+    def write(
+        self,
+        path: Path,
+        step: int,
+        schema: CotSchema,
+        examiner: Examiner | None = None,
+        groups: int = 2,
+    ) -> None:
+        """Writes the first few groups as a page one can read, with the examiner's remarks."""
+        size = len(self.texts) // len(self.examples)
+        rows, remarks = size * groups, {}
+        if examiner is not None:
+            owners = [example for example in self.examples[:groups] for _ in range(size)]
+            where, steps = chain_examinations(self.chains[:rows], owners, schema)
+            scores = np.asarray(self.steps.model_score)
+            said = zip(where, examiner.remarks(steps), strict=True)
+            remarks = {place: f"{scores[place]:.2f} {text}" for place, text in said}
         write_samples(
             path,
             step=step,
@@ -61,6 +81,7 @@ class Experience:
             advantages=self.advantages[:rows],
             step_mask=self.known[:rows],
             outcomes=np.asarray(self.steps.outcome)[:rows],
+            remarks=remarks,
         )
 
 
@@ -238,6 +259,31 @@ def _examined(
         "examiner/remembered": examiner.found - found,
         "examiner/unreadable": float((mask & ~told.known).sum() / max(mask.sum(), 1)),
         **contradictions(verifier, known, told, schema),
+        **_truth(chains, examples, schema, told.known),
     }
     scores = {"model_score": jnp.asarray(told.score), "model_known": jnp.asarray(told.known)}
     return dataclasses.replace(steps, **scores), figures
+
+
+def _truth(
+    chains: Sequence[Chain],
+    examples: Sequence[Example],
+    schema: CotSchema,
+    examined: Bool[np.ndarray, "B S"],
+) -> dict[str, float]:
+    """The share of steps that are truly right among those that were examined.
+
+    Beside the examiner's mean score it tells whether the score can be trusted. A data set that
+    knows no more than its annotation says the same as the verifier.
+    """
+    told = [
+        verify(chain, with_all_truth(example), schema)
+        for chain, example in zip(chains, examples, strict=True)
+    ]
+    right = np.stack([rewards for rewards, _ in told]) >= FULL_MARKS
+    both = np.stack([known for _, known in told]) & examined
+    return {
+        f"truth/{name}": float((right & both)[:, k].sum() / count)
+        for k, name in enumerate(schema.names)
+        if (count := both[:, k].sum())
+    }

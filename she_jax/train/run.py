@@ -25,14 +25,14 @@ from she_jax.rl.update import jit_update_step, make_update_step
 from she_jax.train.checkpoint import Checkpoints, StopSignal
 from she_jax.train.checks import check, check_data, check_splits, fingerprint, finite
 from she_jax.train.evaluate import score
-from she_jax.train.examiner import load_examiner
+from she_jax.train.examiner import WINDOW, drift, load_examiner
 from she_jax.train.metrics import MetricsWriter, Progress, say
 from she_jax.train.predict import Judge, evaluate
 from she_jax.train.report import before_after_table, write_json
 from she_jax.train.reward_model import inherit, train_examiner
 from she_jax.train.rollouts import make_collector
 from she_jax.train.setup import Policy, make_data, make_optimizer, make_policy
-from she_jax.train.sft import leave, new_state, sft
+from she_jax.train.sft import adopt, leave, new_state, sft
 from she_jax.train.workdir import Config, claim_workdir
 from she_jax.types import Example, SftBatch
 
@@ -86,7 +86,13 @@ def run(config: Config, workdir: Path) -> None:
 def cold_start(
     config: Config, workdir: Path, policy: Policy, made: Prepared, stop: StopSignal
 ) -> tuple[Any, int]:
-    """Imitates the chains of the training split; see ``she_jax.train.sft.sft``."""
+    """Imitates the chains of the training split, or begins where another run ended.
+
+    Returns:
+      The parameters, and how many lines ``metrics.jsonl`` has by then.
+    """
+    if config.start:
+        return adopt(config, workdir, policy), 0
     data = training_batches(config, made, config.sft.batch_size)
 
     def batch_at(position: int) -> tuple[SftBatch, dict[str, int]]:
@@ -143,7 +149,7 @@ def srpo(
     state = new_state(start_policy, optimizer, config.seed + 1)
     del start_policy
     saved = Checkpoints(workdir / "checkpoints" / "srpo", warn=say)
-    host = {"position": 0, "lines": lines, "best": -1.0, "data": fingerprint(made)}
+    host = {"position": 0, "lines": lines, "best": -1.0, "data": fingerprint(made), "examined": []}
     start, state, host = saved.restore(state) or (0, state, host)
     check_data(host, fingerprint(made))
     judge = Judge(policy, config.eval.batch_size)
@@ -173,7 +179,13 @@ def srpo(
             progress.update(step + 1, reward=figures["reward"], kl=figures["kl"])
             if step == 0 or (step + 1) % rl.sample_every == 0:
                 page = workdir / "samples" / f"step_{step + 1:06d}.md"
-                seen.write(page, step + 1, policy.format.schema)
+                seen.write(page, step + 1, policy.format.schema, examiner)
+            if "disagreement" in figures:
+                host["examined"].append([figures["examiner"], figures["disagreement"]])
+                if warning := drift(host["examined"]):
+                    say(f"step {step + 1}: {warning}")
+                    host["examined"].clear()
+                del host["examined"][: -2 * WINDOW]
             last, best = step + 1 == rl.steps, False
             if last or (step + 1) % rl.eval_every == 0:
                 now = judge_twice(config, workdir, judge, state.params, made, step + 1)

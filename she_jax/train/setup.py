@@ -114,7 +114,7 @@ def make_policy(config: Config, workdir: Path, made: Prepared | None = None) -> 
     name = sizes.pop("name")
     schema = CotSchema.build(**config.chain.to_dict())
     if name == "scratch":
-        tokenizer = _tokenizer(workdir / "tokenizer.json", sizes["vocab_size"], made)
+        tokenizer = _tokenizer(config, workdir, made)
         own = ModelConfig(**sizes | {"vocab_size": tokenizer.get_vocab_size()})
         params = init_params(own, jax.random.PRNGKey(config.seed))
         vocab = tokenizer.get_vocab()
@@ -135,15 +135,19 @@ def make_policy(config: Config, workdir: Path, made: Prepared | None = None) -> 
     return Policy(model=build_model(own), params=params, format=prompts, mesh=mesh)
 
 
-def _tokenizer(path: Path, vocab_size: int, made: Prepared | None) -> Tokenizer:
-    if path.is_file() and (made is None or (path.parent / "checkpoints").is_dir()):
+def _tokenizer(config: Config, workdir: Path, made: Prepared | None) -> Tokenizer:
+    path = workdir / "tokenizer.json"
+    if path.is_file() and (made is None or (workdir / "checkpoints").is_dir()):
         return Tokenizer.from_file(str(path))
     if made is None:
         raise FileNotFoundError(f"{path} is missing: the run's folder is not whole")
-    say(f"tokenizer: training on up to {TOKENIZER_PAIRS:,} pairs")
-    source = open_split(made.path, "train")
-    pairs = (source[i] for i in range(min(TOKENIZER_PAIRS, len(source))))
-    tokenizer = train_tokenizer(training_texts(pairs), vocab_size)
+    if config.start:
+        tokenizer = Tokenizer.from_file(str(Path(config.start).absolute().parents[1] / path.name))
+    else:
+        say(f"tokenizer: training on up to {TOKENIZER_PAIRS:,} pairs")
+        source = open_split(made.path, "train")
+        pairs = (source[i] for i in range(min(TOKENIZER_PAIRS, len(source))))
+        tokenizer = train_tokenizer(training_texts(pairs), config.model.vocab_size)
     write_text(path, tokenizer.to_str(pretty=True))
     return tokenizer
 

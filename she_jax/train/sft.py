@@ -80,6 +80,27 @@ def sft(
     return state.params, host["lines"]
 
 
+def adopt(config: Config, workdir: Path, policy: Policy) -> Any:
+    """The parameters that ``config.start`` names, kept in this run's folder as its cold start.
+
+    Raises:
+      FileNotFoundError: if there is no whole checkpoint.
+      ValueError: if it is of another model.
+    """
+    own = Checkpoints(workdir / "checkpoints" / "sft", warn=say)
+    if found := own.restore_params(policy.params):
+        return found[1]
+    found = Checkpoints(config.start, warn=say).restore_params(policy.params)
+    if found is None:
+        raise FileNotFoundError(f"start={config.start} holds no whole checkpoint")
+    step, params = found
+    say(f"begins with {config.start}, step {step}")
+    # Nothing goes on with the old optimizer, so its moments are not kept.
+    state = new_state(Policy(**vars(policy) | {"params": params}), optax.identity(), config.seed)
+    own.save(step, state, {})
+    return params
+
+
 def new_state(policy: Policy, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
     """A state at step 0, every array where the mesh wants it."""
     state = TrainState(
