@@ -29,13 +29,12 @@ def get_config() -> ConfigDict:
     config.sft.steps = 1_200
 
     config.examiner = ConfigDict()
-    config.examiner.pairs = (
-        6_000  # training pairs whose demonstration gives steps, right and spoilt
-    )
+    config.examiner.pairs = 6_000  # training pairs that give demonstrated steps, right and spoilt
     config.examiner.policy_pairs = 2_000  # training pairs on which the policies write steps
     config.examiner.rollouts = 1  # chains that each policy writes a pair
     config.examiner.eval_pairs = 256  # pairs of each other split to be measured on
     config.examiner.answer_length = 40  # tokens of an answer, the end included
+    config.examiner.room = 120  # tokens of the answers to one chain that a step of training holds
     config.examiner.batch_size = 128  # steps or pairs at a time, when nothing is trained
     config.examiner.votes = 0  # measure it with so many critiques a step too
     return config.lock()

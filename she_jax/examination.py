@@ -6,7 +6,7 @@ last. It answers in two lines, a critique and a verdict on the step::
     query: asks for table lamp; not red
     product: offers floor lamp; red
     category: table lamp in lighting / floor lamp in lighting => match
-    critique: table lamp / floor lamp: near
+    critique: table lamp / floor lamp: near, not match
     verdict: incorrect
 
 Asked for the verdict directly it leaves the critique out. Reading an answer never fails: what
@@ -16,10 +16,12 @@ Reconstruction: the prompts of the generative stepwise reward model (arXiv 2510.
 obtained.
 """
 
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from she_jax.cot import ARROW, Chain, CotSchema
+from she_jax.cot import ARROW, Chain, CotSchema, ParsedStep
 from she_jax.types import Example
 
 CRITIQUE, VERDICT = "\ncritique:", "\nverdict:"  # how a question ends, and what it asks for
@@ -63,17 +65,23 @@ def written_steps(chain: Chain, schema: CotSchema, index: int) -> str:
     return "\n".join(lines)
 
 
-def write_critique(step: str, truth: Mapping[str, str]) -> str:
-    """What is true of a step, behind the evidence for it as far as that is known.
+def write_critique(step: str, truth: Mapping[str, str], written: ParsedStep, correct: bool) -> str:
+    """What an examiner should say of a step: the truth, and where the step departs from it.
 
-    The same whether the step under examination is right or wrong: an examiner first works out the
-    truth, then compares.
+    - Of a step with a verdict, the evidence as far as it is known, the true verdict, and what was
+      written if that is another: ``table lamp / floor lamp: near, not match``.
+    - Of a free step, the true items, the wrong ones and the missing ones:
+      ``table lamp; not red, not red, lacks not red`` for ``table lamp; red``.
 
     Args:
       step: name of the step.
       truth: the known truth by step name, the label as a digit among it; see
         ``she_jax.types.Example.steps``.
+      written: the step as the chain has it.
+      correct: whether it is right, which a right verdict alone does not make it.
     """
+    if written.verdict is None:
+        return _compared(_items(truth.get(step, "")), _items(written.text))
     asked, offered = (_items(truth.get(name, "")) for name in ("query", "product"))
     evidence = ""
     if asked and offered and step == "category":
@@ -82,7 +90,21 @@ def write_critique(step: str, truth: Mapping[str, str]) -> str:
         evidence = f"{'; '.join(asked[1:]) or 'nothing'} / {'; '.join(offered[1:]) or 'nothing'}"
     elif step == "label":
         evidence = ", ".join(truth[name] for name in ("category", "attributes") if name in truth)
-    return ": ".join(filter(None, [evidence, truth.get(step, "not asked")]))
+    said = ": ".join(filter(None, [evidence, truth.get(step, "not asked")]))
+    if written.verdict != truth.get(step):
+        return f"{said}, not {written.verdict}"
+    return said if correct else f"{said}, wrong reason"
+
+
+def _compared(wanted: list[str], given: list[str]) -> str:
+    """The true items, then those of the written ones that are not among them, and the missing."""
+    if wanted and given and re.search(rf"(^|\W){re.escape(wanted[0])}$", given[0]):
+        given = [wanted[0], *given[1:]]  # the first may have words before it
+    wrong = list((Counter(given) - Counter(wanted)).elements())
+    missing = list((Counter(wanted) - Counter(given)).elements())
+    said = "; ".join(wanted) or "nothing"
+    said += f", not {'; '.join(wrong)}" if wrong else ""
+    return said + (f", lacks {'; '.join(missing)}" if missing else "")
 
 
 def write_answer(critique: str, correct: bool) -> str:
@@ -104,4 +126,4 @@ def read_answer(text: str) -> tuple[str, bool] | None:
 
 
 def _items(text: str) -> list[str]:
-    return [item for part in text.split(";") if (item := part.strip())]
+    return [item for part in text.lower().split(";") if (item := " ".join(part.split()))]

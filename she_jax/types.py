@@ -144,11 +144,16 @@ class TrainBatch:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class SftBatch:
-    """What one step of supervised fine-tuning reads; fields as in ``TrainBatch``."""
+    """What one step of supervised fine-tuning reads; fields as in ``TrainBatch``.
+
+    ``mask``, where there is one, says which tokens each token looks at, see
+    ``she_jax.models.transformer.Model.forward``.
+    """
 
     tokens: Int[Array, "B T"]
     positions: Int[Array, "B T"]
     weights: Float[Array, "B T"]
+    mask: Bool[Array, "B T T"] | None = None
     prompt_length: int = field(default=1, metadata={"static": True})
 
 

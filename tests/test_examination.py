@@ -5,7 +5,7 @@ from hypothesis import example as case
 from hypothesis import given
 from hypothesis import strategies as st
 
-from she_jax.cot import CotSchema
+from she_jax.cot import CotSchema, ParsedStep
 from she_jax.examination import read_answer, write_answer, write_critique, written_steps
 
 SCHEMA = CotSchema()
@@ -54,26 +54,40 @@ def test_a_missing_step_is_missing_and_an_unreadable_verdict_is_left_out():
     )
 
 
+def critique(step, line, truth=TRUTH, correct=False):
+    written = SCHEMA.parse(f"{step}:{line}").steps[SCHEMA.names.index(step)]
+    assert written is not None
+    return write_critique(step, truth, written, correct)
+
+
 @pytest.mark.parametrize(
-    ("step", "critique"),
+    ("step", "line", "said"),
     [
-        ("query", "table lamp; not red; oak"),
-        ("product", "floor lamp; red"),
-        ("category", "table lamp / floor lamp: near"),
-        ("attributes", "not red; oak / red: conflict"),
-        ("label", "near, conflict: 2"),
-        ("check_3", "not asked"),
+        ("query", " asks for table lamp; not red; oak", "table lamp; not red; oak"),
+        ("query", " table lamp; red", "table lamp; not red; oak, not red, lacks not red; oak"),
+        ("product", " Floor lamp; red; red", "floor lamp; red, not red"),
+        ("category", " => near", "table lamp / floor lamp: near"),
+        ("category", " => match", "table lamp / floor lamp: near, not match"),
+        ("attributes", " => met", "not red; oak / red: conflict, not met"),
+        ("label", " 3", "near, conflict: 2, not 3"),
     ],
 )
-def test_a_critique_says_what_is_true_and_why(step, critique):
-    assert write_critique(step, TRUTH) == critique
+def test_a_critique_says_what_is_true_and_where_the_step_departs_from_it(step, line, said):
+    assert critique(step, line, correct="not" not in said.rpartition(", ")[2]) == said
+
+
+def test_a_critique_names_a_right_verdict_for_a_wrong_reason():
+    said = critique("category", " sofa / chair => near")
+    assert said == "table lamp / floor lamp: near, wrong reason"
 
 
 def test_a_critique_without_evidence_says_the_truth_alone():
-    assert write_critique("category", {"category": "mismatch", "label": "1"}) == "mismatch"
-    assert write_critique("label", {"label": "1"}) == "1"
+    assert critique("category", " => match", {"category": "mismatch"}) == "mismatch, not match"
+    assert critique("label", " 1", {"label": "1"}, correct=True) == "1"
     bare = {"query": "mug", "product": "mug", "attributes": "met"}
-    assert write_critique("attributes", bare) == "nothing / nothing: met"
+    assert critique("attributes", " => met", bare, correct=True) == "nothing / nothing: met"
+    optional = ParsedStep(text="red", verdict="met", valid=True)
+    assert write_critique("check_3", TRUTH, optional, False) == "not asked, not met"
 
 
 @given(st.text(), st.booleans())

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from she_jax.cot import CotSchema
-from she_jax.data.prompts import EOS, PAD, PromptFormat, train_tokenizer
-from she_jax.examination import CRITIQUE, VERDICT, Examination
+from she_jax.data.prompts import EOS, PAD, PromptFormat, positions, train_tokenizer
+from she_jax.examination import VERDICT, Examination
 from she_jax.models.sharding import make_mesh, shardings
 from she_jax.models.transformer import ModelConfig, build_model, init_params
 from she_jax.train import examiner as module
@@ -67,11 +67,57 @@ def test_batched_scores_equal_those_one_by_one(policy):
     assert ((together.score > 0) & (together.score < 1)).all()
 
 
+CHAIN = ["query: lamp; red", "product: lamp; navy", "category: a / b => match", "label: 4"]
+
+
+def chain_steps(lines=CHAIN):
+    """An examination of each step of a chain."""
+    return [
+        Examination(
+            example=LAMP, step=line.partition(":")[0], written="\n".join(lines[: n + 1]), chain="a"
+        )
+        for n, line in enumerate(lines)
+    ]
+
+
+@pytest.mark.usefixtures("readable")
+def test_the_steps_of_a_chain_share_a_row_and_score_as_each_would_alone(policy):
+    steps, rows = [*chain_steps(), *chain_steps(CHAIN[:1] + CHAIN[3:])[1:]], []
+    examiner = new(policy)
+    reads = examiner._verdicts
+    examiner._verdicts = lambda tokens, *rest: rows.append(tokens) or reads(tokens, *rest)
+    together = examiner.score(steps, KEY)
+    assert len(rows) == 1
+    assert len(np.unique(rows[0], axis=0)) == 2  # the last step follows another chain
+    alone = [new(policy).score([one], KEY).score[0] for one in steps]
+    np.testing.assert_allclose(together.score, alone, atol=1e-5)
+    assert np.ptp(together.score) > 0.1
+
+
+@pytest.mark.usefixtures("readable")
+@pytest.mark.parametrize("votes", [0, 1])
+def test_a_chain_beyond_its_length_is_unknown_and_the_others_are_not(policy, votes):
+    long = Examination(example=LAMP, step="query", written=f"query: {'why ' * 99}")
+    examiner = new(policy, votes=votes)
+    examiner._sampler = writes(examiner, [" near\nverdict: correct"])
+    told = examiner.score([STEPS[0], long, STEPS[1]], KEY)
+    assert told.known.tolist() == [True, False, True]
+    assert examiner.remarks([long, STEPS[0]]) == ["", "near verdict: correct"]
+
+
+@pytest.mark.usefixtures("readable")
+def test_one_vote_is_the_most_likely_critique_whatever_the_key(policy):
+    scores = [new(policy, votes=1).score(STEPS, jax.random.key(n)) for n in range(2)]
+    np.testing.assert_array_equal(scores[0].score, scores[1].score)
+    np.testing.assert_array_equal(scores[0].known, scores[1].known)
+
+
 @pytest.mark.usefixtures("readable")
 def test_the_score_is_the_share_of_correct_among_the_two_verdicts(policy):
     """Against the forward pass written out, without padding."""
     examiner = new(policy)
-    row = examiner.format.questions(STEPS[1:2], [VERDICT])[0] + list(examiner.format.before)
+    question = examiner.format.questions(STEPS[1:2])[0]
+    row = [*question.ids, *examiner.format.marks[VERDICT], *examiner.format.before]
     tokens, place = jnp.array([row]), jnp.arange(len(row))[None]
     output = policy.model.forward(policy.params, tokens, place)
     logits = (output.hidden @ output.head)[0, -1]
@@ -140,10 +186,13 @@ def test_votes_are_averaged_over_the_critiques_that_can_be_read(policy):
     answers = [" near\nverdict: correct", "no verdict", " far\nverdict: incorrect"]
     examiner._sampler = writes(examiner, answers)
     told = examiner.score(STEPS[:1], KEY)
-    question = examiner.format.questions(STEPS[:1], [CRITIQUE])
+    question = examiner.format.questions(STEPS[:1])
+    rows = examiner.format.critiqued(question * 8, ["near", "far"] * 4)
     length = examiner.format.question_length + examiner.format.answer_length
-    rows = examiner.format.critiqued(question * 2, ["near", "far"])
-    expected = examiner._directly(rows, length)
+    batch = examiner.format.padded(rows, length)
+    ends = np.full((8, 1), length - 1, np.int32)
+    tokens, place = np.asarray(batch.tokens), positions(batch.mask)
+    expected = examiner._verdicts(tokens, place, ends)[:2, 0]
     assert expected[0] != expected[1]
     np.testing.assert_allclose(told.score, [np.mean(expected)], rtol=1e-6)
     assert told.known.all()

@@ -5,7 +5,7 @@ import pytest
 
 from she_jax.cot import CotSchema
 from she_jax.data.prompts import EOS, PAD, PromptFormat, train_tokenizer
-from she_jax.data.questions import QuestionFormat
+from she_jax.data.questions import VERDICT_WEIGHT, QuestionFormat
 from she_jax.examination import CRITIQUE, VERDICT, Examination, read_answer
 from she_jax.types import Example
 
@@ -38,73 +38,128 @@ def said(form, ids):
 
 def test_questions_and_answers_as_text():
     form, one = question_format(), examination()
-    direct, critique = form.questions([one, one], [VERDICT, CRITIQUE])
-    pair = "query: red lamp\ntitle: navy lamp\n\n"
-    assert said(form, direct) == f"{pair}{WRITTEN}\nverdict:"
-    assert said(form, critique) == f"{pair}{WRITTEN}\ncritique:"
-    verdict, answer = form.answers([one, one], [VERDICT, CRITIQUE])
-    assert said(form, verdict) == " incorrect"
-    assert said(form, answer) == " lamp / lamp: match\nverdict: incorrect"
-    assert read_answer(said(form, answer)) == ("lamp / lamp: match", False)
-    assert verdict[-1] == answer[-1] == form.prompts.eos_ids[0]
+    (question,) = form.questions([one])
+    assert said(form, question.ids) == f"query: red lamp\ntitle: navy lamp\n\n{WRITTEN}"
+    verdict, answer = form.answers([one], [question])
+    assert said(form, verdict.ids) == "\nverdict: incorrect"
+    assert said(form, answer.ids) == "\ncritique: lamp / lamp: match\nverdict: incorrect"
+    text = said(form, answer.ids).removeprefix(CRITIQUE)
+    assert read_answer(text) == ("lamp / lamp: match", False)
+    assert verdict.ids[-1] == answer.ids[-1] == form.prompts.eos_ids[0]
+
+
+def test_a_chain_begins_with_the_same_tokens_whatever_follows():
+    form = question_format(["lamp\nproduct", "navy\ncategory"] * 9)  # pieces across lines
+    first = WRITTEN.partition("\n")[0]
+    short, long = form.questions([examination(written=text) for text in (first, WRITTEN)])
+    assert long.follows(short)
+    assert not short.follows(long)
+    assert long.ids[: len(short.ids)] == short.ids
 
 
 def test_a_critiqued_question_is_what_training_shows_before_the_verdict():
     form, one = question_format(), examination()
-    question = form.questions([one], [CRITIQUE])
-    answer = form.answers([one], [CRITIQUE])[0]
-    verdict = form.answers([one], [VERDICT])[0]
-    assert form.critiqued(question, [one.critique])[0] == question[0] + answer[: -len(verdict)]
+    questions = form.questions([one])
+    verdict, answer = form.answers([one], questions)
+    after = len(verdict.ids) - len(form.marks[VERDICT]) - len(form.before)
+    shown = [*questions[0].ids, *answer.ids[:-after]]
+    assert form.critiqued(questions, [one.critique])[0] == shown
 
 
 def test_the_verdicts_part_at_the_rivals():
     """Also where a tokenizer writes both with the same first token."""
     for texts in ([WRITTEN], ["verdict: correct", "verdict: incorrect"] * 9, ["a b c d e"]):
         form = question_format(texts)
-        right, wrong = form.answers([examination(correct=c) for c in (True, False)], [VERDICT] * 2)
+        both = [examination(correct=c) for c in (True, False)]
+        right, _, wrong, _ = (
+            branch.ids[len(form.marks[VERDICT]) :]
+            for branch in form.answers(both, form.questions(both))
+        )
         n = len(form.before)
         assert tuple(right[:n]) == tuple(wrong[:n]) == form.before
         assert (right[n], wrong[n]) == form.rivals
         assert right[n] != wrong[n]
 
 
-def test_only_the_answer_is_trained():
+def test_only_the_answers_are_trained_and_the_verdict_most_of_all():
     form = question_format()
-    asked = [VERDICT, CRITIQUE]
-    batch = form.sft_batch([examination(), examination(correct=True)], asked)
-    answers = form.answers([examination(), examination(correct=True)], asked)
+    chain = [examination(), examination(correct=True)]
+    batch, left_out = form.sft_batch([chain, chain[:1]], 400, np.random.default_rng(0))
+    assert left_out == 0
+    assert batch.prompt_length == form.trunk_length
     tokens, weights = np.asarray(batch.tokens), np.asarray(batch.weights)
-    assert batch.tokens.shape == (2, form.question_length + form.answer_length)
-    assert batch.prompt_length == form.question_length
-    for row, trained, places, answer in zip(
-        tokens, weights, np.asarray(batch.positions), answers, strict=True
-    ):
-        assert row[trained == 1].tolist() == answer
-        assert set(trained) == {0.0, 1.0}
-        real = places >= 0
-        assert places[real].tolist() == list(range(real.sum()))
-        assert (row[~real] == form.prompts.pad_id).all()
+    assert not weights[:, : batch.prompt_length].any()
+    for row, weighed, expected in zip(tokens, weights, (chain, chain[:1]), strict=True):
+        trained = said(form, row[weighed > 0])
+        assert trained.count("verdict: ") == len(expected)  # behind the critiques
+        assert trained.count("critique") == 0
+        assert set(row[weighed == VERDICT_WEIGHT]) <= set(form.rivals)
+        assert (weighed == VERDICT_WEIGHT).sum() == 2 * len(expected)
+        assert set(weighed.tolist()) == {0.0, 1.0, VERDICT_WEIGHT}
+
+
+def alone(form, question, ids):
+    """Tokens and positions of a branch in a row of its own."""
+    row = [*question.ids, *ids]
+    return row, list(range(len(row)))
+
+
+def test_a_branch_sees_its_question_and_itself_as_it_would_alone():
+    """Of three questions: one in the trunk, a part of it, and one whose last line is another."""
+    form = question_format()
+    spoilt = WRITTEN.replace("=> near", "=> match")
+    written = [WRITTEN, WRITTEN.rpartition("\n")[0], spoilt]
+    steps = [examination(written=text) for text in written]
+    branches = [
+        branch
+        for one, question in zip(steps, form.questions(steps), strict=True)
+        for branch in form.answers([one], [question])
+    ]
+    packed = form.pack([branches], 400)
+    for branch, end in zip(branches, packed.ends[0], strict=True):
+        seen = np.flatnonzero(packed.mask[0, end])
+        assert (packed.tokens[0, seen].tolist(), packed.positions[0, seen].tolist()) == alone(
+            form, branch.question, branch.ids
+        )
+        for n, column in enumerate(seen):  # and each token before it sees those before itself
+            if column >= form.trunk_length:
+                assert np.flatnonzero(packed.mask[0, column]).tolist() == seen[: n + 1].tolist()
+    real = packed.positions >= 0
+    assert not packed.mask[0][:, ~real[0]].any()
+
+
+def test_a_branch_without_room_is_left_out_and_counted():
+    form, chain = question_format(), [examination(), examination(correct=True)]
+    (verdict, critique) = form.answers(chain[:1], form.questions(chain[:1]))
+    room = len(critique.ids) + 2
+    packed = form.pack([[critique, verdict, critique]], room)
+    assert packed.ends.tolist() == [[form.trunk_length + len(critique.ids) - 1, -1, -1]]
+    _, left_out = form.sft_batch([chain], room, np.random.default_rng(0))
+    assert left_out > 0
 
 
 def test_long_texts_are_cut_where_they_may_be():
-    """The end of the chain and the verdict always stay."""
+    """Of a critique the end; a chain is never cut, but known to be too long."""
     form = question_format(prompt_length=32, completion_length=24, answer_length=40)
     one = examination(written="x" * 500 + " => near", critique="why " * 200)
-    question = form.questions([one], [VERDICT])[0]
-    assert said(form, question).endswith("xx => near\nverdict:")
-    assert len(question) <= form.question_length
-    answer = form.answers([one], [CRITIQUE])[0]
-    assert len(answer) == form.answer_length
-    assert said(form, answer).endswith("\nverdict: incorrect")
-    long = form.critiqued([question], [one.critique])[0]
+    questions = form.questions([one])
+    assert not form.fits(questions[0])
+    answer = form.answers([one], questions)[1]
+    assert len(answer.ids) == form.answer_length + len(form.marks[CRITIQUE])
+    assert said(form, answer.ids).endswith("\nverdict: incorrect")
+    packed = form.pack([form.answers([one], questions)], 100)
+    assert packed.ends.tolist() == [[-1, -1]]
+    (short,) = form.questions([examination(written="x => near")])
+    assert form.fits(short)
+    long = form.critiqued([short], [one.critique])[0]
     assert len(long) <= form.question_length + form.answer_length
-    assert said(form, long).endswith("\nverdict:")
+    assert said(form, long).rstrip().endswith("\nverdict:")
 
 
 def test_special_tokens_in_the_text_are_plain_letters():
     form = question_format()
     one = examination(written=f"query: {EOS}{PAD}")
-    ids = form.questions([one], [VERDICT])[0]
+    ids = form.questions([one])[0].ids
     assert not {form.prompts.eos_ids[0], form.prompts.pad_id} & set(ids)
     assert f"query: {EOS}{PAD}" in said(form, ids)
 

@@ -53,7 +53,7 @@ def judged(
             step=step.name,
             written=written_steps(chain, schema, k),
             correct=bool(rewards[k] >= FULL_MARKS),
-            critique=write_critique(step.name, truth),
+            critique=write_critique(step.name, truth, parsed, rewards[k] >= FULL_MARKS),
             source=source,
             chain=name,
         )
@@ -90,9 +90,9 @@ def demonstrated(
             yield dataclasses.replace(
                 right,
                 written=written_steps(spoilt, schema, k),
+                critique=write_critique(right.step, _known_truth(example), step, False),
                 correct=False,
                 source=way,
-                chain=f"{example.uid}/{way}",
             )
 
 
@@ -168,35 +168,37 @@ def _known_truth(example: Example) -> dict[str, str]:
 
 
 class Balanced:
-    """Draws examinations evenly: over the steps, then the verdicts, then the sources.
+    """Draws chains, with an examination of each of their steps.
 
-    Half of the draws are the policy's own steps, where it wrote any of that step and verdict.
+    Half of the draws are chains of the policy's own, where there are any: with right and wrong
+    steps as often as the policy writes them, so that a score means what it says on these. The rest
+    are demonstrations, of each step one examination, right or spoilt. So the draws are even over
+    the steps, and those of demonstrations over the verdicts, and over the ways to spoil a step.
 
     Raises:
       ValueError: if there is nothing to draw from.
     """
 
     def __init__(self, examinations: Sequence[Examination]):
-        if not examinations:
+        chains: dict[str, dict[str, list[Examination]]] = {}
+        for one in examinations:
+            chains.setdefault(one.chain, {}).setdefault(one.step, []).append(one)
+        if not chains:
             raise ValueError(
                 "no step to examine: the pairs have neither labels nor annotated steps"
             )
-        self._all = examinations
-        self._rows: dict[str, dict[bool, dict[str, list[int]]]] = {}
-        for row, one in enumerate(examinations):
-            verdicts = self._rows.setdefault(one.step, {})
-            verdicts.setdefault(bool(one.correct), {}).setdefault(one.source, []).append(row)
+        kinds: dict[bool, list[list[list[Examination]]]] = {True: [], False: []}
+        for steps in chains.values():
+            by_step = list(steps.values())
+            kinds[by_step[0][0].source == POLICY].append(by_step)
+        self._kinds = [kind for kind in kinds.values() if kind]
 
-    def draw(self, count: int, rng: np.random.Generator) -> list[Examination]:
-        """So many of them, with repetition."""
+    def draw(self, count: int, rng: np.random.Generator) -> list[list[Examination]]:
+        """The examinations of so many chains, with repetition."""
         drawn = []
         for _ in range(count):
-            verdicts = _pick(rng, list(self._rows.values()))
-            sources = _pick(rng, list(verdicts.values()))
-            others = [rows for source, rows in sources.items() if source != POLICY]
-            own = sources.get(POLICY)
-            rows = own if own and (not others or rng.integers(2)) else _pick(rng, others)
-            drawn.append(self._all[_pick(rng, rows)])
+            chain = _pick(rng, _pick(rng, self._kinds))
+            drawn.append([_pick(rng, step) for step in chain])
         return drawn
 
 

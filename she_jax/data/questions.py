@@ -1,17 +1,65 @@
-"""Examinations to token ids: what an examiner reads, what it is trained to answer."""
+"""Examinations to token ids: what an examiner reads, what it is trained to answer.
+
+The examinations of a chain are read in one row: the pair and the chain once, its trunk, and behind
+it a branch for each examination, which sees the trunk as far as its own step and itself, and no
+other branch. Every token sees what it would see alone in a row of its own.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float32, Int
 
-from she_jax.data.prompts import PromptFormat, positions
+from she_jax.data.prompts import PromptFormat
 from she_jax.examination import CRITIQUE, VERDICT, VERDICTS, Examination
 from she_jax.types import PromptBatch, SftBatch
 
-Rows = list[list[int]]
+Ids: TypeAlias = list[int]
 MARKS: tuple[str, ...] = (CRITIQUE, VERDICT)
+VERDICT_WEIGHT = 8.0  # of the token that says correct or incorrect, where others weigh 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """An examination as tokens: its pair, and the lines of its chain, the step's own last."""
+
+    prompt: Ids
+    lines: list[Ids]
+
+    @property
+    def ids(self) -> Ids:
+        """All of it."""
+        return [*self.prompt, *_joined(self.lines)]
+
+    def follows(self, other: "Question") -> bool:
+        """Whether this one is the other with more lines, or the same."""
+        return self.prompt == other.prompt and self.lines[: len(other.lines)] == other.lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """What follows a question in a packed row, and how much each token of it weighs."""
+
+    question: Question
+    ids: Ids
+    weights: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """Rows of branches on a trunk. ``ends`` are the columns of the branches' last tokens.
+
+    A branch that its row had no room for has the column -1, like those that a row does not have.
+    """
+
+    tokens: Int[np.ndarray, "B T"]
+    positions: Int[np.ndarray, "B T"]
+    mask: Bool[np.ndarray, "B T T"]
+    weights: Float32[np.ndarray, "B T"]
+    ends: Int[np.ndarray, "B M"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +72,8 @@ class QuestionFormat:
     Attributes:
       prompts: of the examiner: its tokenizer, and the lengths of a prompt and of a chain.
       answer_length: tokens that an answer may have, its end included, A.
-      question_length: tokens that a question may have, Q.
+      question_length: tokens that a question may have with what is asked, Q.
+      trunk_length: tokens that a trunk may have.
       before: tokens with which both verdicts begin, as a rule none.
       rivals: the first token in which they differ, of ``correct`` and of ``incorrect``.
 
@@ -35,18 +84,19 @@ class QuestionFormat:
     prompts: PromptFormat
     answer_length: int
     question_length: int = field(init=False)
+    trunk_length: int = field(init=False)
     before: tuple[int, ...] = field(init=False)
     rivals: tuple[int, int] = field(init=False)
-    _verdicts: Rows = field(init=False, repr=False)
-    _mark: list[int] = field(init=False, repr=False)  # between a critique and a verdict
+    marks: dict[str, Ids] = field(init=False, repr=False)
+    _verdicts: list[Ids] = field(init=False, repr=False)
 
     def __post_init__(self):
         verdicts = self.prompts.encode([f" {verdict}" for verdict in VERDICTS])
-        asked, mark = self.prompts.encode(MARKS)
+        marks = dict(zip(MARKS, self.prompts.encode(MARKS), strict=True))
         shared = 0
         while verdicts[0][shared] == verdicts[1][shared]:
             shared += 1
-        needed = len(mark) + max(map(len, verdicts)) + 2
+        needed = len(marks[VERDICT]) + max(map(len, verdicts)) + 2
         if self.answer_length < needed:
             raise ValueError(
                 f"answer_length={self.answer_length}: a verdict takes {needed - 1} tokens with its "
@@ -54,50 +104,119 @@ class QuestionFormat:
             )
         length = self.prompts.prompt_length + self.prompts.completion_length
         set_field = object.__setattr__
-        set_field(self, "question_length", length + max(len(asked), len(mark)) + shared)
+        set_field(self, "trunk_length", length)
+        set_field(self, "question_length", length + max(map(len, marks.values())) + shared)
         set_field(self, "before", tuple(verdicts[0][:shared]))
         set_field(self, "rivals", (verdicts[0][shared], verdicts[1][shared]))
+        set_field(self, "marks", marks)
         set_field(self, "_verdicts", verdicts)
-        set_field(self, "_mark", mark)
 
-    def questions(self, examinations: Sequence[Examination], asked: Sequence[str]) -> Rows:
-        """The questions, as long as they are.
+    def questions(self, examinations: Sequence[Examination]) -> list[Question]:
+        """The questions, as long as they are but for pairs that are too long.
 
-        Where the pair is too long, the product gives way, then the query (see ``PromptFormat``);
-        where the chain is, its beginning, since the step under examination is its end.
+        Of these the product gives way, then the query (see ``PromptFormat``). Each line of a chain
+        is encoded by itself, so that a chain's beginning has the same tokens whatever follows.
 
         Args:
           examinations: at least one.
-          asked: ``CRITIQUE`` or ``VERDICT`` for each.
         """
         pairs, _ = self.prompts.prompts([one.example for one in examinations])
-        written = self.prompts.encode([one.written for one in examinations])
-        marks = dict(zip(MARKS, self.prompts.encode(MARKS), strict=True))
-        room = self.prompts.completion_length
+        lines = [one.written.split("\n") if one.written else [] for one in examinations]
+        lines = [[f"\n{line}" if n else line for n, line in enumerate(own)] for own in lines]
+        coded = iter(self.prompts.encode([line for own in lines for line in own]))
         return [
-            [*np.asarray(tokens)[np.asarray(mask)].tolist(), *chain[-room:], *marks[ask]]
-            for tokens, mask, chain, ask in zip(
-                pairs.tokens, pairs.mask, written, asked, strict=True
+            Question(
+                prompt=np.asarray(tokens)[np.asarray(mask)].tolist(),
+                lines=[next(coded) for _ in own],
             )
+            for tokens, mask, own in zip(pairs.tokens, pairs.mask, lines, strict=True)
         ]
 
-    def critiqued(self, questions: Rows, critiques: Sequence[str]) -> Rows:
-        """Questions that asked for a critique, with one, and the verdict next."""
+    def fits(self, question: Question) -> bool:
+        """Whether its chain is no longer than a chain may be."""
+        return sum(map(len, question.lines)) <= self.prompts.completion_length
+
+    def critiqued(self, questions: Sequence[Question], critiques: Sequence[str]) -> list[Ids]:
+        """Questions with a critique, and the verdict next."""
         said = self.prompts.encode([f" {critique}" for critique in critiques])
-        room = self.answer_length - len(self._mark)
-        return [[*row, *ids[:room], *self._mark] for row, ids in zip(questions, said, strict=True)]
+        mark, end = self.marks[VERDICT], self.before
+        room = self.answer_length - len(mark)
+        return [
+            [*question.ids, *self.marks[CRITIQUE], *ids[:room], *mark, *end]
+            for question, ids in zip(questions, said, strict=True)
+        ]
 
-    def answers(self, examinations: Sequence[Examination], asked: Sequence[str]) -> Rows:
-        """The answers to learn, ended; a critique that is too long loses its end."""
+    def answers(
+        self, examinations: Sequence[Examination], questions: Sequence[Question]
+    ) -> list[Branch]:
+        """To each examination two branches to learn: the verdict alone, and behind a critique.
+
+        The verdict is one token beside many, and it is what an examiner is for: it weighs
+        ``VERDICT_WEIGHT``. A critique that is too long loses its end.
+        """
         said = self.prompts.encode([f" {one.critique}" for one in examinations])
-        rows = []
-        for one, critique, ask in zip(examinations, said, asked, strict=True):
+        branches = []
+        for one, question, critique in zip(examinations, questions, said, strict=True):
             end = [*self._verdicts[not one.correct], self.prompts.eos_ids[0]]
-            room = self.answer_length - len(self._mark) - len(end)
-            rows.append(end if ask == VERDICT else [*critique[:room], *self._mark, *end])
-        return rows
+            weights = [1.0] * len(end)
+            weights[len(self.before)] = VERDICT_WEIGHT
+            mark = self.marks[VERDICT]
+            critique = critique[: self.answer_length - len(mark) - len(end)]
+            for asked, before in ((mark, []), (self.marks[CRITIQUE], [*critique, *mark])):
+                ids = [*asked, *before, *end]
+                weighed = [*[0.0] * len(asked), *[1.0] * len(before), *weights]
+                branches.append(Branch(question=question, ids=ids, weights=weighed))
+        return branches
 
-    def padded(self, rows: Rows, length: int) -> PromptBatch:
+    def pack(self, rows: Sequence[Sequence[Branch]], room: int) -> Packed:
+        """Rows of branches whose questions have a pair in common.
+
+        The trunk, padded on the left, is the longest question; the lines in which another one
+        differs stand in its own branch.
+
+        Args:
+          rows: at least one branch each.
+          room: tokens for the branches of a row; those that find none are left out.
+        """
+        before, width = self.trunk_length, self.trunk_length + room
+        shape = len(rows), width
+        tokens = np.full(shape, self.prompts.pad_id, np.int32)
+        positions, weights = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)
+        mask = np.zeros((*shape, width), bool)
+        ends = np.full((len(rows), max(map(len, rows))), -1, np.int32)
+        tri = np.tri(width, dtype=bool)
+        for b, row in enumerate(rows):
+            trunk = self._trunk(max((one.question for one in row), key=lambda q: len(q.lines)))
+            own = trunk.ids
+            first, column = before - len(own), before
+            tokens[b, first:before], positions[b, first:before] = own, np.arange(len(own))
+            mask[b, first:before, first:before] = tri[: len(own), : len(own)]
+            for n, branch in enumerate(row):
+                shared = _in_common(trunk.lines, branch.question.lines)
+                apart = _joined(branch.question.lines[shared:])
+                start = len(trunk.prompt) + sum(map(len, trunk.lines[:shared]))
+                size = len(apart) + len(branch.ids)
+                if column + size > width:
+                    continue
+                cells = slice(column, column + size)
+                tokens[b, cells] = [*apart, *branch.ids]
+                positions[b, cells] = np.arange(start, start + size)
+                mask[b, cells, first : first + start] = True
+                mask[b, cells, cells] = tri[:size, :size]
+                if branch.weights:
+                    weights[b, column + len(apart) : column + size] = branch.weights
+                column += size
+                ends[b, n] = column - 1
+        return Packed(tokens=tokens, positions=positions, mask=mask, weights=weights, ends=ends)
+
+    def _trunk(self, question: Question) -> Question:
+        """The question with as many of its lines as a chain may have tokens for."""
+        count, left = 0, self.prompts.completion_length
+        while count < len(question.lines) and (left := left - len(question.lines[count])) >= 0:
+            count += 1
+        return Question(prompt=question.prompt, lines=question.lines[:count])
+
+    def padded(self, rows: Sequence[Ids], length: int) -> PromptBatch:
         """Rows padded on the left to a length, so that the last column is what comes next from."""
         tokens = np.full((len(rows), length), self.prompts.pad_id, np.int32)
         mask = np.zeros(tokens.shape, bool)
@@ -105,16 +224,42 @@ class QuestionFormat:
             own[length - len(ids) :], real[length - len(ids) :] = ids, True
         return PromptBatch(tokens=tokens, mask=mask)  # pyright: ignore[reportArgumentType]
 
-    def sft_batch(self, examinations: Sequence[Examination], asked: Sequence[str]) -> SftBatch:
-        """Questions, padded on the left to Q, and answers, on the right to A; only these weigh."""
-        asks = self.padded(self.questions(examinations, asked), self.question_length)
-        tokens = np.full((len(examinations), self.answer_length), self.prompts.pad_id, np.int32)
-        mask = np.zeros(tokens.shape, bool)
-        for row, ids in enumerate(self.answers(examinations, asked)):
-            tokens[row, : len(ids)], mask[row, : len(ids)] = ids, True
-        return SftBatch(
-            tokens=jnp.asarray(np.concatenate([asks.tokens, tokens], axis=1)),
-            positions=jnp.asarray(positions(np.concatenate([asks.mask, mask], axis=1))),
-            weights=jnp.pad(jnp.asarray(mask, jnp.float32), ((0, 0), (asks.tokens.shape[1], 0))),
-            prompt_length=self.question_length,
+    def sft_batch(
+        self, chains: Sequence[Sequence[Examination]], room: int, rng: np.random.Generator
+    ) -> tuple[SftBatch, int]:
+        """A row for the examinations of each chain; only their answers weigh.
+
+        Args:
+          chains: examinations of the same pair, at least one each.
+          room: tokens for the answers of a row.
+          rng: consumed; which of them are left out where the room is short.
+
+        Returns:
+          The batch, and how many answers were left out.
+        """
+        questions = iter(self.questions([one for chain in chains for one in chain]))
+        rows = []
+        for chain in chains:
+            branches = self.answers(chain, [next(questions) for _ in chain])
+            rows.append([branches[n] for n in rng.permutation(len(branches))])
+        packed = self.pack(rows, room)
+        batch = SftBatch(
+            tokens=jnp.asarray(packed.tokens),
+            positions=jnp.asarray(packed.positions),
+            weights=jnp.asarray(packed.weights),
+            mask=jnp.asarray(packed.mask),
+            prompt_length=self.trunk_length,
         )
+        return batch, sum(map(len, rows)) - int((packed.ends >= 0).sum())
+
+
+def _joined(lines: Sequence[Ids]) -> Ids:
+    return [token for line in lines for token in line]
+
+
+def _in_common(lines: Sequence[Ids], others: Sequence[Ids]) -> int:
+    """How many lines the two begin with alike."""
+    count = 0
+    while count < min(len(lines), len(others)) and lines[count] == others[count]:
+        count += 1
+    return count

@@ -306,6 +306,7 @@ class Model:
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"],
         *,
+        mask: Bool[Array, "B T T"] | None = None,
         prompt_length: int = 0,
         group_size: int = 1,
     ) -> LMOutput:
@@ -316,6 +317,8 @@ class Model:
           tokens: token ids in [0, V).
           positions: position of each token in its own sequence, -1 on padding. A token looks at the
             tokens at and before its index that are not padding.
+          mask: which tokens each token looks at, in place of those: a row may hold several
+            continuations of one text that do not see each other. Without groups only.
           prompt_length: of a group, the first so many tokens are the same; static.
           group_size: rows to a group, contiguous; static. Beyond 1 the prompt of a group is read
             once, in the forward and in the backward pass, with the same result as without.
@@ -324,11 +327,14 @@ class Model:
           Hidden states after the final norm and the head, see ``LMOutput``.
 
         Raises:
-          ValueError: if the rows do not divide into groups, or no token is left after the prompt.
+          ValueError: if the rows do not divide into groups, no token is left after the prompt, or
+            there is a mask beside groups.
         """
         rows, length = tokens.shape
         spans = [(tokens, positions)]
         if group_size > 1:
+            if mask is not None:
+                raise ValueError("a mask and a shared prompt do not go together: group_size=1")
             if rows % group_size or not 0 < prompt_length < length:
                 raise ValueError(
                     f"{rows} rows of {length} tokens, group_size={group_size}, prompt_length="
@@ -343,6 +349,7 @@ class Model:
         turns = [rotary(place, self.config) for _, place in spans]
         real = [place >= 0 for _, place in spans]
         masks = [jnp.tri(some.shape[1], dtype=bool)[None] & some[:, None] for some in real]
+        masks = masks if mask is None else [mask & real[0][:, None]]
 
         def step(states, weights):
             layer = nnx.merge(graph, weights)

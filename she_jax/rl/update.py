@@ -8,6 +8,7 @@ any tree of arrays. ``make_update_step`` returns a function of (state, batch) an
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import jax
@@ -92,7 +93,9 @@ def make_sft_step(
         return total, {"count": count}
 
     def loss_sum(params: Any, batch: SftBatch) -> tuple[Float[Array, ""], Metrics]:
-        return fused_loss(forward(params, batch.tokens, batch.positions), batch, loss)
+        seen = {} if batch.mask is None else {"mask": batch.mask}
+        output = forward(params, batch.tokens, batch.positions, **seen)
+        return fused_loss(output, replace(batch, mask=None), loss)
 
     def update(state: TrainState, batch: SftBatch) -> tuple[TrainState, Metrics]:
         return _step(loss_sum, optimizer, state, batch, micro_batches)

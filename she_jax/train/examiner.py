@@ -12,13 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float32
+from jaxtyping import Array, Bool, Float32, Int
 from ml_collections import ConfigDict
 
 from she_jax.cot import Chain, CotSchema
 from she_jax.data.examinations import FULL_MARKS
 from she_jax.data.prompts import positions
-from she_jax.data.questions import QuestionFormat, Rows
+from she_jax.data.questions import Branch, Question, QuestionFormat
 from she_jax.examination import CRITIQUE, VERDICT, Examination, read_answer, written_steps
 from she_jax.models.sharding import batch_sharding
 from she_jax.rl.sampling import jit_sample
@@ -46,16 +46,17 @@ class Examiner:
     """A language model that examines steps.
 
     The score of a step is the probability of ``correct`` against ``incorrect`` as the verdict:
-    read directly, or behind each of several critiques that it samples, and averaged. It is unknown
-    where the two verdicts hold less than ``READABLE`` of the probability, or no critique can be
-    read. Questions are told apart by their tokens, each is asked once and its score kept. All
-    batches have one shape.
+    read directly, all steps of a chain in one row, or behind a critique: its most likely one, or
+    each of several that it samples, the scores averaged. It is unknown where the two verdicts hold
+    less than ``READABLE`` of the probability, where no critique can be read, or where a chain is
+    longer than chains may be. Questions are told apart by their tokens, each is asked once and its
+    score kept. All batches have one shape.
 
     Args:
       policy: the examiner's model, parameters, prompts and devices.
       answer_length: see ``QuestionFormat``.
-      batch_size: questions at a time; the last batch is filled up with repetitions.
-      votes: critiques a step; 0 reads the verdict directly.
+      batch_size: chains at a time, or questions where critiques are wanted.
+      votes: critiques a step; 0 reads the verdict directly, 1 takes the most likely critique.
     """
 
     def __init__(self, policy: Policy, *, answer_length: int, batch_size: int, votes: int = 0):
@@ -63,6 +64,7 @@ class Examiner:
         self.asked = self.found = 0  # questions put to the model, and answered from memory
         self._policy, self._votes = policy, votes
         devices = policy.mesh.shape["data"] * policy.mesh.shape["fsdp"]
+        self._branches = len(policy.format.schema.steps)  # questions of one chain, read in a row
         self._batch_size = math.ceil(batch_size / devices) * devices
         self._share = jax.jit(self._verdict_share)
         self._memory: OrderedDict[bytes, float] = OrderedDict()
@@ -79,20 +81,23 @@ class Examiner:
         """Scores examinations, whatever their truth; ``[n]`` arrays.
 
         Args:
-          examinations: the steps.
+          examinations: the steps; those of one chain, in order, are read together.
           key: of the critiques, consumed. Scores that hang on it are kept for this call only, so
             that a run that is resumed, with nothing in memory, scores as one that was not.
         """
-        if self._votes:
+        if self._votes > 1:
             self._memory.clear()
         if not examinations:
             return Scores(score=np.zeros(0, np.float32), known=np.zeros(0, bool))
-        asked = CRITIQUE if self._votes else VERDICT
-        rows = self.format.questions(examinations, [asked] * len(examinations))
-        marks = [_digest(row) for row in rows]
-        new = {mark: row for mark, row in zip(marks, rows, strict=True) if mark not in self._memory}
+        questions = self.format.questions(examinations)
+        marks = [_digest(question.ids) for question in questions]
+        new = {
+            mark: question
+            for mark, question in zip(marks, questions, strict=True)
+            if mark not in self._memory
+        }
         self.asked += len(new)
-        self.found += len(rows) - len(new)
+        self.found += len(questions) - len(new)
         unseen = list(new.values())
         fresh = self._by_critiques(unseen, key) if self._votes else self._directly(unseen)
         self._memory |= zip(new, fresh, strict=True)
@@ -106,62 +111,91 @@ class Examiner:
 
     def remarks(self, examinations: Sequence[Examination]) -> list[str]:
         """What it says of each step, in the most likely words: a critique and a verdict."""
-        if not examinations:
-            return []
-        rows = self.format.questions(examinations, [CRITIQUE] * len(examinations))
         said: list[str] = []
-        for part in self._parts(rows):
-            batch = self.format.padded(part, self.format.question_length)
-            rollout = self._sampler(self._policy.params, batch, jax.random.key(0), 0.0)
-            said += self._policy.format.texts(jax.device_get(rollout))[:: max(self._votes, 1)]
-        return [" ".join(text.split()) for text in said[: len(rows)]]
+        questions = self.format.questions(examinations) if examinations else []
+        for part in self._parts([q for q in questions if self.format.fits(q)]):
+            said += self._said(part, jax.random.key(0), 0.0)[:: max(self._votes, 1)]
+        answers = iter(said)
+        return [" ".join(next(answers).split()) if self.format.fits(q) else "" for q in questions]
 
-    def _directly(self, questions: Rows, length: int = 0) -> list[float]:
-        """P(correct) of questions for the verdict; NaN where it cannot be read."""
-        before = list(self.format.before)
-        rows = [[*row, *before] for row in questions]
+    def _directly(self, questions: Sequence[Question]) -> list[float]:
+        """P(correct) as the verdict asked for at once; NaN where it cannot be read."""
+        asked = [*self.format.marks[VERDICT], *self.format.before]
+        rows: list[list[Branch]] = []
+        for n, question in enumerate(questions):
+            branch = Branch(question=question, ids=asked)
+            if n and len(rows[-1]) < self._branches and question.follows(questions[n - 1]):
+                rows[-1].append(branch)
+            else:
+                rows.append([branch])
         shares: list[float] = []
         for part in self._parts(rows):
-            batch = self.format.padded(part, (length or self.format.question_length))
-            tokens, place = jax.device_put(
-                (np.asarray(batch.tokens), positions(batch.mask)),
-                batch_sharding(self._policy.mesh),
-            )
-            share, mass = jax.device_get(self._share(self._policy.params, tokens, place))
-            shares += np.where(mass >= READABLE, share, np.nan).tolist()
-        return shares[: len(rows)]
+            packed = self.format.pack(part, self._branches * len(asked))
+            ends = np.full((len(part), self._branches), -1, np.int32)
+            ends[:, : packed.ends.shape[1]] = packed.ends
+            read = self._verdicts(packed.tokens, packed.positions, ends, packed.mask)
+            for row, own in zip(part, read, strict=True):
+                shares += own[: len(row)].tolist()
+        return shares[: len(questions)]
 
-    def _by_critiques(self, questions: Rows, key: Array) -> list[float]:
+    def _by_critiques(self, questions: Sequence[Question], key: Array) -> list[float]:
         """Mean P(correct) over the critiques that can be read; NaN where none can."""
         texts: list[str] = []
-        for n, part in enumerate(self._parts(questions)):
-            batch = self.format.padded(part, self.format.question_length)
-            own = jax.random.fold_in(key, n)
-            rollout = self._sampler(self._policy.params, batch, own, 1.0)
-            texts += self._policy.format.texts(jax.device_get(rollout))
-        voters = [row for row in range(len(questions)) for _ in range(self._votes)]
+        asking = [n for n, question in enumerate(questions) if self.format.fits(question)]
+        for n, part in enumerate(self._parts([questions[n] for n in asking])):
+            texts += self._said(part, jax.random.fold_in(key, n), float(self._votes > 1))
+        voters = [row for row in asking for _ in range(self._votes)]
         answers = [read_answer(text) for text in texts[: len(voters)]]
         read = [(row, answer[0]) for row, answer in zip(voters, answers, strict=True) if answer]
         votes: list[list[float]] = [[] for _ in questions]
-        if read:
-            asked = self.format.critiqued([questions[row] for row, _ in read], [c for _, c in read])
-            length = self.format.question_length + self.format.answer_length
-            for (row, _), share in zip(read, self._directly(asked, length), strict=True):
-                votes[row] += [] if math.isnan(share) else [share]
+        rows = self.format.critiqued([questions[row] for row, _ in read], [c for _, c in read])
+        length = self.format.question_length + self.format.answer_length
+        shares: list[float] = []
+        for part in self._parts(rows):
+            batch = self.format.padded(part, length)
+            tokens, place = np.asarray(batch.tokens), positions(batch.mask)
+            ends = np.full((len(part), 1), length - 1, np.int32)
+            shares += self._verdicts(tokens, place, ends)[:, 0].tolist()
+        for (row, _), share in zip(read, shares, strict=False):
+            votes[row] += [] if math.isnan(share) else [share]
         return [float(np.mean(own)) if own else math.nan for own in votes]
 
-    def _parts(self, rows: Rows) -> list[Rows]:
+    def _said(self, questions: Sequence[Question], key: Array, temperature: float) -> list[str]:
+        """The answers to a batch of questions, with a critique, as text; each G times."""
+        asked = self.format.marks[CRITIQUE]
+        rows = [[*question.ids, *asked] for question in questions]
+        batch = self.format.padded(rows, self.format.question_length)
+        rollout = self._sampler(self._policy.params, batch, key, temperature)
+        return self._policy.format.texts(jax.device_get(rollout))
+
+    def _parts(self, rows: Sequence[Any]) -> list[Sequence[Any]]:
+        """Batches of one size, the last one filled up with repetitions."""
         size = self._batch_size
         filled = [*rows, *[rows[-1]] * (-len(rows) % size)] if rows else []
         return [filled[first : first + size] for first in range(0, len(filled), size)]
 
-    def _verdict_share(self, params: Any, tokens: Array, place: Array) -> tuple[Array, Array]:
+    def _verdicts(
+        self,
+        tokens: Int[np.ndarray, "B T"],
+        place: Int[np.ndarray, "B T"],
+        ends: Int[np.ndarray, "B M"],
+        mask: Bool[np.ndarray, "B T T"] | None = None,
+    ) -> Float32[np.ndarray, "B M"]:
+        """P(correct) behind each end; NaN where it cannot be read, or there is no end."""
+        rows = jax.device_put((tokens, place, ends, mask), batch_sharding(self._policy.mesh))
+        share, mass = jax.device_get(self._share(self._policy.params, *rows))
+        return np.where((mass >= READABLE) & (ends >= 0), share, np.nan)
+
+    def _verdict_share(
+        self, params: Any, tokens: Array, place: Array, ends: Array, mask: Array | None
+    ) -> tuple[Array, Array]:
         """P(correct) among the two verdicts, and what they hold of the whole probability."""
-        output = self._policy.model.forward(params, tokens, place)
-        logits = jnp.einsum("bd,dv->bv", output.hidden[:, -1], output.head)
-        logps = jax.nn.log_softmax(logits.astype(jnp.float32), axis=1)
-        both = logps[:, jnp.asarray(self.format.rivals)]
-        return jax.nn.softmax(both, axis=1)[:, 0], jnp.exp(both).sum(axis=1)
+        output = self._policy.model.forward(params, tokens, place, mask=mask)
+        hidden = jnp.take_along_axis(output.hidden, jnp.maximum(ends, 0)[:, :, None], axis=1)
+        logits = jnp.einsum("bmd,dv->bmv", hidden, output.head)
+        logps = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+        both = logps[:, :, jnp.asarray(self.format.rivals)]
+        return jax.nn.softmax(both, axis=-1)[:, :, 0], jnp.exp(both).sum(axis=-1)
 
 
 def examine_chains(
@@ -200,6 +234,7 @@ def chain_examinations(
             example=examples[b],
             step=schema.names[k],
             written=written_steps(chains[b], schema, k),
+            chain=str(b),
         )
         for b, k in where
     ]

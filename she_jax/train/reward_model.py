@@ -21,7 +21,7 @@ from she_jax.cot import CotSchema
 from she_jax.data.dataset import Prepared, open_split
 from she_jax.data.examinations import POLICY, Balanced, demonstrated, judged, with_all_truth
 from she_jax.data.questions import QuestionFormat
-from she_jax.examination import CRITIQUE, VERDICT, Examination
+from she_jax.examination import Examination
 from she_jax.train.checkpoint import StopSignal
 from she_jax.train.examiner import KIND, Examiner, Scores, describe_examiner
 from she_jax.train.metrics import Progress, say
@@ -67,7 +67,7 @@ def train_examiner(config: Config, workdir: Path) -> None:
     if not summary.is_file():
         with StopSignal() as stop:
             made = make_data(config, workdir)
-            policy, source = load_policy(config, ("sft",))
+            policy, source = load_policy(config)
             say(f"the examiner begins as {source}")
             write_text(workdir / "tokenizer.json", policy.format.tokenizer.to_str(pretty=True))
             write_json(workdir / "examiner.json", describe_examiner(policy))
@@ -92,15 +92,15 @@ def train_examiner(config: Config, workdir: Path) -> None:
 def learn(
     config: Config, workdir: Path, policy: Policy, pool: Sequence[Examination], stop: StopSignal
 ) -> Any:
-    """Learns the answers to balanced draws from the pool; half of them without a critique."""
+    """Learns the answers to balanced draws from the pool."""
     drawer = Balanced(pool)
     form = QuestionFormat(prompts=policy.format, answer_length=config.examiner.answer_length)
 
     def batch_at(position: int) -> tuple[SftBatch, dict[str, int]]:
         rng = np.random.default_rng((config.seed, position))
         drawn = drawer.draw(config.sft.batch_size, rng)
-        asked = [(CRITIQUE, VERDICT)[n] for n in rng.integers(2, size=len(drawn))]
-        return form.sft_batch(drawn, asked), {}
+        batch, left_out = form.sft_batch(drawn, config.examiner.room, rng)
+        return batch, {"left_out": left_out}
 
     mark = sha256((workdir / "examinations" / "train.jsonl").read_bytes()).hexdigest()[:16]
     params, _ = sft(
