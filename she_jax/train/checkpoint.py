@@ -161,7 +161,7 @@ class Checkpoints:
             return step, state, record["host"]
         return None
 
-    def restore_params(self, template: Any) -> tuple[int, Any] | None:
+    def restore_params(self, template: Any, *, up_to: int | None = None) -> tuple[int, Any] | None:
         """Restores the parameters alone: the best checkpoint's, or the last one's if none was best.
 
         Changes nothing on the disk, so it may look into a run that is still going on. Damaged
@@ -169,6 +169,7 @@ class Checkpoints:
 
         Args:
           template: parameters (or ``jax.ShapeDtypeStruct`` leaves), as for ``restore``.
+          up_to: pass over the checkpoints of later steps.
 
         Returns:
           (step, params), or None where there is no whole checkpoint.
@@ -177,7 +178,7 @@ class Checkpoints:
           ValueError: if the checkpoint is whole but holds other arrays than the template.
         """
         whole = None
-        for step in reversed(self.steps):
+        for step in reversed([s for s in self.steps if up_to is None or s <= up_to]):
             path = self.directory / str(step)
             if reason := _damage(path):
                 self._warn(f"checkpoint {path} is passed over: {reason}")

@@ -95,6 +95,11 @@ def _check_reward(config: Config) -> None:
         raise ValueError(f"reward.combine={reward.combine!r}: expected one of {COMBINATIONS}")
     if not 0 <= reward.model_weight <= 1:
         raise ValueError(f"reward.model_weight={reward.model_weight}: expected a share in [0, 1]")
+    if reward.refresh_every < 0 or (reward.refresh_every and not reward.model):
+        raise ValueError(
+            f"reward.refresh_every={reward.refresh_every}: expected a number of updates, and an "
+            "examiner (reward.model); 0 never refreshes it"
+        )
     if reward.votes < 0:
         raise ValueError(f"reward.votes={reward.votes}: expected 0 (no critiques) or more")
     if reward.model:

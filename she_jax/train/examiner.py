@@ -5,7 +5,7 @@ import json
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class Examiner:
     def __init__(self, policy: Policy, *, answer_length: int, batch_size: int, votes: int = 0):
         self.format = QuestionFormat(prompts=policy.format, answer_length=answer_length)
         self.asked = self.found = 0  # questions put to the model, and answered from memory
-        self._policy, self._votes = policy, votes
+        self.policy, self._votes = policy, votes
         devices = policy.mesh.shape["data"] * policy.mesh.shape["fsdp"]
         self._branches = len(policy.format.schema.steps)  # questions of one chain, read in a row
         self._batch_size = math.ceil(batch_size / devices) * devices
@@ -76,6 +76,11 @@ class Examiner:
             pad_id=policy.format.pad_id,
             mesh=policy.mesh,
         )
+
+    def learnt(self, params: Any) -> None:
+        """Takes other parameters, and forgets what it said with the old ones."""
+        self.policy = replace(self.policy, params=params)
+        self._memory.clear()
 
     def score(self, examinations: Sequence[Examination], key: Array) -> Scores:
         """Scores examinations, whatever their truth; ``[n]`` arrays.
@@ -165,8 +170,8 @@ class Examiner:
         asked = self.format.marks[CRITIQUE]
         rows = [[*question.ids, *asked] for question in questions]
         batch = self.format.padded(rows, self.format.question_length)
-        rollout = self._sampler(self._policy.params, batch, key, temperature)
-        return self._policy.format.texts(jax.device_get(rollout))
+        rollout = self._sampler(self.policy.params, batch, key, temperature)
+        return self.policy.format.texts(jax.device_get(rollout))
 
     def _parts(self, rows: Sequence[Any]) -> list[Sequence[Any]]:
         """Batches of one size, the last one filled up with repetitions."""
@@ -182,15 +187,15 @@ class Examiner:
         mask: Bool[np.ndarray, "B T T"] | None = None,
     ) -> Float32[np.ndarray, "B M"]:
         """P(correct) behind each end; NaN where it cannot be read, or there is no end."""
-        rows = jax.device_put((tokens, place, ends, mask), batch_sharding(self._policy.mesh))
-        share, mass = jax.device_get(self._share(self._policy.params, *rows))
+        rows = jax.device_put((tokens, place, ends, mask), batch_sharding(self.policy.mesh))
+        share, mass = jax.device_get(self._share(self.policy.params, *rows))
         return np.where((mass >= READABLE) & (ends >= 0), share, np.nan)
 
     def _verdict_share(
         self, params: Any, tokens: Array, place: Array, ends: Array, mask: Array | None
     ) -> tuple[Array, Array]:
         """P(correct) among the two verdicts, and what they hold of the whole probability."""
-        output = self._policy.model.forward(params, tokens, place, mask=mask)
+        output = self.policy.model.forward(params, tokens, place, mask=mask)
         hidden = jnp.take_along_axis(output.hidden, jnp.maximum(ends, 0)[:, :, None], axis=1)
         logits = jnp.einsum("bmd,dv->bmv", hidden, output.head)
         logps = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)

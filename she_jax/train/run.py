@@ -28,6 +28,7 @@ from she_jax.train.evaluate import score
 from she_jax.train.examiner import WINDOW, drift, load_examiner
 from she_jax.train.metrics import MetricsWriter, Progress, say
 from she_jax.train.predict import Judge, evaluate
+from she_jax.train.refresh import make_refresher
 from she_jax.train.report import before_after_table, write_json
 from she_jax.train.reward_model import inherit, train_examiner
 from she_jax.train.rollouts import make_collector
@@ -162,6 +163,9 @@ def srpo(
     )
     examiner = load_examiner(config) if config.reward.model else None
     collect = make_collector(config, policy, reference, examiner)
+    refresh = None
+    if examiner is not None and config.reward.refresh_every:
+        refresh = make_refresher(config, workdir, examiner, judge, start)
     data = training_batches(config, made, rl.prompts)
     with (
         MetricsWriter(workdir, lines=host["lines"]) as metrics,
@@ -194,7 +198,8 @@ def srpo(
                 best = reached > host["best"]
                 host |= {"best": max(host["best"], reached)}
             host |= {"position": host["position"] + 1, "lines": metrics.lines}
-            if last or best or stop or (step + 1) % rl.checkpoint_every == 0:
+            fresh = refresh is not None and not last and refresh(step + 1, state.params, data)
+            if last or best or stop or fresh or (step + 1) % rl.checkpoint_every == 0:
                 saved.save(step + 1, state, host, best=best)
             if stop and not last:
                 leave(stop, "srpo", step + 1, rl.steps)
