@@ -115,6 +115,7 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.reward.model_weight = 0.5  # of the examiner's word, for mean
     config.reward.votes = 0  # critiques a step that it samples; 0 reads its verdict directly
     config.reward.batch_size = 128  # chains, or steps for critiques, that it reads at a time
+    config.reward.devices = 0  # set so many apart for the examiner; 0: it shares the policy's mesh
     config.reward.refresh_every = 0  # updates until the examiner learns from the policy's steps; 0:
     config.reward.refresh_steps = 50  # never. Updates of the examiner each time,
     config.reward.refresh_batch_size = 32  # each on so many chains,

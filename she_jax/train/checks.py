@@ -9,14 +9,14 @@ from typing import Any
 from jax.sharding import Mesh
 
 from she_jax.data.dataset import Prepared
-from she_jax.models.sharding import check_batch, make_mesh
+from she_jax.models.sharding import check_batch
 from she_jax.rl.advantages import CRITICAL
 from she_jax.rl.losses import NORMALISATIONS, LossConfig
 from she_jax.rl.rewards import COMBINATIONS
 from she_jax.train.checkpoint import Checkpoints
 from she_jax.train.examiner import check_examiner
 from she_jax.train.rollouts import ESTIMATORS
-from she_jax.train.setup import make_builder
+from she_jax.train.setup import make_builder, policy_mesh
 from she_jax.train.workdir import Config
 
 
@@ -30,7 +30,7 @@ def check(config: Config, workdir: Path) -> None:
     make_builder(config, workdir)
     if config.kind == "evaluate":
         return
-    mesh, sft = make_mesh(**config.mesh.to_dict()), config.sft
+    mesh, sft = policy_mesh(config), config.sft
     for part, names in {
         "sft": ("steps", "batch_size", "micro_batches", "checkpoint_every"),
         "rl": ("steps", "prompts", "eval_every", "checkpoint_every", "sample_every"),

@@ -20,10 +20,10 @@ from she_jax.data.examinations import FULL_MARKS
 from she_jax.data.prompts import positions
 from she_jax.data.questions import Branch, Question, QuestionFormat
 from she_jax.examination import CRITIQUE, VERDICT, Examination, read_answer, written_steps
-from she_jax.models.sharding import batch_sharding
+from she_jax.models.sharding import batch_sharding, make_mesh
 from she_jax.rl.sampling import jit_sample
 from she_jax.train.checkpoint import Checkpoints
-from she_jax.train.setup import Policy, make_policy
+from she_jax.train.setup import Policy, make_policy, policy_mesh
 from she_jax.train.workdir import Config
 from she_jax.types import Example
 
@@ -347,8 +347,10 @@ def load_examiner(config: Config) -> Examiner:
     """
     folder = Path(config.reward.model)
     own = check_examiner(folder, config)
-    own.mesh = config.mesh
-    policy = make_policy(own, folder)
+    mesh = policy_mesh(config)
+    if apart := config.reward.devices:
+        mesh = make_mesh(data=-1, devices=jax.devices()[-apart:])
+    policy = make_policy(own, folder, mesh=mesh)
     trained = json.loads((folder / "examiner.json").read_text(encoding="utf-8"))
     if describe_examiner(policy) != trained:
         raise ValueError(

@@ -101,13 +101,30 @@ def make_builder(config: Config, workdir: Path) -> ExampleBuilder:
     return ShopWorld(data_dir=folder, config=ShopWorldConfig(world=world))
 
 
-def make_policy(config: Config, workdir: Path, made: Prepared | None = None) -> Policy:
+def policy_mesh(config: Config) -> Mesh:
+    """The mesh of the config, over all devices but those that are set apart for an examiner.
+
+    Raises:
+      ValueError: if that leaves none, or the sizes do not fit.
+    """
+    apart, devices = config.get("reward", {}).get("devices", 0), jax.devices()
+    if not 0 <= apart < len(devices):
+        raise ValueError(
+            f"reward.devices={apart}: there are {len(devices)}, and the policy needs one at least"
+        )
+    return make_mesh(**config.mesh.to_dict(), devices=devices[: len(devices) - apart])
+
+
+def make_policy(
+    config: Config, workdir: Path, made: Prepared | None = None, mesh: Mesh | None = None
+) -> Policy:
     """The policy of the config before any training, its parameters laid out on the mesh.
 
     Args:
       config: of the run.
       workdir: its folder; a tokenizer that is trained is kept there, and read again later.
       made: the pairs to train a tokenizer on, where there is none yet.
+      mesh: another one than the config's.
     """
     sizes = config.model.to_dict()
     lengths = {name: sizes.pop(name) for name in ("prompt_length", "completion_length")}
@@ -130,7 +147,7 @@ def make_policy(config: Config, workdir: Path, made: Prepared | None = None) -> 
     prompts = PromptFormat(
         tokenizer=tokenizer, schema=schema, eos_ids=eos_ids, pad_id=pad_id, **lengths, **chat
     )
-    mesh = make_mesh(**config.mesh.to_dict())
+    mesh = policy_mesh(config) if mesh is None else mesh
     params = jax.device_put(params, shardings(params, mesh))
     return Policy(model=build_model(own), params=params, format=prompts, mesh=mesh)
 
@@ -172,8 +189,7 @@ def load_policy(config: Config, phases: Sequence[str] = ("srpo", "sft")) -> tupl
         own.model.name = config.checkpoint
         return make_policy(own, folder), config.checkpoint
     run = ConfigDict(json.loads(path.read_text(encoding="utf-8")))
-    run.mesh = config.mesh
-    policy = make_policy(run, folder)
+    policy = make_policy(run, folder, mesh=policy_mesh(config))
     for phase in phases:
         if (folder / "checkpoints" / phase).is_dir():
             found = Checkpoints(folder / "checkpoints" / phase).restore_params(policy.params)
