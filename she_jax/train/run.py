@@ -186,10 +186,10 @@ def srpo(
                 seen.write(page, step + 1, policy.format.schema, examiner)
             if "disagreement" in figures:
                 host["examined"].append([figures["examiner"], figures["disagreement"]])
+                del host["examined"][: -2 * WINDOW]
                 if warning := drift(host["examined"]):
                     say(f"step {step + 1}: {warning}")
                     host["examined"].clear()
-                del host["examined"][: -2 * WINDOW]
             last, best = step + 1 == rl.steps, False
             if last or (step + 1) % rl.eval_every == 0:
                 now = judge_twice(config, workdir, judge, state.params, made, step + 1)
