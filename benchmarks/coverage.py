@@ -1,13 +1,14 @@
-"""Where the examiner earns its keep: SRPO with fewer and fewer annotated steps, three ways.
+"""Where the examiner earns its keep: SRPO with fewer and fewer annotated pairs, three ways.
 
     python benchmarks/coverage.py --runs=runs/coverage --seeds=0,1,2 \
         --stage1=runs/seed{seed} --examiner=runs/examiner{seed}
 
-For each seed there is a finished stage 1 (its cold start is where every arm begins) and an examiner
-that was trained for it. The pairs are new ones, of another ShopWorld than the one that both were
-trained on, and humans annotated a share of their steps (the labels always). All arms have the same
-pairs, updates and sampled rollouts. An arm that is done is not run again. Writes ``coverage.json``
-into ``--runs``, prints the table, and draws ``--plot`` if that is given.
+For each seed there is a finished stage 1, whose cold start is where every arm begins, and an
+examiner (one for all seeds, if its name has no ``{seed}``). The pairs are new ones, of another
+ShopWorld than the one that both were trained on, and humans annotated a share of them, label and
+steps. All arms have the same pairs, updates and numbers of rollouts. An arm that is done is not run
+again. Writes ``coverage.json`` into ``--runs``, prints the table, and draws ``--plot`` if that is
+given.
 """
 
 import json
@@ -25,17 +26,17 @@ flags.DEFINE_string("runs", "runs/coverage", "Where the arms go.")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
 flags.DEFINE_string("stage1", "runs/seed{seed}", "A finished stage 1 of a seed.")
 flags.DEFINE_string("examiner", "runs/examiner{seed}", "The examiner for it.")
-flags.DEFINE_integer("steps", 60, "Updates an arm.")
+flags.DEFINE_integer("steps", 40, "Updates an arm.")
 flags.DEFINE_string("plot", "", "Draw the figures to this file.")
 ROOT = Path(__file__).resolve().parent.parent
 COVERAGE = (1.0, 0.5, 0.2, 0.0)
-# What precedence says where all is annotated is the verifier's word, and model_only hears no
-# annotation at all: these are one run for several cells of the table.
 ARMS = (
     *(("verifier_only", share) for share in COVERAGE),
-    *(("precedence", share) for share in COVERAGE[1:]),
-    ("model_only", 0.0),
+    *(("model_only", share) for share in COVERAGE),
+    *(("precedence", share) for share in COVERAGE[1:-1]),
 )
+# Where all is annotated precedence hears the verifier alone, and where nothing is the examiner.
+SAME = {("precedence", 1.0): "verifier_only-1", ("precedence", 0.0): "model_only-0"}
 TITLES = {
     "verifier_only": "verifier only",
     "precedence": "verifier, else examiner",
@@ -55,7 +56,7 @@ def run_arm(seed: str, how: str, share: float) -> dict:
             "start": Path(FLAGS.stage1.format(seed=seed)).absolute() / "checkpoints" / "sft",
             "data.dir": folder / "data",
             "shopworld.seed": 100 + int(seed),
-            "shopworld.coverage": share,
+            "shopworld.annotated": share,
             "reward.combine": how,
             "rl.srpo.tol": 0.05,
             "rl.steps": FLAGS.steps,
@@ -97,11 +98,7 @@ def table(results: dict[str, list[dict[str, float]]]) -> list[str]:
 
 def cell(how: str, share: float) -> str:
     """The arm that fills a cell of the table."""
-    if how == "model_only":
-        return "model_only-0"
-    if how == "precedence" and share == 1:
-        return "verifier_only-1"
-    return f"{how}-{share:g}"
+    return SAME.get((how, share), f"{how}-{share:g}")
 
 
 def draw(results: dict[str, list[dict[str, float]]], path: Path) -> None:
@@ -121,7 +118,7 @@ def draw(results: dict[str, list[dict[str, float]]], path: Path) -> None:
         start = np.mean([one[name] for one in results["start"]])
         axis.axhline(start, color="grey", linestyle=":", label="cold start")
         axis.set_xticks(places, [f"{share:.0%}" for share in COVERAGE])
-        axis.set_xlabel("steps that humans annotated")
+        axis.set_xlabel("pairs that humans annotated")
         axis.set_title(f"{title} on test")
         axis.grid(alpha=0.3)
     axes[0].legend(frameon=False)

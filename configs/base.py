@@ -32,7 +32,8 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.shopworld.seed = 0
     config.shopworld.pairs = (40_000, 512, 2_048, 1_024)  # train, validation, test, test_longtail
     config.shopworld.class_balance = (0.25, 0.25, 0.25, 0.25)
-    config.shopworld.coverage = 1.0  # share of the steps that humans annotated
+    config.shopworld.annotated = 1.0  # share of the training pairs that humans looked at
+    config.shopworld.coverage = 1.0  # of these, the share of the steps that they annotated
     config.shopworld.chains = "teacher"  # teacher | gold | none
     config.shopworld.errors = ConfigDict()
     config.shopworld.errors.negation = 0.6

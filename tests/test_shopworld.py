@@ -170,3 +170,19 @@ def test_the_builder_writes_what_the_generator_makes(tmp_path):
     assert dict(made.splits) == dict(zip(SPLITS, world.pairs, strict=True))
     source = open_split(made.path, "train")
     assert [source[i] for i in range(50)] == list(generate(world, "train"))
+
+
+def test_what_nobody_looked_at_has_no_label_and_the_pairs_are_the_same():
+    whole, some = (
+        list(generate(World(pairs=(400, 50, 0, 0), annotated=share), "train"))
+        for share in (1.0, 0.3)
+    )
+    assert [(e.query, e.product, e.steps, e.rationale) for e in whole] == [
+        (e.query, e.product, e.steps, e.rationale) for e in some
+    ]
+    unseen = [e for e in some if e.label is None]
+    assert 0.6 < len(unseen) / len(some) < 0.8
+    assert not any(e.annotations for e in unseen)
+    assert all(e.annotations for e in some if e.label is not None)
+    others = generate(World(pairs=(0, 50, 0, 0), annotated=0.0), "validation")
+    assert all(e.label is not None for e in others)

@@ -50,7 +50,10 @@ class World:
       seed: all that is random follows from it.
       pairs: pairs a split, in the order of ``SPLITS``.
       class_balance: share of the labels 1 to 4.
-      coverage: probability that a human annotated a given step of a pair (the label always is).
+      annotated: share of the training pairs that humans looked at; of the others neither label nor
+        steps are known.
+      coverage: of a pair that they looked at, the probability that they annotated a given step (the
+        label always).
       chains: who writes the rationale: ``teacher``, ``gold`` or ``none``.
       checks: give each asked attribute a step of its own (``CotSchema.build(checks=2)``).
       label_first: the label stands before the reasoning.
@@ -60,6 +63,7 @@ class World:
     seed: int = 0
     pairs: tuple[int, int, int, int] = (40_000, 1_000, 2_048, 1_024)
     class_balance: tuple[float, float, float, float] = (0.25, 0.25, 0.25, 0.25)
+    annotated: float = 1.0
     coverage: float = 1.0
     chains: str = "teacher"
     checks: bool = False
@@ -79,7 +83,7 @@ class World:
             )
         if self.chains not in ("teacher", "gold", "none"):
             raise ValueError(f"chains={self.chains!r}: expected 'teacher', 'gold' or 'none'")
-        rates = {"coverage": self.coverage, **vars(self.errors)}
+        rates = {"annotated": self.annotated, "coverage": self.coverage, **vars(self.errors)}
         if bad := {name: rate for name, rate in rates.items() if not 0 <= rate <= 1}:
             raise ValueError(f"{bad}: expected probabilities in [0, 1]")
 
@@ -471,13 +475,17 @@ def _example(
     if world.chains != "none":
         errors = world.errors if world.chains == "teacher" else None
         rationale = write_chain(rng, schema, query, product, errors)
+    listing = _fields(rng, product)
+    annotated = tuple(name for name in steps if rng.random() < world.coverage)
+    # By the pair's name, not by a draw: the pairs are the same whatever the share.
+    seen = not uid.startswith("train") or _hash(str(world.seed), uid) < world.annotated * 2**32
     return Example(
         uid=uid,
         query=query.text,
-        product=_fields(rng, product),
-        label=label,
+        product=listing,
+        label=label if seen else None,
         steps=steps,
         kind=query.kind,
-        annotations=tuple(name for name in steps if rng.random() < world.coverage),
+        annotations=annotated if seen else (),
         rationale=rationale,
     )
