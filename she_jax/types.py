@@ -159,6 +159,25 @@ class SftBatch:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
+class OutcomeBatch:
+    """What one update of a scalar reward model reads: whole chains, and how they came out.
+
+    Attributes:
+      tokens: prompts with their chains, as in ``Rollout``.
+      positions: as in ``TrainBatch``.
+      right: 1 for a chain that came out right, 0 for one that did not.
+      group_size: 1 says that each chain stands for itself, 2 that the rows are pairs of a right
+        chain and a wrong one behind it, to be told apart; static.
+    """
+
+    tokens: Int[Array, "B T"]
+    positions: Int[Array, "B T"]
+    right: Float[Array, "B"]
+    group_size: int = field(default=1, metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
 class TrainState:
     """All that an update changes, and all that a checkpoint of the device side holds.
 

@@ -20,12 +20,12 @@ from jaxtyping import Array, Float, Float32
 from she_jax.models.sharding import batch_sharding, shardings
 from she_jax.rl.head import MAXIMA, fused_loss, token_logps
 from she_jax.rl.losses import LossConfig, policy_loss, sft_loss
-from she_jax.types import LMOutput, SftBatch, TrainBatch, TrainState
+from she_jax.types import LMOutput, OutcomeBatch, SftBatch, TrainBatch, TrainState
 
 Forward = Callable[..., Array | LMOutput]
 Metrics = dict[str, Float[Array, ""]]
-Batch = TypeVar("Batch", TrainBatch, SftBatch)
-# (params, batch) -> (sum of the loss, {"count": sum of the weights, and more sums or maxima})
+Batch = TypeVar("Batch", TrainBatch, SftBatch, OutcomeBatch)
+# (params, batch) -> (sum of the loss, {"count": what to divide it by, and more sums or maxima})
 LossSum = Callable[[Any, Any], tuple[Float[Array, ""], Metrics]]
 
 
@@ -63,7 +63,8 @@ def make_update_step(
         return fused_loss(output, batch, loss)
 
     def update(state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
-        return _step(loss_sum, optimizer, state, batch, loss_config.micro_batches)
+        state, metrics = gradient_step(loss_sum, optimizer, state, batch, loss_config.micro_batches)
+        return state, metrics | {"tokens": _trained(batch)}
 
     return update
 
@@ -98,7 +99,8 @@ def make_sft_step(
         return fused_loss(output, replace(batch, mask=None), loss)
 
     def update(state: TrainState, batch: SftBatch) -> tuple[TrainState, Metrics]:
-        return _step(loss_sum, optimizer, state, batch, micro_batches)
+        state, metrics = gradient_step(loss_sum, optimizer, state, batch, micro_batches)
+        return state, metrics | {"tokens": _trained(batch)}
 
     return update
 
@@ -144,7 +146,7 @@ def jit_update_step(
     device. One device is a mesh of one.
 
     Args:
-      update: from ``make_update_step`` or ``make_sft_step``.
+      update: from ``make_update_step``, ``make_sft_step`` or ``she_jax.rl.scalar``.
       mesh: the devices, with the axes ``data``, ``fsdp`` and ``tensor``.
       state: a state of the right shape (its values are not read).
 
@@ -173,21 +175,35 @@ def jit_update_step(
     return lambda state, batch: compiled(jax.device_put(state, layout), batch)
 
 
-def _step(
+def gradient_step(
     loss_sum: LossSum,
     optimizer: optax.GradientTransformation,
     state: TrainState,
-    batch: TrainBatch | SftBatch,
+    batch: Batch,
     micro_batches: int,
 ) -> tuple[TrainState, Metrics]:
-    """Gradient of loss / count, applied."""
+    """The gradient of sum / count over a batch, applied: what every update of this package does.
+
+    Args:
+      loss_sum: (params, batch) -> (sum, metrics), of a micro-batch; ``count`` among the metrics,
+        which are sums, is what everything is divided by once at the end.
+      optimizer: any optax transformation.
+      state: where to start.
+      batch: rows of groups of its ``group_size``.
+      micro_batches: the batch is worked through in this many parts, >= 1.
+
+    Returns:
+      The next state, and the metrics with ``loss`` and ``grad_norm``.
+
+    Raises:
+      ValueError: if the batch does not divide into the micro-batches.
+    """
     grads, metrics = _accumulate(loss_sum, state.params, batch, micro_batches)
     count = metrics.pop("count")
     scale = jnp.where(count > 0, 1.0 / jnp.where(count > 0, count, 1.0), 0.0)
     metrics = {k: v if k in MAXIMA else v * scale for k, v in metrics.items()}
     grads = jax.tree.map(lambda g: g * scale, grads)
     metrics["grad_norm"] = jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(grads)))
-    metrics["tokens"] = (batch.weights != 0).sum().astype(jnp.float32)
     grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -195,8 +211,13 @@ def _step(
     return state, metrics
 
 
+def _trained(batch: TrainBatch | SftBatch) -> Float32[Array, ""]:
+    """How many tokens carry weight."""
+    return (batch.weights != 0).sum().astype(jnp.float32)
+
+
 def _accumulate(
-    loss_sum: LossSum, params: Any, batch: TrainBatch | SftBatch, micro_batches: int
+    loss_sum: LossSum, params: Any, batch: Batch, micro_batches: int
 ) -> tuple[Any, Metrics]:
     """Sums of gradients and metrics over micro-batches, in float32."""
 

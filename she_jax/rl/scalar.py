@@ -1,0 +1,139 @@
+"""The scalar reward model: a language model with a value vector, one score for a whole chain.
+
+It is what SHE (arXiv 2510.07972) compares its generative stepwise examiner with. The parameters are
+``{"model": those of a language model, "value": [D]}``; sigmoid(score) is the probability that the
+chain came out right.
+
+Reconstruction: how the paper's scalar reward model is built and trained could not be obtained; this
+one is as in the literature, Cobbe et al. (arXiv 2110.14168) and Ouyang et al. (arXiv 2203.02155).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Float32, Int
+
+from she_jax.rl.update import Metrics, gradient_step
+from she_jax.types import LMOutput, OutcomeBatch, TrainState
+
+Forward = Callable[..., LMOutput]
+
+
+def with_value(params: Any, dim: int) -> dict[str, Any]:
+    """A scalar reward model that begins as a language model; every chain scores 0, that is 1/2.
+
+    Args:
+      params: of the language model.
+      dim: size D of its hidden states.
+    """
+    return {"model": params, "value": jnp.zeros(dim, jnp.float32)}
+
+
+def chain_scores(
+    forward: Forward,
+    params: Any,
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+) -> Float32[Array, "B"]:
+    """Score s of each chain, a logit, from the hidden state h at its last token.
+
+        s[b] = h[b, last(b)] . value
+
+    The last token is that of the highest position: the end-of-sequence token where the chain has
+    one. The vocabulary's logits are never formed.
+
+    Args:
+      forward: a language model, (params, tokens, positions) to its hidden states.
+      params: see ``with_value``.
+      tokens: prompts with their chains.
+      positions: position of each token in its own sequence, -1 on padding.
+
+    Returns:
+      Scores in (-inf, inf); sigmoid makes probabilities of them.
+    """
+    hidden = forward(params["model"], tokens, positions).hidden
+    last = jnp.argmax(positions, axis=1)
+    final = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+    return jnp.einsum("bd,d->b", final, params["value"], preferred_element_type=jnp.float32)
+
+
+def pointwise_loss(
+    scores: Float[Array, "B"], right: Float[Array | np.ndarray, "B"]
+) -> tuple[Float32[Array, ""], Float32[Array, ""]]:
+    """Binary cross entropy of the outcomes, as (sum, count).
+
+        sum = -sum_b right[b] log sigmoid(s[b]) + (1 - right[b]) log(1 - sigmoid(s[b])),  count = B
+
+    A verifier of whole solutions, which learns whether the final answer is correct: Cobbe et al.
+    (arXiv 2110.14168), section 4, here read at the last token only and without their language-model
+    loss beside it; with this loss, the discriminative verifier of Zhang et al. (arXiv 2408.15240).
+
+    Args:
+      scores: logits.
+      right: 1 where the chain came out right, 0 where it did not.
+    """
+    losses = optax.sigmoid_binary_cross_entropy(scores.astype(jnp.float32), jnp.asarray(right))
+    return losses.sum(), jnp.float32(scores.shape[0])
+
+
+def pairwise_loss(
+    chosen: Float[Array, "M"], rejected: Float[Array, "M"]
+) -> tuple[Float32[Array, ""], Float32[Array, ""]]:
+    """Negative log-likelihood of the better chains winning, Bradley-Terry, as (sum, count).
+
+        sum = -sum_m log sigmoid(chosen[m] - rejected[m]),  count = M
+
+    Ouyang et al. (arXiv 2203.02155), section 3.5, equation 1. It fixes a prompt's scores up to a
+    constant only, so their sigmoid ranks the chains of one prompt and need not be calibrated.
+
+    Args:
+      chosen: scores of the better chains.
+      rejected: scores of the worse ones of the same prompts.
+    """
+    losses = -jax.nn.log_sigmoid((chosen - rejected).astype(jnp.float32))
+    return losses.sum(), jnp.float32(chosen.shape[0])
+
+
+def make_scalar_step(
+    forward: Forward, optimizer: optax.GradientTransformation, *, micro_batches: int = 1
+) -> Callable[[TrainState, OutcomeBatch], tuple[TrainState, Metrics]]:
+    """Makes one update of a scalar reward model, model and value together.
+
+    A batch of single chains is trained on with ``pointwise_loss``, one of pairs (``group_size`` 2)
+    with ``pairwise_loss``. However it is cut into micro-batches, the result is the same.
+
+    Args:
+      forward: a language model, (params, tokens, positions) to its hidden states.
+      optimizer: any optax transformation; ``state.opt_state`` is its ``init(state.params)``.
+      micro_batches: the batch is worked through in this many parts, >= 1.
+
+    Returns:
+      A pure function (state, batch) -> (state, metrics), with the metrics ``loss``, ``accuracy``
+      (outcomes told right from 1/2 on, or pairs ranked right) and ``grad_norm``. It raises
+      ValueError if the batch does not divide into the micro-batches.
+
+    Raises:
+      ValueError: if ``micro_batches`` is below 1.
+    """
+    if micro_batches < 1:
+        raise ValueError(f"micro_batches={micro_batches}: expected at least 1")
+
+    def loss_sum(params: Any, batch: OutcomeBatch) -> tuple[Float[Array, ""], Metrics]:
+        scores = chain_scores(forward, params, batch.tokens, batch.positions)
+        if batch.group_size == 2:
+            chosen, rejected = scores[0::2], scores[1::2]
+            total, count = pairwise_loss(chosen, rejected)
+            told = chosen > rejected
+        else:
+            total, count = pointwise_loss(scores, batch.right)
+            told = (scores >= 0) == (batch.right > 0)
+        return total, {"count": count, "accuracy": told.sum(dtype=jnp.float32)}
+
+    def update(state: TrainState, batch: OutcomeBatch) -> tuple[TrainState, Metrics]:
+        return gradient_step(loss_sum, optimizer, state, batch, micro_batches)
+
+    return update
