@@ -25,8 +25,21 @@ install_import_hook(["she_jax.rl", "she_jax.models"], "beartype.beartype")
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=100, derandomize=True)
 hypothesis.settings.load_profile("tests")
+
+
+@pytest.fixture(scope="session")
+def policy(tmp_path_factory):
+    """The folder of a small policy's run, for whoever trains a reward model for it."""
+    from test_run import config
+
+    from she_jax.train.run import run
+
+    workdir = tmp_path_factory.mktemp("policy") / "run"
+    run(config(rl__steps=1, rl__eval_every=1, eval__pass_k=0), workdir)
+    return workdir

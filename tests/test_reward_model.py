@@ -4,12 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from test_run import config, lines
+from test_run import FOUR_STEPS, changed, config, lines
 
 from configs import reward_model
 from she_jax.examination import Examination
 from she_jax.train.examiner import Scores
-from she_jax.train.reward_model import INHERITED, calibration_error, examiner_figures, first_errors
+from she_jax.train.policy_run import INHERITED
+from she_jax.train.reward_model import calibration_error, examiner_figures, first_errors
 from she_jax.train.run import run
 from she_jax.types import Example
 
@@ -18,13 +19,7 @@ POLICY_RUN = {
     "rl__eval_every": 1,
     "eval__pass_k": 0,
 }
-EXAMINER_RUN = {
-    "mesh.data": 1,
-    "mesh.fsdp": -1,
-    "sft.steps": 4,
-    "sft.batch_size": 16,
-    "sft.micro_batches": 1,
-    "sft.checkpoint_every": 2,
+EXAMINER_RUN = FOUR_STEPS | {
     "examiner.pairs": 24,
     "examiner.policy_pairs": 16,
     "examiner.eval_pairs": 6,
@@ -35,19 +30,7 @@ PAIR = Example(uid="a", query="mug", product={"title": "mug"})
 
 
 def examiner_config(policy, **changes):
-    made = reward_model.get_config()
-    made.checkpoint = str(policy)
-    changes = {k.replace("__", "."): v for k, v in changes.items()}
-    made.update_from_flattened_dict(EXAMINER_RUN | changes)
-    return made.lock()
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory):
-    """A run's folder."""
-    workdir = tmp_path_factory.mktemp("policy") / "run"
-    run(config(**POLICY_RUN), workdir)
-    return workdir
+    return changed(reward_model.get_config(), EXAMINER_RUN | {"checkpoint": str(policy)}, **changes)
 
 
 @pytest.fixture(scope="module")

@@ -47,12 +47,26 @@ SMALL = {
     "eval.pass_pairs": 8,
 }
 
+FOUR_STEPS = {  # of a reward model's training
+    "mesh.data": 1,
+    "mesh.fsdp": -1,
+    "sft.steps": 4,
+    "sft.batch_size": 16,
+    "sft.micro_batches": 1,
+    "sft.checkpoint_every": 2,
+}
+
+
+def changed(made, values, **more):
+    """A recipe with other values, ``more`` of them with ``__`` for the dots."""
+    more = {key.replace("__", "."): value for key, value in more.items()}
+    made.update_from_flattened_dict(values | more)
+    return made.lock()
+
 
 def config(**changes):
     """A recipe that takes seconds."""
-    made = base.get_config()
-    made.update_from_flattened_dict(SMALL | {k.replace("__", "."): v for k, v in changes.items()})
-    return made.lock()
+    return changed(base.get_config(), SMALL, **changes)
 
 
 @pytest.fixture(scope="module")

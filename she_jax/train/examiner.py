@@ -1,7 +1,6 @@
 """The examiner at work: it scores the steps of rollouts, a batch of questions at a time."""
 
 import hashlib
-import json
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -13,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int
-from ml_collections import ConfigDict
 
 from she_jax.cot import Chain, CotSchema
 from she_jax.data.examinations import FULL_MARKS
@@ -22,7 +20,7 @@ from she_jax.data.questions import Branch, Question, QuestionFormat
 from she_jax.examination import CRITIQUE, VERDICT, Examination, read_answer, written_steps
 from she_jax.models.sharding import batch_sharding, make_mesh
 from she_jax.rl.sampling import jit_sample
-from she_jax.train.checkpoint import Checkpoints
+from she_jax.train.reward_folder import RewardFolder, tokenizer_digest
 from she_jax.train.setup import Policy, make_policy, policy_mesh
 from she_jax.train.workdir import Config
 from she_jax.types import Example
@@ -31,7 +29,9 @@ WINDOW = 10  # updates over which ``drift`` averages
 DRIFT = 0.02  # by which both must rise for ``drift`` to speak
 READABLE = 0.5  # share of the probability that the two verdicts must hold between them
 REMEMBERED = 200_000  # scores kept; a score and its key take about 200 bytes
-KIND = "reward_model"  # of the run, and the phase of its checkpoints
+EXAMINER = RewardFolder(
+    key="reward.model", kind="reward_model", name="examiner", identity="examiner.json"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,63 +305,23 @@ def drift(history: Sequence[Sequence[float]]) -> str:
 
 def describe_examiner(policy: Policy) -> dict[str, str]:
     """What ``examiner.json`` holds: by what a folder's parts are known to fit together."""
-    return {"tokenizer": hashlib.sha256(policy.format.tokenizer.to_str().encode()).hexdigest()}
-
-
-def check_examiner(folder: Path, config: Config) -> Config:
-    """Checks that a folder holds an examiner for the config's chain.
-
-    Returns:
-      The config that the examiner was trained with.
-
-    Raises:
-      FileNotFoundError: if there is no examiner.
-      ValueError: if the folder is of another kind of run, or its chain has other steps.
-    """
-    path = folder / "config.json"
-    hint = "train one with --config=configs/reward_model.py"
-    if not path.is_file():
-        raise FileNotFoundError(f"reward.model={folder}: there is no examiner there; {hint}")
-    own = ConfigDict(json.loads(path.read_text(encoding="utf-8")))
-    if own.get("kind") != KIND:
-        raise ValueError(
-            f"reward.model={folder} is a run of kind {own.get('kind')!r}, not {KIND!r}; {hint}"
-        )
-    chains = [CotSchema.build(**c.chain.to_dict()).names for c in (own, config)]
-    if chains[0] != chains[1]:
-        raise ValueError(
-            f"reward.model={folder} examines chains of the steps {chains[0]}, and the policy "
-            f"writes {chains[1]}; {hint} and a policy of this chain"
-        )
-    if not (folder / "checkpoints" / KIND).is_dir():
-        raise FileNotFoundError(f"reward.model={folder} has no checkpoint: finish its training")
-    return own
+    return {"tokenizer": tokenizer_digest(policy)}
 
 
 def load_examiner(config: Config) -> Examiner:
     """The examiner that ``config.reward.model`` names.
 
     Raises:
-      FileNotFoundError, ValueError: as ``check_examiner``; and if the tokenizer is not the one that
-        it was trained with.
+      FileNotFoundError, ValueError: as ``RewardFolder.check`` and ``RewardFolder.restore``.
     """
     folder = Path(config.reward.model)
-    own = check_examiner(folder, config)
+    own = EXAMINER.check(folder, config)
     mesh = policy_mesh(config)
     if apart := config.reward.devices:
         mesh = make_mesh(data=-1, devices=jax.devices()[-apart:])
     policy = make_policy(own, folder, mesh=mesh)
-    trained = json.loads((folder / "examiner.json").read_text(encoding="utf-8"))
-    if describe_examiner(policy) != trained:
-        raise ValueError(
-            f"reward.model={folder}: its tokenizer is not the one it was trained with; put the old "
-            "one back, or train it anew"
-        )
-    found = Checkpoints(folder / "checkpoints" / KIND).restore_params(policy.params)
-    if found is None:
-        raise FileNotFoundError(f"reward.model={folder} holds no whole checkpoint: train it anew")
     return Examiner(
-        Policy(**vars(policy) | {"params": found[1]}),
+        EXAMINER.restore(folder, policy, describe_examiner(policy)),
         answer_length=own.examiner.answer_length,
         batch_size=config.reward.batch_size,
         votes=config.reward.votes,

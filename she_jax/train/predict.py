@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,19 @@ from she_jax.train.workdir import Config
 from she_jax.types import Example, Rollout
 
 Show = Callable[[int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A completion that a policy sampled: its tokens, end included, what they say, the chain in it.
+
+    ``truncated`` says that it ran out of tokens before its end.
+    """
+
+    tokens: tuple[int, ...]
+    text: str
+    chain: Chain
+    truncated: bool
 
 
 class Judge:
@@ -73,21 +87,24 @@ class Judge:
         """
         groups = self.samples(params, examples, k, seed, show)
         correct = np.array(
-            [[c.label == e.label for c in own] for own, e in zip(groups, examples, strict=True)]
+            [
+                [sample.chain.label == example.label for sample in own]
+                for own, example in zip(groups, examples, strict=True)
+            ]
         )
         return {f"pass_at_{k}": pass_at_k(correct), "sampled_accuracy": float(correct.mean())}
 
     def samples(
         self, params: Any, examples: Sequence[Example], k: int, seed: int, show: Show
-    ) -> list[list[Chain]]:
-        """k chains of each pair, sampled at temperature 1."""
+    ) -> list[list[Sample]]:
+        """k completions of each pair, sampled at temperature 1."""
         sampler, size = self._sampler(k), self._shared_out(self._batch_size // k)
-        groups: list[list[Chain]] = []
+        groups: list[list[Sample]] = []
         for first in range(0, len(examples), size):
             part = examples[first : first + size]
             key = jax.random.fold_in(jax.random.key(seed), first)
-            chains = self._parse(self._ask(sampler, params, part, size, key, 1.0))
-            groups += [chains[n * k : (n + 1) * k] for n in range(len(part))]
+            samples = self._samples(self._ask(sampler, params, part, size, key, 1.0))
+            groups += [samples[n * k : (n + 1) * k] for n in range(len(part))]
             show(len(groups))
         return groups
 
@@ -117,6 +134,15 @@ class Judge:
 
     def _parse(self, rollout: Rollout) -> list[Chain]:
         return [self.format.schema.parse(text) for text in self.format.texts(rollout)]
+
+    def _samples(self, rollout: Rollout) -> list[Sample]:
+        rows = zip(np.asarray(rollout.tokens), np.asarray(rollout.completion_mask), strict=True)
+        own = [tuple(tokens[mask].tolist()) for tokens, mask in rows]
+        texts, cut = self.format.texts(rollout), self.format.truncated(rollout).tolist()
+        return [
+            Sample(tokens=ids, text=text, chain=self.format.schema.parse(text), truncated=short)
+            for ids, text, short in zip(own, texts, cut, strict=True)
+        ]
 
 
 def evaluate(config: Config, workdir: Path) -> None:

@@ -5,14 +5,13 @@ learns to answer examinations by supervised fine-tuning. Its pairs, chain and mo
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
@@ -23,38 +22,16 @@ from she_jax.data.examinations import POLICY, Balanced, demonstrated, judged, wi
 from she_jax.data.questions import QuestionFormat
 from she_jax.examination import Examination
 from she_jax.train.checkpoint import StopSignal
-from she_jax.train.examiner import KIND, Examiner, Scores, describe_examiner
-from she_jax.train.metrics import Progress, say
-from she_jax.train.predict import Judge
+from she_jax.train.examiner import EXAMINER, Examiner, Scores, describe_examiner
+from she_jax.train.metrics import Progress
+from she_jax.train.policy_run import begin, policy_samples
 from she_jax.train.report import write_json, write_text
-from she_jax.train.setup import Policy, load_policy, make_data
+from she_jax.train.setup import Policy
 from she_jax.train.sft import sft
 from she_jax.train.workdir import Config
 from she_jax.types import Example, SftBatch
 
-INHERITED = ("data", "shopworld", "chain", "model")
-PHASES = ("sft", "srpo")  # the policies of a run whose steps are examined
 BINS = 10  # of the calibration error
-
-
-def inherit(config: Config) -> Config:
-    """The config with the pairs, the chain and the model of the run ``config.checkpoint``.
-
-    Raises:
-      FileNotFoundError: if there is no run.
-      ValueError: if the folder belongs to another kind of run, or the run has no cold start yet.
-    """
-    folder = Path(config.checkpoint)
-    path = folder / "config.json"
-    hint = "give the folder of a policy's run with --config.checkpoint"
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint={folder}: there is no run there; {hint}")
-    run = json.loads(path.read_text(encoding="utf-8"))
-    if run.get("kind") != "train" or not (folder / "checkpoints" / "sft").is_dir():
-        raise ValueError(f"checkpoint={folder}: no policy was trained there; {hint}")
-    whole = ConfigDict(config.to_dict() | {name: run[name] for name in INHERITED})
-    whole.data.dir = whole.data.dir or str(folder / "data")
-    return whole.lock()
 
 
 def train_examiner(config: Config, workdir: Path) -> None:
@@ -66,13 +43,8 @@ def train_examiner(config: Config, workdir: Path) -> None:
     summary = workdir / "summary.json"
     if not summary.is_file():
         with StopSignal() as stop:
-            made = make_data(config, workdir)
-            policy, source = load_policy(config)
-            say(f"the examiner begins as {source}")
-            write_text(workdir / "tokenizer.json", policy.format.tokenizer.to_str(pretty=True))
-            write_json(workdir / "examiner.json", describe_examiner(policy))
-            others = dict.fromkeys((config.data.eval_split, "test_longtail"))
-            splits = [split for split in others if split != "train" and made.splits.get(split)]
+            made, policy, splits = begin(config, workdir, "examiner", ("srpo", "sft"))
+            write_json(workdir / EXAMINER.identity, describe_examiner(policy))
             wanted = {"train": (config.examiner.pairs, config.examiner.policy_pairs)}
             wanted |= {split: (config.examiner.eval_pairs,) * 2 for split in splits}
             pools = {
@@ -104,7 +76,7 @@ def learn(
 
     mark = sha256((workdir / "examinations" / "train.jsonl").read_bytes()).hexdigest()[:16]
     params, _ = sft(
-        config, workdir, policy, batch_at, mark, stop, phase=KIND, title="examiner (SFT)"
+        config, workdir, policy, batch_at, mark, stop, phase=EXAMINER.kind, title="examiner (SFT)"
     )
     return params
 
@@ -142,25 +114,22 @@ def examinations(
     for example in examples[:pairs]:
         other = examples[int(rng.integers(len(examples)))]
         found += demonstrated(example, other, schema, rng)
-    found += policy_steps(config, examples[:policy_pairs], split)
+    found += policy_steps(config, examples[:policy_pairs], schema, split)
     save_examinations(path, found)
     return found
 
 
-def policy_steps(config: Config, examples: Sequence[Example], split: str) -> list[Examination]:
-    """Steps that the policies of the run write: its cold start, and its best if SRPO was run."""
-    found, k = [], config.examiner.rollouts
-    for phase in PHASES:
-        if not (Path(config.checkpoint) / "checkpoints" / phase).is_dir():
-            continue
-        policy, source = load_policy(config, (phase,))
-        judge, schema = Judge(policy, config.examiner.batch_size), policy.format.schema
-        with Progress(f"{split}: chains of {source}", total=len(examples)) as progress:
-            groups = judge.samples(policy.params, examples, k, config.seed, progress.update)
-        for example, chains in zip(examples, groups, strict=True):
-            for n, chain in enumerate(chains):
-                found += judged(chain, example, schema, POLICY, f"{example.uid}/{phase}/{n}")
-    return found
+def policy_steps(
+    config: Config, examples: Sequence[Example], schema: CotSchema, split: str
+) -> list[Examination]:
+    """Steps that the policies of the run write."""
+    k, size = config.examiner.rollouts, config.examiner.batch_size
+    return [
+        step
+        for phase, example, samples in policy_samples(config, examples, split, k, size)
+        for n, sample in enumerate(samples)
+        for step in judged(sample.chain, example, schema, POLICY, f"{example.uid}/{phase}/{n}")
+    ]
 
 
 def save_examinations(path: Path, found: Iterable[Examination]) -> None:
@@ -240,13 +209,22 @@ def examiner_figures(pool: Sequence[Examination], told: Scores) -> dict[str, Any
 def _figures(truth: np.ndarray, told: Scores, chosen: np.ndarray) -> dict[str, Any]:
     known = told.known[chosen]
     score, right = told.score[chosen][known], truth[known]
-    both = len(set(right.tolist())) == 2
     return {
         "n": len(truth),
         "unreadable": int((~known).sum()),
         "incorrect": float(1 - truth.mean()) if len(truth) else None,
-        "accuracy": float(accuracy_score(right, score >= 0.5)) if len(right) else None,
         "f1_incorrect": float(f1_score(~right, score < 0.5)) if not right.all() else None,
+    } | score_figures(right, score)
+
+
+def score_figures(right: np.ndarray, score: np.ndarray) -> dict[str, float | None]:
+    """``accuracy`` from one half on, ``auroc`` and ``ece`` of probabilities of being right.
+
+    A figure over nothing, or of one outcome alone where it needs both, is None.
+    """
+    both = len(set(right.tolist())) == 2
+    return {
+        "accuracy": float(accuracy_score(right, score >= 0.5)) if len(right) else None,
         "auroc": float(roc_auc_score(right, score)) if both else None,
         "ece": calibration_error(right, score) if len(right) else None,
     }
@@ -292,18 +270,24 @@ def first_errors(pool: Sequence[Examination], told: Scores) -> dict[str, Any]:
 def figures_table(title: str, told: dict[str, Any]) -> Table:
     """The figures of one split for the screen."""
     columns = ("n", "incorrect", "accuracy", "f1_incorrect", "auroc", "ece", "unreadable")
+    rows = {"all": told}
+    rows |= {f"step {name}": own for name, own in told["by_step"].items()}
+    rows |= {f"source {name}": own for name, own in told["by_source"].items()}
+    rows |= {f"policy's {name}": own for name, own in told["policy_by_step"].items()}
+    table = rows_table(title, columns, rows)
+    first = told["first_errors"]
+    if first["found"] is not None:
+        table.caption = f"first errors found: {first['found']:.3f} of {first['wrong']} chains"
+    return table
+
+
+def rows_table(title: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Figures for the screen: a row each under its name, a column a figure, a dash for None."""
     table = Table("", *(name.replace("_", " ") for name in columns), title=title)
-    rows = [("all", told)]
-    rows += [(f"step {name}", own) for name, own in told["by_step"].items()]
-    rows += [(f"source {name}", own) for name, own in told["by_source"].items()]
-    rows += [(f"policy's {name}", own) for name, own in told["policy_by_step"].items()]
-    for name, own in rows:
+    for name, own in rows.items():
         cells = [own[column] for column in columns]
         table.add_row(
             name,
             *("-" if c is None else f"{c:.3f}" if isinstance(c, float) else str(c) for c in cells),
         )
-    first = told["first_errors"]
-    if first["found"] is not None:
-        table.caption = f"first errors found: {first['found']:.3f} of {first['wrong']} chains"
     return table

@@ -17,19 +17,20 @@ from she_jax.train.checks import check_data, finite
 from she_jax.train.metrics import MetricsWriter, Progress, say
 from she_jax.train.setup import Policy, make_optimizer
 from she_jax.train.workdir import Config
-from she_jax.types import SftBatch, TrainState
+from she_jax.types import OutcomeBatch, SftBatch, TrainState
 
 
 def sft(
     config: Config,
     workdir: Path,
     policy: Policy,
-    batch_at: Callable[[int], tuple[SftBatch, dict[str, int]]],
+    batch_at: Callable[[int], tuple[SftBatch | OutcomeBatch, dict[str, int]]],
     data: str,
     stop: StopSignal,
     *,
     phase: str = "sft",
     title: str = "cold start (SFT)",
+    make_step: Callable[..., Any] = make_sft_step,
 ) -> tuple[Any, int]:
     """Trains on batches by position, or goes on where an earlier run stopped.
 
@@ -42,6 +43,7 @@ def sft(
       stop: asks to stop.
       phase: name of the checkpoints and of the lines in ``metrics.jsonl``.
       title: what the screen says.
+      make_step: makes the update of these batches, as ``make_sft_step`` does of its own.
 
     Returns:
       The parameters, and how many lines ``metrics.jsonl`` has by then.
@@ -55,7 +57,7 @@ def sft(
     check_data(host, data)
     if start == steps:
         return state.params, host["lines"]
-    step_fn = make_sft_step(policy.model.forward, optimizer, micro_batches=config.sft.micro_batches)
+    step_fn = make_step(policy.model.forward, optimizer, micro_batches=config.sft.micro_batches)
     update = jit_update_step(step_fn, policy.mesh, state)
     with (
         MetricsWriter(workdir, lines=host["lines"]) as metrics,
