@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can follow
     """The defaults: a small decoder from scratch on ShopWorld, sized for two CPU cores."""
     config: Any = ConfigDict()
-    config.kind = "train"  # train | evaluate | reward_model
+    config.kind = "train"  # train | evaluate | reward_model | scalar_reward
     config.seed = 0  # parameters, order of the data and sampling
     config.export = False  # also write the judge as a Hugging Face directory, <workdir>/export
     config.checkpoint = ""  # evaluate: a run's folder, a Hugging Face directory or a .gguf file
@@ -112,10 +112,12 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     # The hybrid examination; see she_jax.rl.rewards.combine_rewards.
     config.reward = ConfigDict()
     config.reward.model = ""  # folder of an examiner, from configs/reward_model.py; "" for none
+    config.reward.scalar = ""  # folder of a scalar reward model, from configs/scalar_reward.py,
+    # whose score takes the place of the outcome reward; "" for none
     config.reward.combine = "precedence"  # precedence | mean | gate | verifier_only | model_only
     config.reward.model_weight = 0.5  # of the examiner's word, for mean
     config.reward.votes = 0  # critiques a step that it samples; 0 reads its verdict directly
-    config.reward.batch_size = 128  # chains, or steps for critiques, that it reads at a time
+    config.reward.batch_size = 128  # chains, or steps for critiques, that they read at a time
     config.reward.devices = 0  # set so many apart for the examiner; 0: it shares the policy's mesh
     config.reward.refresh_every = 0  # updates until the examiner learns from the policy's steps; 0:
     config.reward.refresh_steps = 50  # never. Updates of the examiner each time,

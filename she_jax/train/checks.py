@@ -9,13 +9,15 @@ from typing import Any
 from jax.sharding import Mesh
 
 from she_jax.data.dataset import Prepared
+from she_jax.data.outcomes import LOSSES
 from she_jax.models.sharding import check_batch
 from she_jax.rl.advantages import CRITICAL
 from she_jax.rl.losses import NORMALISATIONS, LossConfig
 from she_jax.rl.rewards import COMBINATIONS
 from she_jax.train.checkpoint import Checkpoints
-from she_jax.train.examiner import check_examiner
+from she_jax.train.examiner import EXAMINER
 from she_jax.train.rollouts import ESTIMATORS
+from she_jax.train.scalar import SCALAR
 from she_jax.train.setup import make_builder, policy_mesh
 from she_jax.train.workdir import Config
 
@@ -37,6 +39,7 @@ def check(config: Config, workdir: Path) -> None:
         "eval": ("batch_size",),
         "reward": ("batch_size",),
         "examiner": ("pairs", "rollouts", "eval_pairs", "batch_size"),
+        "scalar": ("pairs", "rollouts", "eval_pairs", "batch_size"),
     }.items():
         for name in names if part in config else ():
             if config[part][name] < 1:
@@ -46,6 +49,8 @@ def check(config: Config, workdir: Path) -> None:
         _check_rl(config, mesh)
         _check_start(config)
         _check_reward(config)
+    if config.kind == SCALAR.kind:
+        _check_scalar(config)
 
 
 def _check_rl(config: Config, mesh: Mesh) -> None:
@@ -103,9 +108,22 @@ def _check_reward(config: Config) -> None:
     if reward.votes < 0:
         raise ValueError(f"reward.votes={reward.votes}: expected 0 (no critiques) or more")
     if reward.model:
-        check_examiner(Path(reward.model), config)
+        EXAMINER.check(Path(reward.model), config)
     elif reward.combine == "model_only":
         raise ValueError("reward.combine='model_only' needs an examiner: set reward.model")
+    if reward.scalar:
+        SCALAR.check(Path(reward.scalar), config)
+
+
+def _check_scalar(config: Config) -> None:
+    loss, sft = config.scalar.loss, config.sft
+    if loss not in LOSSES:
+        raise ValueError(f"scalar.loss={loss!r}: expected one of {LOSSES}")
+    if loss == "pairwise" and sft.batch_size % (2 * sft.micro_batches):
+        raise ValueError(
+            f"sft.batch_size={sft.batch_size}: chains come in pairs and in micro_batches="
+            f"{sft.micro_batches}, so expected a multiple of {2 * sft.micro_batches}"
+        )
 
 
 def check_splits(config: Config, made: Prepared) -> None:

@@ -27,17 +27,19 @@ from she_jax.train.checks import check, check_data, check_splits, fingerprint, f
 from she_jax.train.evaluate import score
 from she_jax.train.examiner import WINDOW, drift, load_examiner
 from she_jax.train.metrics import MetricsWriter, Progress, say
+from she_jax.train.policy_run import inherit
 from she_jax.train.predict import Judge, evaluate
 from she_jax.train.refresh import make_refresher
 from she_jax.train.report import before_after_table, write_json
-from she_jax.train.reward_model import inherit, train_examiner
+from she_jax.train.reward_model import train_examiner
 from she_jax.train.rollouts import make_collector
+from she_jax.train.scalar_training import train_scalar
 from she_jax.train.setup import Policy, make_data, make_optimizer, make_policy
 from she_jax.train.sft import adopt, leave, new_state, sft
 from she_jax.train.workdir import Config, claim_workdir
 from she_jax.types import Example, SftBatch
 
-KINDS = ("train", "evaluate", "reward_model")
+KINDS = ("train", "evaluate", "reward_model", "scalar_reward")
 
 
 def run(config: Config, workdir: Path) -> None:
@@ -53,7 +55,7 @@ def run(config: Config, workdir: Path) -> None:
     """
     if config.kind not in KINDS:
         raise ValueError(f"kind={config.kind!r}: expected one of {KINDS}")
-    if config.kind == "reward_model":
+    if config.kind in ("reward_model", "scalar_reward"):
         config = inherit(config)
     check(config, workdir)
     claim_workdir(workdir, config)
@@ -62,6 +64,9 @@ def run(config: Config, workdir: Path) -> None:
         return
     if config.kind == "reward_model":
         train_examiner(config, workdir)
+        return
+    if config.kind == "scalar_reward":
+        train_scalar(config, workdir)
         return
     console = Console(highlight=False)
     summary = workdir / "summary.json"

@@ -1,0 +1,38 @@
+"""A scalar reward model for the policy of a run: what the examiner is compared with.
+
+    python launch.py --config=configs/scalar_reward.py --config.checkpoint=runs/stage1
+
+It takes its pairs, chain and model from that run, begins as the run's cold start with a value
+vector, learns from chains of the run's policies which ones came out right, and is measured on other
+queries. Then
+
+    python launch.py --config=configs/stage1.py --config.reward.scalar=runs/scalar_reward \\
+        --workdir=runs/scalar
+
+trains a policy with its score as the outcome reward.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    """The recipe: what is not here is the run's."""
+    full, config = base.get_config(), ConfigDict()
+    config.kind = "scalar_reward"
+    config.seed = 0  # of the chains and their order
+    config.checkpoint = "runs/stage1"  # folder of the policy's run
+    config.mesh = full.mesh
+    config.cpu_devices = full.cpu_devices
+    config.sft = full.sft  # its batch_size counts chains, also where they come in pairs
+    config.sft.learning_rate = 1e-3
+    config.sft.steps = 1_200
+
+    config.scalar = ConfigDict()
+    config.scalar.loss = "pointwise"  # pointwise | pairwise
+    config.scalar.pairs = 4_000  # training pairs on which the policies write chains
+    config.scalar.rollouts = 4  # chains that each policy writes a pair
+    config.scalar.eval_pairs = 512  # pairs of each other split to be measured on
+    config.scalar.batch_size = 256  # chains at a time, when nothing is trained
+    return config.lock()
