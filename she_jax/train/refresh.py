@@ -18,7 +18,7 @@ import optax
 from she_jax.data.examinations import POLICY, Balanced, judged
 from she_jax.rl.update import jit_update_step, make_sft_step
 from she_jax.train.checkpoint import Checkpoints
-from she_jax.train.examiner import Examiner, check_examiner
+from she_jax.train.examiner import EXAMINER, Examiner
 from she_jax.train.metrics import say
 from she_jax.train.predict import Judge
 from she_jax.train.reward_model import read_examinations
@@ -54,7 +54,7 @@ def make_refresher(
       ValueError: if the examiner of update ``start`` is gone.
     """
     reward, folder = config.reward, Path(config.reward.model)
-    room = check_examiner(folder, config).examiner.room
+    room = EXAMINER.check(folder, config).examiner.room
     pool = [
         replace(one, source=EARLIER) if one.source == POLICY else one
         for one in read_examinations(folder / "examinations" / "train.jsonl")
@@ -88,12 +88,12 @@ def make_refresher(
         if go_back(step):
             return True
         examples: list[Example] = [one for n in range(step - every, step) for one in batches[n]]
-        chains = judge.samples(params, examples, 1, config.seed + step, lambda done: None)
+        samples = judge.samples(params, examples, 1, config.seed + step, lambda done: None)
         schema = judge.format.schema
         new = [
             one
-            for example, (chain,) in zip(examples, chains, strict=True)
-            for one in judged(chain, example, schema, POLICY, f"{example.uid}/{step}")
+            for example, (sample,) in zip(examples, samples, strict=True)
+            for one in judged(sample.chain, example, schema, POLICY, f"{example.uid}/{step}")
         ]
         drawer, rng = Balanced([*pool, *new]), np.random.default_rng((config.seed, step))
         own = jax.tree.map(jnp.copy, examiner.policy.params)  # an update takes its state for good
