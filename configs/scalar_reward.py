@@ -10,6 +10,10 @@ queries. Then
         --workdir=runs/scalar
 
 trains a policy with its score as the outcome reward.
+
+On one core of an AMD EPYC it takes 5 min (jax 0.10.2, 2026-11-23). On 512 test pairs of stage 1's
+seed 0 the AUROC is .893 pointwise and .643 pairwise, whose scores mean something within a pair
+only; a right chain scores above a wrong one of its pair .749 and .846 of the time (189 pairs).
 """
 
 from ml_collections import ConfigDict

@@ -95,8 +95,7 @@ def load_scalar(config: Config, policy: Policy) -> ScalarReward:
     """
     folder = Path(config.reward.scalar)
     own = SCALAR.check(folder, config)
-    own.mesh = config.mesh
-    made = make_policy(own, folder)
+    made = make_policy(own, folder, mesh=policy.mesh)
     read, written = describe_scalar(made), describe_scalar(policy)
     if others := [name for name in read if read[name] != written[name]]:
         raise ValueError(
