@@ -13,7 +13,15 @@ from she_jax.examination import VERDICT, Examination
 from she_jax.models.sharding import make_mesh, shardings
 from she_jax.models.transformer import ModelConfig, build_model, init_params
 from she_jax.train import examiner as module
-from she_jax.train.examiner import Examiner, Scores, contradictions, examine_chains
+from she_jax.train.examiner import (
+    DRIFT,
+    WINDOW,
+    Examiner,
+    Scores,
+    contradictions,
+    drift,
+    examine_chains,
+)
 from she_jax.train.setup import Policy
 from she_jax.types import Example, Rollout
 
@@ -167,7 +175,7 @@ def writes(examiner, votes):
     def sampler(params, batch, key, temperature):
         del params, key, temperature
         count, width = batch.tokens.shape
-        texts = (votes * count)[: count * examiner._votes]
+        texts = (votes * count)[: count * max(examiner._votes, 1)]
         tokens = np.zeros((len(texts), width + length), np.int32)
         mask = np.zeros(tokens.shape, bool)
         for row, text in enumerate(texts):
@@ -265,5 +273,19 @@ def test_contradictions():
             "examiner/b": 0.4,
             "disagreement/b": 1.0,
             "examiner/c": 0.4,
+            "examiner": (0.9 + 0.2 + 0.7 + 0.6 + 0.4) / 5,
+            "disagreement": 2 / 3,
         }
     )
+
+
+def test_drift_is_a_score_that_rises_while_the_disagreement_does():
+    """Of the last updates against as many before; nothing else is drift."""
+    early, late = [[0.5, 0.1]] * WINDOW, [[0.6, 0.2]] * WINDOW
+    assert "rose from 0.500 to 0.600" in drift([*early, *late])
+    assert "from 0.100 to 0.200" in drift([*early, *late])
+    assert not drift([*early, *late][1:])  # too early to tell
+    assert not drift([*late, *early])
+    assert not drift([*early, *[[0.6, 0.1]] * WINDOW])  # right to be content
+    assert not drift([*early, *[[0.5, 0.2]] * WINDOW])  # not even pleased
+    assert not drift([*early, *[[0.5 + DRIFT / 2, 0.2]] * WINDOW])

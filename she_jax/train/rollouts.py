@@ -32,6 +32,7 @@ from she_jax.train.examiner import (
     examine_chains,
 )
 from she_jax.train.report import write_samples
+from she_jax.train.scalar import ScalarReward
 from she_jax.train.setup import Policy
 from she_jax.train.workdir import Config
 from she_jax.types import Advantages, Example, StepBatch, TrainBatch
@@ -49,6 +50,7 @@ class Experience:
     texts: Sequence[str]
     chains: Sequence[Chain]
     steps: StepBatch
+    outcome: np.ndarray  # reward of each rollout, [B]
     rewards: np.ndarray  # of each step, the hybrid's, [B, S]
     known: np.ndarray  # where there is one, [B, S]
     advantages: np.ndarray  # of each step's tokens, [B, S]
@@ -80,13 +82,17 @@ class Experience:
             rewards=self.rewards[:rows],
             advantages=self.advantages[:rows],
             step_mask=self.known[:rows],
-            outcomes=np.asarray(self.steps.outcome)[:rows],
+            outcomes=self.outcome[:rows],
             remarks=remarks,
         )
 
 
 def make_collector(
-    config: Config, policy: Policy, reference: Any, examiner: Examiner | None = None
+    config: Config,
+    policy: Policy,
+    reference: Any,
+    examiner: Examiner | None = None,
+    scalar: ScalarReward | None = None,
 ) -> Callable[[Any, Sequence[Example], Array], Experience]:
     """Makes the function that turns examples into experience.
 
@@ -95,6 +101,7 @@ def make_collector(
       policy: model, prompts and devices; its parameters are not read.
       reference: parameters of the frozen reference policy.
       examiner: examines every step, beside the verifier.
+      scalar: its score takes the place of the verifier's outcome reward.
 
     Returns:
       ``collect(params, examples, key)``: samples with ``params``, the key consumed.
@@ -154,9 +161,10 @@ def make_collector(
             own = jax.random.fold_in(key, prompts.completion_length)
             steps, told = _examined(examiner, steps, chains, owners, prompts.schema, own)
             told["time/examine"] = time.perf_counter() - verified
+        outcome = steps.outcome if scalar is None else jnp.asarray(scalar.score(on_host))
         rewards, known = combine_rewards(steps, config.reward.combine, config.reward.model_weight)
         advantages, by_token, weights, informative = credit(
-            steps, rewards, known, rollout.completion_mask
+            steps, rewards, known, outcome, rollout.completion_mask
         )
         batch = TrainBatch(
             tokens=rollout.tokens,
@@ -171,7 +179,8 @@ def make_collector(
             group_size=shared,
         )
         figures = {
-            **_rewards(rewards, known, steps.outcome, prompts.schema),
+            **_rewards(rewards, known, outcome, prompts.schema),
+            **({} if scalar is None else {"outcome": float(jnp.mean(steps.outcome))}),
             **told,
             "zero_variance": 1.0 - float(jnp.mean(informative)),
             "length": float(on_host.completion_mask.sum(axis=1).mean()),
@@ -189,6 +198,7 @@ def make_collector(
             texts=texts,
             chains=chains,
             steps=steps,
+            outcome=np.asarray(outcome),
             rewards=np.asarray(rewards),
             known=np.asarray(known),
             advantages=np.clip(np.asarray(by_step), -rl.clamp, rl.clamp),
@@ -205,16 +215,17 @@ def _creditor(config: Config) -> Callable[..., tuple[Advantages, Array, Array, A
         steps: StepBatch,
         rewards: Float[Array, "B S"],
         known: Bool[Array, "B S"],
+        outcome: Float[Array, "B"],
         completion_mask: Bool[Array, "B T"],
     ):
-        told = rewards, known, steps.outcome
+        told = rewards, known, outcome
         if rl.estimator == "srpo":
             advantages = srpo_advantages(*told, group_size=rl.group_size, **rl.srpo)
         else:
             advantages = grpo_advantages(*told, group_size=rl.group_size)
         by_token = token_advantages(advantages, steps.step_ids, completion_mask, clamp=rl.clamp)
         weights = token_weights(completion_mask, steps.step_ids, rl.normalisation)
-        # By the verifier's word: an examiner's scores differ between any two rollouts.
+        # By the verifier's word: a model's scores differ between any two rollouts.
         seen = steps.step_mask & steps.verifier_known & (rl.estimator == "srpo")
         informative = informative_groups(
             steps.outcome, steps.verifier, seen, group_size=rl.group_size

@@ -33,6 +33,7 @@ from she_jax.train.refresh import make_refresher
 from she_jax.train.report import before_after_table, write_json
 from she_jax.train.reward_model import train_examiner
 from she_jax.train.rollouts import make_collector
+from she_jax.train.scalar import load_scalar
 from she_jax.train.scalar_training import train_scalar
 from she_jax.train.setup import Policy, make_data, make_optimizer, make_policy
 from she_jax.train.sft import adopt, leave, new_state, sft
@@ -167,7 +168,8 @@ def srpo(
         make_update_step(policy.model.forward, optimizer, loss), policy.mesh, state
     )
     examiner = load_examiner(config) if config.reward.model else None
-    collect = make_collector(config, policy, reference, examiner)
+    scalar = load_scalar(config, policy) if config.reward.scalar else None
+    collect = make_collector(config, policy, reference, examiner, scalar)
     refresh = None
     if examiner is not None and config.reward.refresh_every:
         refresh = make_refresher(config, workdir, examiner, judge, start)
