@@ -27,9 +27,11 @@ def main(argv: list[str]) -> None:
     if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax and TFDS tell much
     workdir = WORKDIR.value or default_workdir()
+    if (devices := CONFIG.value.cpu_devices) < 1:
+        _leave(f"--config.cpu_devices={devices}: expected at least 1", 2)
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         # Read once, when JAX starts; of no effect on an accelerator.
-        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(CONFIG.value.cpu_devices))
+        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(devices))
     # Imported here, since it takes seconds: a wrong command line has failed by now.
     from she_jax.train.run import run
 

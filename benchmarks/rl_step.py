@@ -338,8 +338,9 @@ def measure() -> dict[str, Any]:
         figures["efficiency"] = round(rate / rates["matmul_flops_per_s"], 3)
         if section == "rollout":
             figures["bytes"] = float(f"{work.decode_bytes():.4g}")
-            share = work.decode_bytes() / seconds / rates["bytes_per_s"]
-            figures["bandwidth_share"] = round(share, 3)
+            bandwidth = work.decode_bytes() / seconds
+            figures["bytes_per_s"] = float(f"{bandwidth:.4g}")
+            figures["bandwidth_share"] = round(bandwidth / rates["bytes_per_s"], 3)
     return result
 
 

@@ -1,7 +1,5 @@
 """The output head: log-probabilities by hand and in chunks, and the fused loss beside the plain."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,18 +30,20 @@ def naive_logps(logits, tokens, temperature=1.0):
     return jnp.pad(chosen, ((0, 0), (1, 0)))
 
 
-def random_batch(seed=0):
-    rng = np.random.default_rng(seed)
-    fields = {
-        "tokens": rng.integers(0, V, (B, T)),
-        "positions": np.tile(np.arange(T), (B, 1)),
-        "weights": (rng.random((B, T)) < 0.7).astype(np.float32),
-        "advantages": rng.normal(size=(B, T)).astype(np.float32),
-        "old_logps": -rng.random((B, T)).astype(np.float32),
-        "ref_logps": -rng.random((B, T)).astype(np.float32),
-        "kl_weight": np.float32(0.1),
-    }
-    return TrainBatch(**{name: jnp.asarray(field) for name, field in fields.items()})
+def policy_batch(tokens, start):
+    """All that a policy loss from ``start`` on reads; some tokens carry no weight."""
+    fields = jax.random.normal(jax.random.PRNGKey(1), (4, B, T))
+    return TrainBatch(
+        tokens=tokens,
+        positions=jnp.zeros((B, T), dtype=jnp.int32),
+        weights=jax.nn.relu(fields[0]).at[:, :start].set(0),
+        advantages=fields[1],
+        old_logps=fields[2] - 2,
+        ref_logps=fields[3] - 2,
+        temperature=jnp.float32(0.7),
+        kl_weight=jnp.float32(0.1),
+        prompt_length=start,
+    )
 
 
 def test_token_logps_by_hand():
@@ -185,13 +185,7 @@ def test_the_fused_loss_equals_the_plain_one(monkeypatch, start, positions_a_chu
     """Value, metrics and both gradients, scaled by what comes after, as by hidden @ head."""
     monkeypatch.setattr(head_module, "LOGITS_BYTES", 4 * B * V * positions_a_chunk)
     output, tokens = random_output()
-    batch = dataclasses.replace(
-        random_batch(),
-        tokens=tokens,
-        weights=random_batch().weights.at[:, :start].set(0),
-        temperature=jnp.float32(0.7),
-        prompt_length=start,
-    )
+    batch = policy_batch(tokens, start)
 
     def loss(logps, entropy, batch):
         (total, _), metrics = policy_loss(logps, batch, LossConfig())
@@ -219,7 +213,7 @@ def test_the_fused_loss_equals_the_plain_one(monkeypatch, start, positions_a_chu
 def test_the_fused_loss_forms_the_logits_once():
     """Three products with the head for value and gradient, where the plain way has four."""
     output, tokens = random_output()
-    batch = dataclasses.replace(random_batch(), tokens=tokens, prompt_length=2)
+    batch = policy_batch(tokens, 2)
 
     def loss(logps, _, batch):
         (total, _), metrics = policy_loss(logps, batch, LossConfig())

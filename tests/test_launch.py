@@ -80,6 +80,8 @@ def test_a_recipe_runs_in_its_workdir(project, arguments, output):
         (["--config.sed=1"], "the nearest one is --config.seed"),
         (["--config.optim.lr.x=1"], "--config.optim.lr.x: there is no such key"),
         (["--config.optim.lr=high"], "could not convert string to float: 'high'"),
+        (["--config.cpu_devices=0"], "--config.cpu_devices=0: expected at least 1"),
+        (["--config.cpu_devices=-1"], "--config.cpu_devices=-1: expected at least 1"),
         (["--wrkdir=x"], "Did you mean: workdir"),
         (["stray"], "unexpected arguments ['stray']"),
     ],

@@ -195,6 +195,7 @@ def test_a_changed_config_over_an_old_workdir_lists_the_keys(done):
     [
         ({"rl__top_p": 0.5}, "narrows the top k"),
         ({"rl__temperature": 0.0}, "expected a positive number"),
+        ({"rl__halvings": -1}, "rl.halvings=-1: expected 0"),
         ({"rl__eval_every": 0}, "rl.eval_every=0: expected at least 1"),
         ({"chain__checks": 1}, "ShopWorld takes 0 or 2"),
         ({"rl__group_size": 1}, "group_size=1: the group baseline needs at least 2"),

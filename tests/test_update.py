@@ -275,6 +275,23 @@ def test_groups_that_share_their_prompts_change_nothing(micro_batches):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_a_group_reads_its_prompt_once():
+    """Four rows of 20 tokens that share the first 15: 35 tokens to read, not 80."""
+    model = build_model(CONFIG)
+    state = new_state(init_params(CONFIG, jax.random.PRNGKey(0)), optax.sgd(1.0))
+    alone = grouped(random_batch(time=20, prompt=15), 4)
+    together = dataclasses.replace(alone, group_size=4)
+
+    def flops(function, *arguments):
+        return function.lower(*arguments).cost_analysis()["flops"]
+
+    update = compiled(model.forward, LossConfig())
+    assert flops(update, state, together) < 0.6 * flops(update, state, alone)
+    sharing, plain = (make_scorer(model.forward, start=15, group_size=size) for size in (4, 1))
+    rows = (state.params, alone.tokens, alone.positions, jnp.float32(0.7))
+    assert flops(sharing, *rows) < 0.6 * flops(plain, *rows)
+
+
 def test_micro_batches_keep_groups_whole():
     """Four groups of four rows in two parts: the groups 0 and 2, then 1 and 3."""
     parts = split_rows(jnp.arange(16), 2, 4)

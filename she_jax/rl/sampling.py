@@ -77,6 +77,7 @@ def sample(
     def draw(
         hidden: Float[Array, "B D"], head: Float[Array, "D V"], rows: Array | None, done, step
     ):
+        """The tokens at ``step``, of these rows or of all, as recorded; and who has ended now."""
         logits = jnp.einsum("bd,dv->bv", hidden, head, preferred_element_type=jnp.float32)
         uniform = _some(jax.random.uniform(jax.random.fold_in(key, step), (batch,)), rows)
         token, logp = draw_tokens(logits, uniform, temperature, top_p, top_k=top_k, banned=banned)
@@ -100,6 +101,7 @@ def sample(
     cache = model.init_cache(batch, max(1, max_new_tokens - 1))  # nobody reads the last token
 
     def decode_one(rows, prefix, carry):
+        """One turn of the loop: reads the last token of each row that is in it, draws the next."""
         step, token, done, record, cache = carry
         positions = jnp.where(done, -1, _some(lengths, rows) + step - 1)[:, None]
         out, cache = model.decode(weights, token[:, None], positions, cache, step - 1, prefix)
@@ -115,6 +117,7 @@ def sample(
     for size in (*(batch >> h for h in range(1, halvings + 1) if batch >> h), 0):
 
         def many_left(carry, size=size):
+            """Whether the loop goes on: more than ``size`` of its rows have not ended."""
             step, _, done, _, _ = carry
             return (step < max_new_tokens) & ((~done).sum() > size)
 

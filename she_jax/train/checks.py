@@ -60,6 +60,8 @@ def _check_rl(config: Config, mesh: Mesh) -> None:
         raise ValueError(f"group_size={rl.group_size}: the group baseline needs at least 2")
     if not rl.temperature > 0:
         raise ValueError(f"rl.temperature={rl.temperature}: expected a positive number")
+    if rl.halvings < 0:
+        raise ValueError(f"rl.halvings={rl.halvings}: expected 0 (leave no row behind) or more")
     if rl.top_p < 1 and not rl.top_k:
         raise ValueError(f"rl.top_p={rl.top_p} narrows the top k: set rl.top_k too, 100 say")
     for name, value, choices in (
