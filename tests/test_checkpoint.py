@@ -159,6 +159,10 @@ def test_params_without_a_best_are_the_last(tmp_path):
     step, params = checkpoints.restore_params(make_state().params)
     assert step == 2
     assert_same(params, make_state(2).params)
+    step, params = checkpoints.restore_params(make_state().params, up_to=1)
+    assert step == 1
+    assert_same(params, make_state(1).params)
+    assert checkpoints.restore_params(make_state().params, up_to=0) is None
 
 
 def cut(data: bytes) -> bytes:

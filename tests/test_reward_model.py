@@ -1,17 +1,21 @@
 """Runs that train an examiner, and runs that are rewarded by one: small and whole."""
 
 import json
+import shutil
 
+import jax
 import numpy as np
 import pytest
 from test_run import FOUR_STEPS, changed, config, lines
 
 from configs import reward_model
+from she_jax.data.prompts import PromptFormat
 from she_jax.examination import Examination
-from she_jax.train.examiner import Scores
+from she_jax.train.examiner import Scores, load_examiner
 from she_jax.train.policy_run import INHERITED
 from she_jax.train.reward_model import calibration_error, examiner_figures, first_errors
 from she_jax.train.run import run
+from she_jax.train.setup import policy_mesh
 from she_jax.types import Example
 
 POLICY_RUN = {
@@ -34,7 +38,24 @@ def examiner_config(policy, **changes):
 
 
 @pytest.fixture(scope="module")
-def examiner(policy, tmp_path_factory):
+def written():
+    """Has policies write a chain that can be read, which their few steps have not taught them."""
+    chain = "query: mug\nproduct: mug\ncategory: => match\nattributes: => met\nlabel: 4"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PromptFormat, "texts", lambda self, rollout: [chain] * len(rollout.tokens))
+        yield
+
+
+@pytest.fixture
+def readable(written, monkeypatch):
+    """And takes the examiner at its word, of which its few steps have taught it little."""
+    from she_jax.train import examiner
+
+    monkeypatch.setattr(examiner, "READABLE", 0.0)
+
+
+@pytest.fixture(scope="module")
+def examiner(policy, written, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("examiner") / "run"
     run(examiner_config(policy), workdir)
     return workdir
@@ -52,8 +73,11 @@ def test_an_examiner_run_leaves_what_it_should(examiner):
         assert way.keys() == {"test", "test_longtail"}
         for figures in way.values():
             assert {"accuracy", "f1_incorrect", "auroc", "ece", "unreadable"} <= figures.keys()
-            assert {"query", "product", "category", "label"} <= figures["by_step"].keys()
-            assert "gold" in figures["by_source"]
+            assert {"query", "product", "category", "attributes", "label"} == set(
+                figures["by_step"]
+            )
+            assert {"gold", "policy"} <= figures["by_source"].keys()
+            assert figures["policy_by_step"].keys() == figures["by_step"].keys()
             assert {"found", "spared", "wrong", "right"} == figures["first_errors"].keys()
     assert [row["step"] for row in lines(examiner)] == [1, 2, 3, 4]
     assert {row["phase"] for row in lines(examiner)} == {"reward_model"}
@@ -88,46 +112,120 @@ def test_a_resumed_examiner_equals_the_uninterrupted_one(policy, examiner, tmp_p
     assert (tmp_path / "run/summary.json").read_bytes() == (examiner / "summary.json").read_bytes()
 
 
-def test_stage_1_runs_and_resumes_with_an_examiner(examiner, tmp_path, monkeypatch):
-    """Nothing but the label is annotated: all else is the examiner's word."""
-    from she_jax.train import examiner as module
+def dies_at(monkeypatch, step):
+    """Kills the next runs right after they have written that step of SRPO."""
     from she_jax.train import metrics
 
-    monkeypatch.setattr(module, "READABLE", 0.0)  # four steps have taught it little
+    written = metrics.MetricsWriter.write
+
+    def die(self, phase, number, values):
+        written(self, phase, number, values)
+        if (phase, number) == ("srpo", step):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(metrics.MetricsWriter, "write", die)
+
+
+def assert_resumes(changes, done, again, monkeypatch, step):
+    """A run that is killed and started again equals the uninterrupted one."""
+    with monkeypatch.context() as patch:
+        dies_at(patch, step)
+        with pytest.raises(KeyboardInterrupt):
+            run(config(**changes), again)
+    run(config(**changes), again)
+    forgotten = ("examiner/asked", "examiner/remembered")  # its memory starts empty
+    rows = [
+        [{k: v for k, v in row.items() if k not in forgotten} for row in lines(folder)]
+        for folder in (done, again)
+    ]
+    assert rows[0] == rows[1]
+    assert (done / "summary.json").read_bytes() == (again / "summary.json").read_bytes()
+
+
+@pytest.mark.usefixtures("readable")
+def test_stage_1_runs_and_resumes_with_an_examiner(examiner, tmp_path, monkeypatch):
+    """Nothing but the label is annotated: all else is the examiner's word."""
     changes = POLICY_RUN | {
         "rl__steps": 2,
+        "rl__eval_every": 2,
         "shopworld__coverage": 0.0,
         "reward__model": str(examiner),
         "reward__batch_size": 16,
     }
-    run(config(**changes), tmp_path / "run")
-    for row in (row for row in lines(tmp_path / "run") if row["phase"] == "srpo"):
-        assert row["examiner/asked"] >= 0
+    done = tmp_path / "run"
+    run(config(**changes), done)
+    for row in (row for row in lines(done) if row["phase"] == "srpo"):
+        assert row["examiner/asked"] > 0
         assert row["examiner/unreadable"] == 0
-        known = {name for name in row if name.startswith("examiner/")}
-        assert {f"reward/{name.split('/')[1]}" for name in known} >= {
-            name for name in row if name.startswith("reward/")
-        }
-        assert {name for name in row if name.startswith("disagreement/")} <= {"disagreement/label"}
+        for name in ("query", "product", "category", "attributes", "label"):
+            assert 0 <= row[f"truth/{name}"] <= 1
+            assert 0 < row[f"examiner/{name}"] < 1
+            assert (f"disagreement/{name}" in row) == (name == "label")
+            if name != "label":
+                assert row[f"reward/{name}"] == pytest.approx(row[f"examiner/{name}"], abs=1e-6)
+    assert "examiner:  0." in (done / "samples" / "step_000001.md").read_text()
+    assert_resumes(changes, done, tmp_path / "again", monkeypatch, 2)
 
-    written = metrics.MetricsWriter.write
 
-    def die(self, phase, step, values):
-        written(self, phase, step, values)
-        if (phase, step) == ("srpo", 2):
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(metrics.MetricsWriter, "write", die)
-    with pytest.raises(KeyboardInterrupt):
-        run(config(**changes), tmp_path / "again")
-    monkeypatch.setattr(metrics.MetricsWriter, "write", written)
-    run(config(**changes), tmp_path / "again")
-    forgotten = ("examiner/asked", "examiner/remembered")
-    rows = [
-        [{k: v for k, v in row.items() if k not in forgotten} for row in lines(tmp_path / name)]
-        for name in ("run", "again")
+@pytest.mark.usefixtures("readable")
+def test_an_examiner_is_refreshed_and_a_resumed_run_goes_on_with_it(
+    examiner, tmp_path, monkeypatch, capsys
+):
+    changes = POLICY_RUN | {
+        "rl__steps": 3,
+        "rl__eval_every": 3,
+        "rl__checkpoint_every": 9,
+        "reward__model": str(examiner),
+        "reward__combine": "model_only",
+        "reward__batch_size": 16,
+        "reward__refresh_every": 1,
+        "reward__refresh_steps": 2,
+        "reward__refresh_batch_size": 8,
+        "reward__devices": 4,
+        "rl__group_size": 4,
+        "rl__prompts": 4,
+    }
+    done = tmp_path / "run"
+    run(config(**changes), done)
+    assert "step 1: the examiner learnt from 20 annotated steps of the policy" in (
+        capsys.readouterr().out
+    )
+    assert sorted(path.name for path in (done / "checkpoints/examiner").iterdir()) == ["1", "2"]
+    with monkeypatch.context() as patch:  # without a refresh the scores are others
+        patch.setitem(changes, "reward__refresh_every", 0)
+        run(config(**changes), tmp_path / "stale")
+    scores = [
+        [row["examiner"] for row in lines(folder) if row["phase"] == "srpo"]
+        for folder in (done, tmp_path / "stale")
     ]
-    assert rows[0] == rows[1]
+    assert scores[0][0] == scores[1][0]
+    assert scores[0][1] != scores[1][1]
+    assert_resumes(changes, done, tmp_path / "again", monkeypatch, 3)
+    shutil.rmtree(tmp_path / "again/checkpoints/examiner")
+    (tmp_path / "again/summary.json").unlink()
+    shutil.rmtree(tmp_path / "again/checkpoints/srpo/3")
+    with pytest.raises(ValueError, match="as refreshed at update 2 is not in"):
+        run(config(**changes), tmp_path / "again")
+
+
+def test_an_examiner_has_devices_of_its_own(examiner):
+    """And says the same there, but for rounding."""
+    told, devices = [], []
+    steps = [
+        Examination(example=PAIR, step="query", written=f"query: {text}")
+        for text in ("mug", "red mug", "cup")
+    ]
+    for apart in (0, 2):
+        made = config(reward__model=str(examiner), reward__devices=apart)
+        own = load_examiner(made)
+        told.append(own.score(steps, jax.random.key(0)).score)
+        devices.append(set(own.policy.mesh.devices.flat))
+        assert len(policy_mesh(made).devices.flat) == 8 - apart
+        assert bool(devices[-1] & set(policy_mesh(made).devices.flat)) == (not apart)
+    np.testing.assert_allclose(told[0], told[1], atol=1e-5)
+    assert len(devices[1]) == 2
+    with pytest.raises(ValueError, match="devices=8: there are 8, and the policy needs one"):
+        policy_mesh(config(reward__devices=8))
 
 
 @pytest.mark.parametrize(
@@ -144,6 +242,8 @@ def test_stage_1_runs_and_resumes_with_an_examiner(examiner, tmp_path, monkeypat
         ({"reward__combine": "model_only"}, ValueError, "'model_only' needs an examiner"),
         ({"reward__model_weight": 1.5}, ValueError, "model_weight=1.5: expected a share"),
         ({"reward__votes": -1}, ValueError, "votes=-1: expected 0"),
+        ({"reward__refresh_every": 5}, ValueError, "refresh_every=5: expected a number of updates"),
+        ({"reward__devices": -1}, ValueError, "devices=-1: there are 8"),
     ],
 )
 def test_a_wrong_examiner_is_an_error_before_anything_is_made(

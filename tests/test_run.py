@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,6 +184,38 @@ def test_sigterm_saves_and_the_same_command_goes_on(done, tmp_path):
     assert again.returncode == 0, again.stderr
     assert "macro F1" in again.stdout
     assert lines(done) == lines(workdir)
+
+
+def test_a_run_begins_where_another_ended_and_keeps_what_it_began_with(done, tmp_path):
+    """In place of a cold start; the other run may then go."""
+    first = tmp_path / "first"
+    shutil.copytree(done, first)
+    changes = {"start": str(first / "checkpoints" / "srpo"), "rl__steps": 1, "rl__eval_every": 1}
+    run(config(**changes), tmp_path / "run")
+    assert {row["phase"] for row in lines(tmp_path / "run")} == {"srpo", "eval"}
+    before = json.loads((tmp_path / "run" / "summary.json").read_text())["before"]
+    assert before == json.loads((done / "eval" / "after.json").read_text())
+    assert (tmp_path / "run/tokenizer.json").read_bytes() == (done / "tokenizer.json").read_bytes()
+    shutil.rmtree(first / "checkpoints")
+    (tmp_path / "run" / "summary.json").unlink()
+    (first / "checkpoints" / "srpo").mkdir(parents=True)
+    run(config(**changes), tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match="holds no whole checkpoint"):
+        run(config(**changes), tmp_path / "another")
+
+
+@pytest.mark.parametrize(
+    ("start", "changes", "error", "message"),
+    [
+        ("nowhere", {}, FileNotFoundError, "expected the checkpoints of a run, such as"),
+        ("RUN", {}, FileNotFoundError, "expected the checkpoints of a run, such as"),
+        ("RUN/checkpoints/sft", {"chain__label_first": True}, ValueError, "writes the chain"),
+    ],
+)
+def test_a_start_that_cannot_be_is_said_at_once(done, tmp_path, start, changes, error, message):
+    with pytest.raises(error, match=message):
+        run(config(start=start.replace("RUN", str(done)), **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_changed_config_over_an_old_workdir_lists_the_keys(done):

@@ -146,6 +146,17 @@ def test_it_scores_rollouts_whatever_their_number_and_padding(scalar):
     assert np.mean((scores >= 0.5) == right) == pytest.approx(figures["accuracy"])
 
 
+def test_a_policy_is_rewarded_by_its_score(scalar, tmp_path):
+    changes = {"rl__steps": 1, "rl__eval_every": 1, "eval__pass_k": 0}
+    made = config(reward__scalar=str(scalar), reward__batch_size=16, **changes)
+    run(made, tmp_path / "run")
+    (row,) = (row for row in lines(tmp_path / "run") if row["phase"] == "srpo")
+    assert 0 < row["reward"] < 1
+    assert row["outcome"] == 0  # the verifier's: nothing is well formed yet
+    assert row["zero_variance"] == 1  # and by its word no group tells anything
+    assert row["grad_norm"] > 0
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [

@@ -231,6 +231,32 @@ def test_a_prompt_that_cannot_be_shared_is_refused(group, prompt):
         )
 
 
+@FAMILIES
+def test_continuations_of_one_text_in_a_row_equal_rows_of_their_own(config):
+    """Two of three tokens behind one of four, the second from its third token on."""
+    params = random_params(config)
+    tokens = jax.random.randint(jax.random.key(3), (1, 10), 0, config.vocab_size)
+    positions = jnp.array([[0, 1, 2, 3, 4, 5, 6, 3, 4, 5]])
+    mask = np.tri(10, dtype=bool)
+    mask[7:, 3:7] = False
+    packed = forward(config)(params, tokens, positions, mask=jnp.asarray(mask)[None])
+    model = build_model(config)
+    for row, kept in (([0, 1, 2, 3, 4, 5, 6], slice(7)), ([0, 1, 2, 7, 8, 9], slice(7, 10))):
+        alone = model.forward(params, tokens[:, row], jnp.arange(len(row))[None])
+        found = packed.hidden[:, kept]
+        expected = alone.hidden[:, -found.shape[1] :]
+        np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5)
+
+
+def test_a_mask_beside_groups_is_refused():
+    tokens, positions = batch()
+    model, mask = build_model(LLAMA), jnp.ones((3, 10, 10), bool)
+    with pytest.raises(ValueError, match="do not go together"):
+        model.forward(
+            random_params(LLAMA), tokens, positions, mask=mask, prompt_length=4, group_size=3
+        )
+
+
 def test_rms_norm_golden():
     found = rms_norm(jnp.array([[3.0, 4.0]]), jnp.array([1.0, 2.0]), 0.5)
     np.testing.assert_allclose(found, [[3 / math.sqrt(13), 8 / math.sqrt(13)]], rtol=1e-6)
