@@ -2,11 +2,12 @@
 
     python launch.py --config=configs/reward_model.py --config.checkpoint=runs/stage1
 
-It takes its pairs, chain and model from that run, begins as the run's cold start, learns to examine
-steps, those that the run's policies wrote among them, and is measured on other queries. Then
+It takes its pairs, chain and model from that run, begins as the run's best policy, learns to
+examine steps, those that the run's policies wrote among them, and is measured on other queries.
+Then
 
     python launch.py --config=configs/stage1.py --config.reward.model=runs/reward_model \\
-        --workdir=runs/hybrid
+        --config.rl.srpo.tol=0.05 --workdir=runs/hybrid
 
 trains a policy with it.
 """
@@ -35,5 +36,5 @@ def get_config() -> ConfigDict:
     config.examiner.answer_length = 40  # tokens of an answer, the end included
     config.examiner.room = 120  # tokens of the answers to one chain that a step of training holds
     config.examiner.batch_size = 128  # steps or pairs at a time, when nothing is trained
-    config.examiner.votes = 0  # measure it with so many critiques a step too
+    config.examiner.votes = 1  # measure it with so many critiques a step too; 0: directly only
     return config.lock()

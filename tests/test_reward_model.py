@@ -78,6 +78,7 @@ def test_an_examiner_run_leaves_what_it_should(examiner):
             )
             assert {"gold", "policy"} <= figures["by_source"].keys()
             assert figures["policy_by_step"].keys() == figures["by_step"].keys()
+            assert figures["policy_by_phase"].keys() == {"sft", "srpo"}
             assert {"found", "spared", "wrong", "right"} == figures["first_errors"].keys()
     assert [row["step"] for row in lines(examiner)] == [1, 2, 3, 4]
     assert {row["phase"] for row in lines(examiner)} == {"reward_model"}
@@ -292,7 +293,7 @@ def test_the_recipe_has_no_keys_for_what_is_the_policys():
     assert not set(INHERITED) & set(reward_model.get_config())
 
 
-def step(name, correct, source="policy", chain="a"):
+def step(name, correct, source="policy", chain="a/sft/0"):
     return Examination(
         example=PAIR, step=name, written="", correct=correct, source=source, chain=chain
     )
@@ -319,6 +320,7 @@ def test_figures_by_hand():
     assert figures["by_step"]["label"]["auroc"] is None  # the right one could not be read
     assert figures["by_source"]["gold"]["accuracy"] is None
     assert figures["policy_by_step"]["label"]["n"] == 1
+    assert figures["policy_by_phase"]["sft"]["n"] == 3
 
 
 def test_calibration_error_by_hand():

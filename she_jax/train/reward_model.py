@@ -1,6 +1,6 @@
 """Trains and measures an examiner, the generative stepwise reward model, for the policy of a run.
 
-The examiner begins as that policy's cold start, which reads queries and products already, and
+The examiner begins as that policy's best, which reads queries and products already, and
 learns to answer examinations by supervised fine-tuning. Its pairs, chain and model are the run's.
 """
 
@@ -185,9 +185,9 @@ def examiner_figures(pool: Sequence[Examination], told: Scores) -> dict[str, Any
     Returns:
       ``n``, ``unreadable`` (left out of the rest), ``incorrect`` (share of wrong steps),
       ``accuracy``, ``f1_incorrect``, ``auroc``, ``ece`` (see ``calibration_error``); the same in
-      ``by_step`` and ``by_source``, and for the policy's own steps ``policy_by_step``; and
-      ``first_errors``, see there. A figure over nothing, or of one verdict alone where it needs
-      both, is None.
+      ``by_step`` and ``by_source``, and for the policy's own steps ``policy_by_step`` and
+      ``policy_by_phase`` (``sft`` is its cold start, ``srpo`` its best); and ``first_errors``, see
+      there. A figure over nothing, or of one verdict alone where it needs both, is None.
     """
     steps = np.array([one.step for one in pool])
     sources = np.array([one.source for one in pool])
@@ -196,12 +196,14 @@ def examiner_figures(pool: Sequence[Examination], told: Scores) -> dict[str, Any
         return _figures(np.array([one.correct for one in pool], bool)[chosen], told, chosen)
 
     own = sources == POLICY
+    phases = np.array([one.chain.split("/")[-2] if one.source == POLICY else "" for one in pool])
     return of(np.ones(len(pool), bool)) | {
         "by_step": {str(name): of(steps == name) for name in dict.fromkeys(steps)},
         "by_source": {str(name): of(sources == name) for name in dict.fromkeys(sources)},
         "policy_by_step": {
             str(name): of(own & (steps == name)) for name in dict.fromkeys(steps[own])
         },
+        "policy_by_phase": {str(name): of(phases == name) for name in dict.fromkeys(phases[own])},
         "first_errors": first_errors(pool, told),
     }
 
@@ -274,6 +276,7 @@ def figures_table(title: str, told: dict[str, Any]) -> Table:
     rows |= {f"step {name}": own for name, own in told["by_step"].items()}
     rows |= {f"source {name}": own for name, own in told["by_source"].items()}
     rows |= {f"policy's {name}": own for name, own in told["policy_by_step"].items()}
+    rows |= {f"policy after {name}": own for name, own in told["policy_by_phase"].items()}
     table = rows_table(title, columns, rows)
     first = told["first_errors"]
     if first["found"] is not None:
