@@ -50,9 +50,7 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.model = ConfigDict()
     config.model.name = "scratch"  # scratch | smollm2 | a Hugging Face directory or .gguf file
     config.model.dtype = "float32"  # of the computation; a loaded model's parameters are in it too
-    config.model.remat = (
-        True  # recompute layers in the backward pass: less memory; on CPU faster too
-    )
+    config.model.remat = True  # recompute layers in the backward pass: less memory, not slower here
     config.model.prompt_length = 32  # tokens; longer products are cut, and counted
     config.model.completion_length = 72  # tokens, the end included
     config.model.vocab_size = 1_280  # from scratch only, like all below
@@ -106,23 +104,26 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.rl.srpo.w_step = 1.0
     config.rl.srpo.critical = "first_error"  # first_error | all | outcome_consistent
     config.rl.srpo.after_error = 0.5
-    config.rl.srpo.tol = 1e-6  # a step's deviation in a group up to which it teaches nothing; more
-    # with an examiner, whose scores are never quite equal: 0.05, say
+    # Rewards of a group, of a step or the outcome, that deviate no more than this teach nothing.
+    # With reward.model or reward.scalar set more, 0.05 say: a model's scores are never quite equal.
+    config.rl.srpo.tol = 1e-6
 
     # The hybrid examination; see she_jax.rl.rewards.combine_rewards.
     config.reward = ConfigDict()
     config.reward.model = ""  # folder of an examiner, from configs/reward_model.py; "" for none
-    config.reward.scalar = ""  # folder of a scalar reward model, from configs/scalar_reward.py,
-    # whose score takes the place of the outcome reward; "" for none
     config.reward.combine = "precedence"  # precedence | mean | gate | verifier_only | model_only
     config.reward.model_weight = 0.5  # of the examiner's word, for mean
-    config.reward.votes = 0  # critiques a step that it samples; 0 reads its verdict directly
-    config.reward.batch_size = 128  # chains, or steps for critiques, that they read at a time
+    config.reward.votes = 0  # critiques a step; 0 reads its verdict directly, 1 takes the likeliest
+    # Folder of a scalar reward model, from configs/scalar_reward.py, whose score takes the place of
+    # the outcome reward; "" for none.
+    config.reward.scalar = ""
+    config.reward.batch_size = 128  # chains that a reward model reads at a time; with votes, steps
     config.reward.devices = 0  # set so many apart for the examiner; 0: it shares the policy's mesh
-    config.reward.refresh_every = 0  # updates until the examiner learns from the policy's steps; 0:
-    config.reward.refresh_steps = 50  # never. Updates of the examiner each time,
-    config.reward.refresh_batch_size = 32  # each on so many chains,
-    config.reward.refresh_learning_rate = 3e-4  # at this rate
+    # The examiner may go on learning from annotated steps that the policy writes by now.
+    config.reward.refresh_every = 0  # SRPO updates between two refreshes; 0 for never
+    config.reward.refresh_steps = 50  # updates of the examiner at each refresh
+    config.reward.refresh_batch_size = 32  # chains in each of these updates
+    config.reward.refresh_learning_rate = 3e-4  # constant
 
     # Judging.
     config.eval = ConfigDict()

@@ -6,10 +6,11 @@ It takes its pairs, chain and model from that run, begins as the run's best poli
 examine steps, those that the run's policies wrote among them, and is measured on other queries.
 Then
 
-    python launch.py --config=configs/stage1.py --config.reward.model=runs/reward_model \\
-        --config.rl.srpo.tol=0.05 --workdir=runs/hybrid
+    python launch.py --config=configs/stage1.py --config.start=runs/stage1/checkpoints/sft \\
+        --config.shopworld.seed=100 --config.shopworld.annotated=0.2 \\
+        --config.reward.model=runs/reward_model --config.rl.srpo.tol=0.05 --workdir=runs/hybrid
 
-trains a policy with it.
+trains a policy with it, on new pairs of which humans saw a fifth: docs/results.md has the figures.
 """
 
 from ml_collections import ConfigDict

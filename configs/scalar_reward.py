@@ -6,14 +6,11 @@ It takes its pairs, chain and model from that run, begins as the run's cold star
 vector, learns from chains of the run's policies which ones came out right, and is measured on other
 queries. Then
 
-    python launch.py --config=configs/stage1.py --config.reward.scalar=runs/scalar_reward \\
-        --workdir=runs/scalar
+    python launch.py --config=configs/stage1.py --config.start=runs/stage1/checkpoints/sft \\
+        --config.reward.scalar=runs/scalar_reward --config.rl.srpo.tol=0.05 --workdir=runs/scalar
 
-trains a policy with its score as the outcome reward.
-
-On one core of an AMD EPYC it takes 5 min (jax 0.10.2, 2026-11-23). On 512 test pairs of stage 1's
-seed 0 the AUROC is .893 pointwise and .643 pairwise, whose scores mean something within a pair
-only; a right chain scores above a wrong one of its pair .749 and .846 of the time (189 pairs).
+trains a policy with its score as the outcome reward. It takes about 5 min on one core of an AMD
+EPYC (jax 0.10.2, 2026-11-23); docs/results.md has its figures.
 """
 
 from ml_collections import ConfigDict

@@ -135,26 +135,14 @@ def test_the_score_is_the_share_of_correct_among_the_two_verdicts(policy):
 
 
 @pytest.mark.usefixtures("readable")
-def test_each_question_is_asked_once(policy):
+def test_in_one_call_each_question_is_asked_once(policy):
     examiner = new(policy)
     first = examiner.score(STEPS, KEY)
-    assert (examiner.asked, examiner.found) == (4, 1)  # the first and the fourth are the same
-    again = examiner.score(STEPS[::-1], KEY)
-    assert (examiner.asked, examiner.found) == (4, 6)
-    np.testing.assert_array_equal(again.score[::-1], first.score)
+    assert (examiner.asked, examiner.repeated) == (4, 1)  # the first and the fourth are the same
+    again = examiner.score(STEPS, KEY)
+    assert (examiner.asked, examiner.repeated) == (4, 1)  # and nothing is remembered
+    np.testing.assert_array_equal(again.score, first.score)
     assert examiner._share._cache_size() == 1  # one shape
-
-
-@pytest.mark.usefixtures("readable")
-def test_the_memory_is_bounded_and_forgets_the_oldest(policy, monkeypatch):
-    monkeypatch.setattr(module, "REMEMBERED", 2)
-    examiner = new(policy)
-    whole = examiner.score(STEPS, KEY)
-    assert examiner.asked == 4
-    np.testing.assert_array_equal(examiner.score(STEPS[3:], KEY).score, whole.score[3:])
-    assert examiner.asked == 4
-    examiner.score(STEPS[1:2], KEY)
-    assert examiner.asked == 5
 
 
 def test_a_verdict_that_cannot_be_read_is_unknown(policy):
@@ -218,7 +206,6 @@ def test_sampled_critiques_are_a_function_of_the_key(policy):
     """A resumed run has nothing in memory, and must score alike."""
     examiner = new(policy, votes=2, answer_length=20)
     first = examiner.score(STEPS, KEY)
-    examiner.score(STEPS[:2], jax.random.key(1))
     again = examiner.score(STEPS, KEY)
     np.testing.assert_array_equal(first.score, again.score)
     np.testing.assert_array_equal(first.known, again.known)

@@ -134,12 +134,7 @@ def assert_resumes(changes, done, again, monkeypatch, step):
         with pytest.raises(KeyboardInterrupt):
             run(config(**changes), again)
     run(config(**changes), again)
-    forgotten = ("examiner/asked", "examiner/remembered")  # its memory starts empty
-    rows = [
-        [{k: v for k, v in row.items() if k not in forgotten} for row in lines(folder)]
-        for folder in (done, again)
-    ]
-    assert rows[0] == rows[1]
+    assert lines(done) == lines(again)
     assert (done / "summary.json").read_bytes() == (again / "summary.json").read_bytes()
 
 
@@ -202,6 +197,8 @@ def test_an_examiner_is_refreshed_and_a_resumed_run_goes_on_with_it(
     assert scores[0][0] == scores[1][0]
     assert scores[0][1] != scores[1][1]
     assert_resumes(changes, done, tmp_path / "again", monkeypatch, 3)
+    (tmp_path / "again/summary.json").unlink()  # as after a kill while the result was judged
+    run(config(**changes), tmp_path / "again")
     shutil.rmtree(tmp_path / "again/checkpoints/examiner")
     (tmp_path / "again/summary.json").unlink()
     shutil.rmtree(tmp_path / "again/checkpoints/srpo/3")
@@ -220,6 +217,11 @@ def test_an_examiner_has_devices_of_its_own(examiner):
         made = config(reward__model=str(examiner), reward__devices=apart)
         own = load_examiner(made)
         told.append(own.score(steps, jax.random.key(0)).score)
+        key = jax.device_put(jax.random.key(0), jax.devices()[0])  # as a run's: on the policy's
+        asked = load_examiner(
+            config(reward__model=str(examiner), reward__votes=2, reward__devices=apart)
+        )
+        assert asked.score(steps, key).score.shape == (3,)
         devices.append(set(own.policy.mesh.devices.flat))
         assert len(policy_mesh(made).devices.flat) == 8 - apart
         assert bool(devices[-1] & set(policy_mesh(made).devices.flat)) == (not apart)
@@ -237,14 +239,25 @@ def test_an_examiner_has_devices_of_its_own(examiner):
         (
             {"reward__model": "EXAMINER", "chain__checks": 2},
             ValueError,
-            r"examines chains of the steps \('query', .*and the policy writes \('query', .*check_1",
+            r"is for chains of the steps \('query', .*and the policy writes \('query', .*check_1",
         ),
         ({"reward__combine": "best"}, ValueError, "reward.combine='best': expected one of"),
         ({"reward__combine": "model_only"}, ValueError, "'model_only' needs an examiner"),
         ({"reward__model_weight": 1.5}, ValueError, "model_weight=1.5: expected a share"),
         ({"reward__votes": -1}, ValueError, "votes=-1: expected 0"),
-        ({"reward__refresh_every": 5}, ValueError, "refresh_every=5: expected a number of updates"),
+        ({"reward__refresh_every": -1}, ValueError, "refresh_every=-1: expected 0"),
+        ({"reward__refresh_every": 5}, ValueError, "refresh_every=5 needs an examiner"),
+        ({"reward__devices": 4}, ValueError, "devices=4 needs an examiner"),
         ({"reward__devices": -1}, ValueError, "devices=-1: there are 8"),
+        (
+            {
+                "reward__model": "EXAMINER",
+                "reward__refresh_every": 1,
+                "reward__refresh_batch_size": 9,
+            },
+            ValueError,
+            "batch of 9 rows over data x fsdp = 8 devices",
+        ),
     ],
 )
 def test_a_wrong_examiner_is_an_error_before_anything_is_made(
@@ -262,7 +275,7 @@ def test_an_examiner_with_another_tokenizer_is_an_error(examiner, tmp_path):
 
     other = tmp_path / "examiner"
     other.mkdir()
-    for name in ("config.json", "examiner.json", "checkpoints"):
+    for name in ("config.json", "examiner.json", "checkpoints", "summary.json"):
         (other / name).symlink_to(examiner / name)
     tokenizer = json.loads((examiner / "tokenizer.json").read_text())
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
@@ -272,6 +285,18 @@ def test_an_examiner_with_another_tokenizer_is_an_error(examiner, tmp_path):
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(ValueError, match="tokenizer is not the one it was trained with"):
         load_examiner(made)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"examiner__room": 60}, "examiner.room=60: expected at least 80, for two answers"),
+        ({"examiner__votes": -1}, "examiner.votes=-1: expected 0"),
+    ],
+)
+def test_an_examiner_that_could_not_be_trained_is_an_error(policy, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message.replace(".", r"\.")):
+        run(examiner_config(policy, **changes), tmp_path / "run")
 
 
 @pytest.mark.parametrize(

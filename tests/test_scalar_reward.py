@@ -166,7 +166,7 @@ def test_a_policy_is_rewarded_by_its_score(scalar, tmp_path):
         (
             {"reward__scalar": "SCALAR", "chain__checks": 2},
             ValueError,
-            r"examines chains of the steps \('query', .*and the policy writes \('query', .*check_1",
+            r"is for chains of the steps \('query', .*and the policy writes \('query', .*check_1",
         ),
     ],
 )
@@ -185,7 +185,7 @@ def test_another_tokenizer_is_an_error(scalar, tmp_path):
     own = make_policy(made, scalar)
     other = tmp_path / "other"
     other.mkdir()
-    for name in ("config.json", SCALAR.identity, "checkpoints"):
+    for name in ("config.json", SCALAR.identity, "checkpoints", "summary.json"):
         (other / name).symlink_to(scalar / name)
     tokenizer = json.loads((scalar / "tokenizer.json").read_text())
     tokenizer["model"]["merges"].pop()

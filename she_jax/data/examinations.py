@@ -172,8 +172,9 @@ class Balanced:
 
     Half of the draws are chains of the policy's own, where there are any: with right and wrong
     steps as often as the policy writes them, so that a score means what it says on these. The rest
-    are demonstrations, of each step one examination, right or spoilt. So the draws are even over
-    the steps, and those of demonstrations over the verdicts, and over the ways to spoil a step.
+    are all other chains; of each step of a demonstration one examination, right or spoilt. So the
+    draws are even over the steps, and those of demonstrations over the verdicts, and over the ways
+    to spoil a step.
 
     Raises:
       ValueError: if there is nothing to draw from.

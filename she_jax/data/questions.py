@@ -171,8 +171,8 @@ class QuestionFormat:
     def pack(self, rows: Sequence[Sequence[Branch]], room: int) -> Packed:
         """Rows of branches whose questions have a pair in common.
 
-        The trunk, padded on the left, is the longest question; the lines in which another one
-        differs stand in its own branch.
+        The trunk, padded on the left, is the longest question as far as a chain may be long; the
+        lines in which another one differs stand in its own branch.
 
         Args:
           rows: at least one branch each.

@@ -83,6 +83,8 @@ class Checkpoints:
           OSError: if it could not be written (a full disk); earlier checkpoints are untouched.
         """
         path = self.directory / str(step)
+        if path.exists() and _damage(path):  # of a save that was cut short
+            self._set_aside(path)
         if path.exists():
             raise ValueError(f"{path} is there already: a step is saved once, after restore()")
         if json.loads(json.dumps(host)) != host:

@@ -18,7 +18,7 @@ from she_jax.train.checkpoint import Checkpoints
 from she_jax.train.examiner import EXAMINER
 from she_jax.train.rollouts import ESTIMATORS
 from she_jax.train.scalar import SCALAR
-from she_jax.train.setup import make_builder, policy_mesh
+from she_jax.train.setup import examiner_mesh, make_builder, policy_mesh
 from she_jax.train.workdir import Config
 
 
@@ -37,7 +37,7 @@ def check(config: Config, workdir: Path) -> None:
         "sft": ("steps", "batch_size", "micro_batches", "checkpoint_every"),
         "rl": ("steps", "prompts", "eval_every", "checkpoint_every", "sample_every"),
         "eval": ("batch_size",),
-        "reward": ("batch_size",),
+        "reward": ("batch_size", "refresh_steps", "refresh_batch_size"),
         "examiner": ("pairs", "rollouts", "eval_pairs", "batch_size"),
         "scalar": ("pairs", "rollouts", "eval_pairs", "batch_size"),
     }.items():
@@ -49,6 +49,8 @@ def check(config: Config, workdir: Path) -> None:
         _check_rl(config, mesh)
         _check_start(config)
         _check_reward(config)
+    if config.kind == EXAMINER.kind:
+        _check_examiner(config.examiner)
     if config.kind == SCALAR.kind:
         _check_scalar(config)
 
@@ -102,11 +104,13 @@ def _check_reward(config: Config) -> None:
         raise ValueError(f"reward.combine={reward.combine!r}: expected one of {COMBINATIONS}")
     if not 0 <= reward.model_weight <= 1:
         raise ValueError(f"reward.model_weight={reward.model_weight}: expected a share in [0, 1]")
-    if reward.refresh_every < 0 or (reward.refresh_every and not reward.model):
-        raise ValueError(
-            f"reward.refresh_every={reward.refresh_every}: expected a number of updates, and an "
-            "examiner (reward.model); 0 never refreshes it"
-        )
+    if reward.refresh_every < 0:
+        raise ValueError(f"reward.refresh_every={reward.refresh_every}: expected 0 (never) or more")
+    for name in ("refresh_every", "devices"):
+        if reward[name] and not reward.model:
+            raise ValueError(f"reward.{name}={reward[name]} needs an examiner: set reward.model")
+    if reward.refresh_every:
+        check_batch(reward.refresh_batch_size, examiner_mesh(config))
     if reward.votes < 0:
         raise ValueError(f"reward.votes={reward.votes}: expected 0 (no critiques) or more")
     if reward.model:
@@ -115,6 +119,16 @@ def _check_reward(config: Config) -> None:
         raise ValueError("reward.combine='model_only' needs an examiner: set reward.model")
     if reward.scalar:
         SCALAR.check(Path(reward.scalar), config)
+
+
+def _check_examiner(examiner: Config) -> None:
+    if examiner.room < 2 * examiner.answer_length:
+        raise ValueError(
+            f"examiner.room={examiner.room}: expected at least {2 * examiner.answer_length}, for "
+            f"two answers of answer_length={examiner.answer_length}"
+        )
+    if examiner.votes < 0:
+        raise ValueError(f"examiner.votes={examiner.votes}: expected 0 (no critiques) or more")
 
 
 def _check_scalar(config: Config) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float32, Int
 
 from she_jax.cot import Chain, CotSchema
@@ -18,17 +18,16 @@ from she_jax.data.examinations import FULL_MARKS
 from she_jax.data.prompts import positions
 from she_jax.data.questions import Branch, Question, QuestionFormat
 from she_jax.examination import CRITIQUE, VERDICT, Examination, read_answer, written_steps
-from she_jax.models.sharding import batch_sharding, make_mesh
+from she_jax.models.sharding import batch_sharding
 from she_jax.rl.sampling import jit_sample
 from she_jax.train.reward_folder import RewardFolder, tokenizer_digest
-from she_jax.train.setup import Policy, make_policy, policy_mesh
+from she_jax.train.setup import Policy, examiner_mesh, make_policy
 from she_jax.train.workdir import Config
 from she_jax.types import Example
 
 WINDOW = 10  # updates over which ``drift`` averages
 DRIFT = 0.02  # by which both must rise for ``drift`` to speak
 READABLE = 0.5  # share of the probability that the two verdicts must hold between them
-REMEMBERED = 200_000  # scores kept; a score and its key take about 200 bytes
 EXAMINER = RewardFolder(
     key="reward.model", kind="reward_model", name="examiner", identity="examiner.json"
 )
@@ -49,8 +48,8 @@ class Examiner:
     read directly, all steps of a chain in one row, or behind a critique: its most likely one, or
     each of several that it samples, the scores averaged. It is unknown where the two verdicts hold
     less than ``READABLE`` of the probability, where no critique can be read, or where a chain is
-    longer than chains may be. Questions are told apart by their tokens, each is asked once and its
-    score kept. All batches have one shape.
+    longer than chains may be. Questions are told apart by their tokens, and in one call each is
+    asked once. All batches have one shape.
 
     Args:
       policy: the examiner's model, parameters, prompts and devices.
@@ -61,13 +60,12 @@ class Examiner:
 
     def __init__(self, policy: Policy, *, answer_length: int, batch_size: int, votes: int = 0):
         self.format = QuestionFormat(prompts=policy.format, answer_length=answer_length)
-        self.asked = self.found = 0  # questions put to the model, and answered from memory
+        self.asked = self.repeated = 0  # of the last call: put to the model, and asked before
         self.policy, self._votes = policy, votes
         devices = policy.mesh.shape["data"] * policy.mesh.shape["fsdp"]
         self._branches = len(policy.format.schema.steps)  # questions of one chain, read in a row
         self._batch_size = math.ceil(batch_size / devices) * devices
         self._share = jax.jit(self._verdict_share)
-        self._memory: OrderedDict[bytes, float] = OrderedDict()
         self._sampler = jit_sample(
             policy.model,
             group_size=max(votes, 1),
@@ -78,39 +76,31 @@ class Examiner:
         )
 
     def learnt(self, params: Any) -> None:
-        """Takes other parameters, and forgets what it said with the old ones."""
+        """Takes other parameters."""
         self.policy = replace(self.policy, params=params)
-        self._memory.clear()
 
     def score(self, examinations: Sequence[Examination], key: Array) -> Scores:
         """Scores examinations, whatever their truth; ``[n]`` arrays.
 
+        Nothing is remembered from call to call: beside other questions the same one may score
+        another last bit, and a run that is resumed must score as one that was not.
+
         Args:
           examinations: the steps; those of one chain, in order, are read together.
-          key: of the critiques, consumed. Scores that hang on it are kept for this call only, so
-            that a run that is resumed, with nothing in memory, scores as one that was not.
+          key: of the critiques, consumed.
         """
-        if self._votes > 1:
-            self._memory.clear()
-        if not examinations:
-            return Scores(score=np.zeros(0, np.float32), known=np.zeros(0, bool))
-        questions = self.format.questions(examinations)
+        questions = self.format.questions(examinations) if examinations else []
         marks = [_digest(question.ids) for question in questions]
-        new = {
+        asked = {
             mark: question
             for mark, question in zip(marks, questions, strict=True)
-            if mark not in self._memory
+            if self.format.fits(question)
         }
-        self.asked += len(new)
-        self.found += len(questions) - len(new)
-        unseen = list(new.values())
-        fresh = self._by_critiques(unseen, key) if self._votes else self._directly(unseen)
-        self._memory |= zip(new, fresh, strict=True)
-        for mark in marks:
-            self._memory.move_to_end(mark)
-        scores = np.array([self._memory[mark] for mark in marks], np.float32)
-        while len(self._memory) > REMEMBERED:
-            self._memory.popitem(last=False)
+        self.asked, self.repeated = len(asked), len(questions) - len(asked)
+        ask = list(asked.values())
+        fresh = self._by_critiques(ask, key) if self._votes else self._directly(ask)
+        told = dict(zip(asked, fresh, strict=True))
+        scores = np.array([told.get(mark, math.nan) for mark in marks], np.float32)
         known = ~np.isnan(scores)
         return Scores(score=np.where(known, scores, 0.0).astype(np.float32), known=known)
 
@@ -146,10 +136,9 @@ class Examiner:
     def _by_critiques(self, questions: Sequence[Question], key: Array) -> list[float]:
         """Mean P(correct) over the critiques that can be read; NaN where none can."""
         texts: list[str] = []
-        asking = [n for n, question in enumerate(questions) if self.format.fits(question)]
-        for n, part in enumerate(self._parts([questions[n] for n in asking])):
+        for n, part in enumerate(self._parts(questions)):
             texts += self._said(part, jax.random.fold_in(key, n), float(self._votes > 1))
-        voters = [row for row in asking for _ in range(self._votes)]
+        voters = [row for row in range(len(questions)) for _ in range(self._votes)]
         answers = [read_answer(text) for text in texts[: len(voters)]]
         read = [(row, answer[0]) for row, answer in zip(voters, answers, strict=True) if answer]
         votes: list[list[float]] = [[] for _ in questions]
@@ -167,7 +156,8 @@ class Examiner:
 
     def _said(self, questions: Sequence[Question], key: Array, temperature: float) -> list[str]:
         """The answers to a batch of questions, with a critique, as text; each G times."""
-        asked = self.format.marks[CRITIQUE]
+        asked, mesh = self.format.marks[CRITIQUE], self.policy.mesh
+        key = jax.device_put(key, NamedSharding(mesh, PartitionSpec()))
         rows = [[*question.ids, *asked] for question in questions]
         batch = self.format.padded(rows, self.format.question_length)
         rollout = self._sampler(self.policy.params, batch, key, temperature)
@@ -316,10 +306,7 @@ def load_examiner(config: Config) -> Examiner:
     """
     folder = Path(config.reward.model)
     own = EXAMINER.check(folder, config)
-    mesh = policy_mesh(config)
-    if apart := config.reward.devices:
-        mesh = make_mesh(data=-1, devices=jax.devices()[-apart:])
-    policy = make_policy(own, folder, mesh=mesh)
+    policy = make_policy(own, folder, mesh=examiner_mesh(config))
     return Examiner(
         EXAMINER.restore(folder, policy, describe_examiner(policy)),
         answer_length=own.examiner.answer_length,

@@ -63,13 +63,17 @@ def make_refresher(
 
     def go_back(step: int) -> bool:
         """Gives the examiner what it had learnt by then, if that is there."""
-        found = saved.restore_params(examiner.policy.params, up_to=step)
-        if found is not None and found[0] == step:
-            examiner.learnt(found[1])
-        return found is not None and found[0] == step
+        found = None
+        if step in saved.steps:
+            found = saved.restore_params(examiner.policy.params, up_to=step)
+        if found is None or found[0] != step:
+            return False
+        examiner.learnt(found[1])
+        return True
 
     every = reward.refresh_every
-    last = start - start % every
+    last = min(start, config.rl.steps - 1)  # after the last update there is no refresh
+    last -= last % every
     if last and not go_back(last):
         raise ValueError(
             f"the examiner as refreshed at update {last} is not in {saved.directory}: put it back, "
@@ -95,21 +99,24 @@ def make_refresher(
             for example, (sample,) in zip(examples, samples, strict=True)
             for one in judged(sample.chain, example, schema, POLICY, f"{example.uid}/{step}")
         ]
+        if not new:
+            say(f"step {step}: the examiner is not refreshed, for nobody annotated these pairs")
         drawer, rng = Balanced([*pool, *new]), np.random.default_rng((config.seed, step))
         own = jax.tree.map(jnp.copy, examiner.policy.params)  # an update takes its state for good
         state = new_state(replace(examiner.policy, params=own), optimizer, config.seed)
         losses = []
-        for _ in range(reward.refresh_steps):
+        for _ in range(reward.refresh_steps if new else 0):
             drawn = drawer.draw(reward.refresh_batch_size, rng)
             batch, _ = examiner.format.sft_batch(drawn, room, rng)
             state, figures = compiled(state, batch)
             losses.append(float(jax.device_get(figures["loss"])))
         examiner.learnt(state.params)
         saved.save(step, state, {})
-        say(
-            f"step {step}: the examiner learnt from {len(new)} annotated steps of the policy; loss "
-            f"{losses[0]:.3f} at first, {losses[-1]:.3f} at last"
-        )
+        if losses:
+            say(
+                f"step {step}: the examiner learnt from {len(new)} annotated steps of the policy; "
+                f"loss {losses[0]:.3f} at first, {losses[-1]:.3f} at last"
+            )
         return True
 
     return refresh

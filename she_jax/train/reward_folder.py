@@ -53,11 +53,11 @@ class RewardFolder:
         chains = [CotSchema.build(**c.chain.to_dict()).names for c in (own, config)]
         if chains[0] != chains[1]:
             raise ValueError(
-                f"{where} examines chains of the steps {chains[0]}, and the policy "
+                f"{where} is for chains of the steps {chains[0]}, and the policy "
                 f"writes {chains[1]}; {hint} and a policy of this chain"
             )
-        if not (folder / "checkpoints" / self.kind).is_dir():
-            raise FileNotFoundError(f"{where} has no checkpoint: finish its training")
+        if not (folder / "summary.json").is_file():
+            raise FileNotFoundError(f"{where} is not done: start the command that trains it again")
         return own
 
     def restore(self, folder: Path, policy: Policy, described: Mapping[str, Any]) -> Policy:

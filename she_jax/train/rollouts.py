@@ -69,9 +69,12 @@ class Experience:
         if examiner is not None:
             owners = [example for example in self.examples[:groups] for _ in range(size)]
             where, steps = chain_examinations(self.chains[:rows], owners, schema)
-            scores = np.asarray(self.steps.model_score)
+            scores, scored = map(np.asarray, (self.steps.model_score, self.steps.model_known))
             said = zip(where, examiner.remarks(steps), strict=True)
-            remarks = {place: f"{scores[place]:.2f} {text}" for place, text in said}
+            remarks = {
+                place: f"{f'{scores[place]:.2f}' if scored[place] else 'unknown'} {text}"
+                for place, text in said
+            }
         write_samples(
             path,
             step=step,
@@ -101,7 +104,8 @@ def make_collector(
       policy: model, prompts and devices; its parameters are not read.
       reference: parameters of the frozen reference policy.
       examiner: examines every step, beside the verifier.
-      scalar: its score takes the place of the verifier's outcome reward.
+      scalar: its score takes the place of the verifier's outcome reward in the advantages; which
+        groups are informative, and what ``gate`` lets through, stays with the verifier's.
 
     Returns:
       ``collect(params, examples, key)``: samples with ``params``, the key consumed.
@@ -261,13 +265,12 @@ def _examined(
     key: Array,
 ) -> tuple[StepBatch, dict[str, float]]:
     """The steps with the examiner's word beside the verifier's, and how the two get on."""
-    asked, found = examiner.asked, examiner.found
     told = examine_chains(examiner, chains, examples, schema, key)
     mask = np.asarray(steps.step_mask)
     verifier, known = np.asarray(steps.verifier), np.asarray(steps.verifier_known) & mask
     figures = {
-        "examiner/asked": examiner.asked - asked,
-        "examiner/remembered": examiner.found - found,
+        "examiner/asked": examiner.asked,
+        "examiner/repeated": examiner.repeated,
         "examiner/unreadable": float((mask & ~told.known).sum() / max(mask.sum(), 1)),
         **contradictions(verifier, known, told, schema),
         **_truth(chains, examples, schema, told.known),

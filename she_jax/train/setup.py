@@ -115,6 +115,12 @@ def policy_mesh(config: Config) -> Mesh:
     return make_mesh(**config.mesh.to_dict(), devices=devices[: len(devices) - apart])
 
 
+def examiner_mesh(config: Config) -> Mesh:
+    """The devices that are set apart for an examiner, or else the policy's mesh."""
+    mesh, apart = policy_mesh(config), config.reward.devices
+    return make_mesh(data=-1, devices=jax.devices()[-apart:]) if apart else mesh
+
+
 def make_policy(
     config: Config, workdir: Path, made: Prepared | None = None, mesh: Mesh | None = None
 ) -> Policy:
