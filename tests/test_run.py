@@ -208,6 +208,7 @@ def test_a_run_begins_where_another_ended_and_keeps_what_it_began_with(done, tmp
     ("start", "changes", "error", "message"),
     [
         ("nowhere", {}, FileNotFoundError, "expected the checkpoints of a run, such as"),
+        ("/nowhere", {}, FileNotFoundError, "expected the checkpoints of a run, such as"),
         ("RUN", {}, FileNotFoundError, "expected the checkpoints of a run, such as"),
         ("RUN/checkpoints/sft", {"chain__label_first": True}, ValueError, "writes the chain"),
     ],

@@ -87,7 +87,7 @@ def _check_start(config: Config) -> None:
     if not config.start:
         return
     folder = Path(config.start)
-    path = folder.absolute().parents[1] / "config.json"
+    path = folder.absolute().parent.parent / "config.json"
     if not folder.is_dir() or not path.is_file():
         raise FileNotFoundError(
             f"start={folder}: expected the checkpoints of a run, such as runs/stage1/checkpoints/"

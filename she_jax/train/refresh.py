@@ -87,6 +87,7 @@ def make_refresher(
     )
 
     def refresh(step: int, params: Any, batches: Any) -> bool:
+        """Refreshes the examiner where that is due; says whether it was."""
         if step % every:
             return False
         if go_back(step):

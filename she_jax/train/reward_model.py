@@ -193,6 +193,7 @@ def examiner_figures(pool: Sequence[Examination], told: Scores) -> dict[str, Any
     sources = np.array([one.source for one in pool])
 
     def of(chosen: np.ndarray) -> dict[str, Any]:
+        """The figures of some of the examinations."""
         return _figures(np.array([one.correct for one in pool], bool)[chosen], told, chosen)
 
     own = sources == POLICY

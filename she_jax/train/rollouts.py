@@ -134,6 +134,7 @@ def make_collector(
     credit = jax.jit(_creditor(config))
 
     def collect(params: Any, examples: Sequence[Example], key: Array) -> Experience:
+        """Samples, reads, examines, credits."""
         began = time.perf_counter()
         asked, cut = prompts.prompts(examples)
         rollout = sampler(params, asked, key, rl.temperature, rl.top_p)
@@ -222,6 +223,7 @@ def _creditor(config: Config) -> Callable[..., tuple[Advantages, Array, Array, A
         outcome: Float[Array, "B"],
         completion_mask: Bool[Array, "B T"],
     ):
+        """Credits ``rewards`` and ``outcome`` of steps that stand where ``steps`` says."""
         told = rewards, known, outcome
         if rl.estimator == "srpo":
             advantages = srpo_advantages(*told, group_size=rl.group_size, **rl.srpo)

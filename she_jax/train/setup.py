@@ -165,7 +165,9 @@ def _tokenizer(config: Config, workdir: Path, made: Prepared | None) -> Tokenize
     if made is None:
         raise FileNotFoundError(f"{path} is missing: the run's folder is not whole")
     if config.start:
-        tokenizer = Tokenizer.from_file(str(Path(config.start).absolute().parents[1] / path.name))
+        tokenizer = Tokenizer.from_file(
+            str(Path(config.start).absolute().parent.parent / path.name)
+        )
     else:
         say(f"tokenizer: training on up to {TOKENIZER_PAIRS:,} pairs")
         source = open_split(made.path, "train")
