@@ -38,7 +38,7 @@ class RewardFolder:
           The config that it was trained with.
 
         Raises:
-          FileNotFoundError: if there is none, or no checkpoint of it.
+          FileNotFoundError: if there is none, or its training is not done.
           ValueError: if the folder is of another kind of run, or its chain has other steps.
         """
         path, where = folder / "config.json", f"{self.key}={folder}"
