@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from she_jax.cot import CotSchema
+from she_jax.data.chains import write_chain
 from she_jax.data.examinations import (
     POLICY,
     SPOILT,
@@ -118,8 +119,17 @@ def test_a_spoilt_step_differs_from_the_right_one_in_its_way_only(lessons):
         assert one.chain == gold.chain
         assert one.written.split("\n")[:-1] == gold.written.split("\n")[:-1]
         same_verdict = last_step(one).verdict == last_step(gold).verdict
-        assert same_verdict == (one.source != "verdict")
-        assert (last_step(one).text == last_step(gold).text) == (one.source == "verdict")
+        assert same_verdict == (one.source not in ("verdict", "evidence"))
+        same_text = last_step(one).text == last_step(gold).text
+        assert one.source == "evidence" or same_text == (one.source == "verdict")
+
+
+def test_spoilt_evidence_is_another_pairs_whole_step(pairs, lessons):
+    """Text and verdict agree with each other: only the pair shows that they are wrong."""
+    written = [SCHEMA.parse(write_chain(p, SCHEMA, np.random.default_rng(0))) for p in pairs]
+    steps = [step for chain in written for step in chain.steps if step is not None]
+    borrowed = [last_step(one) for one in lessons if one.source == "evidence"]
+    assert {(s.text, s.verdict) for s in borrowed} <= {(s.text, s.verdict) for s in steps}
 
 
 def test_a_reason_that_would_do_for_any_pair_is_not_borrowed():

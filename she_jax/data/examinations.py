@@ -7,7 +7,8 @@ is a step with full marks. Sources:
   one written from the gold class); ``teacher``: a wrong one.
 - a gold step spoilt on purpose: ``verdict`` (another one), ``attribute`` (an invented item),
   ``product`` (what it says of the product is another product's), ``reason`` (the verdict is right,
-  the text is about another pair).
+  the text is about another pair), ``evidence`` (that text, and the verdict that goes with it: a
+  step at one with itself, which only who reads the pair finds wrong).
 - ``policy``: as the policy wrote it.
 """
 
@@ -24,7 +25,7 @@ from she_jax.rl.rewards import verify
 from she_jax.types import Example
 
 POLICY = "policy"
-SPOILT = ("verdict", "attribute", "product", "reason")
+SPOILT = ("verdict", "attribute", "product", "reason", "evidence")
 FULL_MARKS = 1 - 1e-6
 
 
@@ -123,6 +124,8 @@ def _spoil(
         return dataclasses.replace(own, text=text) if text else None
     if way == "reason" and verdicts and _foreign_item(theirs.text, example, other):
         return dataclasses.replace(own, text=theirs.text)
+    if way == "evidence" and theirs.verdict not in (own.verdict, None) and theirs.text:
+        return theirs
     return None
 
 
