@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can follow
     """The defaults: a small decoder from scratch on ShopWorld, sized for two CPU cores."""
     config: Any = ConfigDict()
-    config.kind = "train"  # train | evaluate | reward_model | scalar_reward
+    config.kind = "train"  # train | curriculum | filter | evaluate | reward_model | scalar_reward
     config.seed = 0  # parameters, order of the data and sampling
     config.export = False  # also write the judge as a Hugging Face directory, <workdir>/export
     config.checkpoint = ""  # evaluate: a run's folder, a Hugging Face directory or a .gguf file
@@ -17,10 +17,13 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     # DIR/checkpoints/srpo of another run, of the same chain and model.
     config.start = ""
 
+    # The recipe of the stage before, which is run where what this one starts from is not there.
+    config.before = ConfigDict()
+
     # The pairs.
     config.data = ConfigDict()
-    config.data.name = "shopworld"  # shopworld | esci | wands | jsonl
-    config.data.path = ""  # folder (esci, wands) or file (jsonl)
+    config.data.name = "shopworld"  # shopworld | esci | wands | jsonl | made
+    config.data.path = ""  # folder (esci, wands, made: of a made data set) or file (jsonl)
     config.data.dir = ""  # where the TFDS data set goes; "" for <workdir>/data
     config.data.max_bad_share = 0.05  # share of rows that may be unusable
     config.data.balance = False  # draw the classes in equal shares while training
@@ -92,6 +95,11 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.rl.normalisation = "token"  # token | sequence | step
     config.rl.clamp = 2.0  # of a token's advantage
     config.rl.estimator = "srpo"  # srpo | grpo
+    # Prompts come shuffled (even), or by their running pass rate; she_jax.data.curriculum.
+    config.rl.aim = "even"  # even | easy | medium | hard
+    # Groups that the verifier cannot tell apart give way to those of so many further batches.
+    config.rl.refill = 0
+    config.rl.patience = 0  # end after so many judgings without a better one; 0 for never
     config.rl.eval_every = 50
     config.rl.checkpoint_every = 20
     config.rl.sample_every = 25
@@ -107,6 +115,9 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     # Rewards of a group, of a step or the outcome, that deviate no more than this teach nothing.
     # With reward.model or reward.scalar set more, 0.05 say: a model's scores are never quite equal.
     config.rl.srpo.tol = 1e-6
+
+    # Diversified data filtering; see she_jax.data.filtering.FilterConfig.
+    config.filter = filtering()
 
     # The hybrid examination; see she_jax.rl.rewards.combine_rewards.
     config.reward = ConfigDict()
@@ -131,6 +142,27 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.eval.pass_k = 8  # rollouts a pair for pass@k, before and after; 0 leaves it out
     config.eval.pass_pairs = 256  # pairs for pass@k
     return config.lock()  # a recipe that misspells a key fails
+
+
+def filtering() -> Any:
+    """What a filter looks at, and its thresholds and quotas, all of them open."""
+    config: Any = ConfigDict()
+    config.pairs = 0  # look at the first so many training pairs; 0 leaves filtering out
+    config.rollouts = 8  # of each of them
+    config.records = ""  # folder of rollouts, kept for other thresholds; "" for <workdir>/filter
+    config.part = 0  # measure only each parts-th block of prompts, this one and on ...
+    config.parts = 1  # ... where several runs share the folder of the records
+    config.similarity = 0.9  # of texts from which on a pair repeats an earlier one; 0 for off
+    config.confidence = 1.0  # drop pairs of whose class the policy is surer than that
+    config.low = 0.0  # lowest pass rate to keep
+    config.high = 1.0  # highest
+    config.min_entropy = 0.0  # lowest path entropy to keep, nats
+    config.size = 0  # keep so many; 0 for all that pass
+    config.balance = True  # even quotas over class, kind, difficulty and cluster
+    config.clusters = 16  # of the embeddings; 0 for none
+    config.front = ()  # kinds of query that come first
+    config.front_share = 0.75  # of the size, for the kinds in front
+    return config
 
 
 def _optimizer(*, learning_rate: float, warmup: int) -> Any:

@@ -175,6 +175,11 @@ class CotSchema:
             label=int(label.verdict) if label is not None and label.verdict else None,
         )
 
+    def path(self, chain: Chain) -> str:
+        """A chain's verdicts, such as ``match/unstated/3``, with ``-`` for a missing one."""
+        pairs = zip(self.steps, chain.steps, strict=True)
+        return "/".join((own and own.verdict) or "-" for step, own in pairs if step.verdicts)
+
     @staticmethod
     def _parse_step(step: Step, body: str) -> ParsedStep:
         text, arrow, tail = body.rpartition(ARROW)

@@ -14,12 +14,9 @@ from she_jax.models.sharding import make_mesh, shardings
 from she_jax.models.transformer import ModelConfig, build_model, init_params
 from she_jax.train import examiner as module
 from she_jax.train.examiner import (
-    DRIFT,
-    WINDOW,
     Examiner,
     Scores,
     contradictions,
-    drift,
     examine_chains,
 )
 from she_jax.train.setup import Policy
@@ -264,15 +261,3 @@ def test_contradictions():
             "disagreement": 2 / 3,
         }
     )
-
-
-def test_drift_is_a_score_that_rises_while_the_disagreement_does():
-    """Of the last updates against as many before; nothing else is drift."""
-    early, late = [[0.5, 0.1]] * WINDOW, [[0.6, 0.2]] * WINDOW
-    assert "rose from 0.500 to 0.600" in drift([*early, *late])
-    assert "from 0.100 to 0.200" in drift([*early, *late])
-    assert not drift([*early, *late][1:])  # too early to tell
-    assert not drift([*late, *early])
-    assert not drift([*early, *[[0.6, 0.1]] * WINDOW])  # right to be content
-    assert not drift([*early, *[[0.5, 0.2]] * WINDOW])  # not even pleased
-    assert not drift([*early, *[[0.5 + DRIFT / 2, 0.2]] * WINDOW])

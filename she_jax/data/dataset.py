@@ -436,9 +436,24 @@ def prepare(builder: ExampleBuilder, on_progress: Callable[[int], None] | None =
             ) from error
     if not (path / _MADE).is_file():
         raise ValueError(f"{path} is not a finished data set ({_MADE} is missing): delete it")
-    made = json.loads((path / _MADE).read_text(encoding="utf-8"))
+    return dataclasses.replace(open_prepared(path), reused=reused)
+
+
+def open_prepared(path: str | Path) -> Prepared:
+    """A data set that was made before, by its folder.
+
+    Raises:
+      FileNotFoundError: if there is none.
+    """
+    file = Path(path) / _MADE
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"no data set at {path} ({_MADE} is missing): expected a folder that was made from "
+            "pairs, such as runs/filter/filtered/<name>/<options>/<version>"
+        )
+    made = json.loads(file.read_text(encoding="utf-8"))
     del made["options"]
-    return Prepared(path=path, reused=reused, **made)
+    return Prepared(path=Path(path), reused=True, **made)
 
 
 class ExampleSource:

@@ -5,10 +5,10 @@ is a step with full marks. Sources:
 
 - ``gold``: a right step of the demonstration that the cold start imitates (a teacher's chain, or
   one written from the gold class); ``teacher``: a wrong one.
-- a gold step spoilt on purpose: ``verdict`` (another one), ``attribute`` (an invented item),
-  ``product`` (what it says of the product is another product's), ``reason`` (the verdict is right,
-  the text is about another pair), ``evidence`` (that text, and the verdict that goes with it: a
-  step at one with itself, which only who reads the pair finds wrong).
+- a gold step spoilt on purpose: ``verdict`` (another one, wherever the step says it, so that it
+  does not contradict itself), ``attribute`` (an invented item), ``product`` (what it says of the
+  product is another product's), ``reason`` (the verdict is right, the text is about another pair),
+  ``evidence`` (that text, and the verdict that goes with it).
 - ``policy``: as the policy wrote it.
 """
 
@@ -113,14 +113,18 @@ def _spoil(
         return None
     if way == "verdict":
         wrong = [verdict for verdict in verdicts if verdict != own.verdict]
-        return dataclasses.replace(own, verdict=_pick(rng, wrong)) if wrong else None
+        if not wrong or own.verdict is None:
+            return None
+        verdict = _pick(rng, wrong)
+        text = re.sub(rf"\b{re.escape(own.verdict)}\b", verdict, own.text)
+        return dataclasses.replace(own, text=text, verdict=verdict)
     if theirs is None or not own.text:
         return None
     if way == "attribute" and not verdicts:
         item = _foreign_item(theirs.text, example)
         return dataclasses.replace(own, text=f"{own.text}; {item}") if item else None
     if way == "product":
-        text = _other_product(own.text, example, other)
+        text = _other_product(own.text, example, other, rng)
         return dataclasses.replace(own, text=text) if text else None
     if way == "reason" and verdicts and _foreign_item(theirs.text, example, other):
         return dataclasses.replace(own, text=theirs.text)
@@ -143,11 +147,13 @@ def _foreign_item(text: str, example: Example, other: Example | None = None) -> 
     return ""
 
 
-def _other_product(text: str, example: Example, other: Example) -> str:
+def _other_product(text: str, example: Example, other: Example, rng: np.random.Generator) -> str:
     """The text with a true item of the product exchanged for another product's."""
     own, theirs = ((pair.steps or {}).get("product", "").split(";") for pair in (example, other))
     asked = _split((example.steps or {}).get("query", ""))
-    for mine, foreign in zip(map(str.strip, own), map(str.strip, theirs), strict=False):
+    items = list(zip(map(str.strip, own), map(str.strip, theirs), strict=False))
+    for n in rng.permutation(len(items)):
+        mine, foreign = items[n]
         # What is asked as well may stand for what is asked: exchanging it proves nothing.
         where = re.search(rf"\b{re.escape(mine)}\b(?!.*\b{re.escape(mine)}\b)", text)
         if mine and where and not _split(mine) <= asked and _split(foreign) - _words(example):

@@ -10,7 +10,7 @@ from she_jax.data.dataset import ExampleSource
 from she_jax.types import Example
 
 
-class _Subset:
+class Subset:
     """Some rows of a source, by index."""
 
     def __init__(self, source: Sequence[Example] | ExampleSource, rows: Sequence[int]):
@@ -56,7 +56,7 @@ def batches(
             raise ValueError("balance: no example has a label; set it to False")
     process, processes = jax.process_index(), jax.process_count()
     parts = [
-        grain.MapDataset.source(_Subset(source, rows[process::processes]))
+        grain.MapDataset.source(Subset(source, rows[process::processes]))
         .shuffle(seed=seed + n)
         .repeat()
         for n, rows in enumerate(groups)

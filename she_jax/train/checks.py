@@ -8,7 +8,9 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from she_jax.data.dataset import Prepared
+from she_jax.data.curriculum import AIMS
+from she_jax.data.dataset import Prepared, open_prepared
+from she_jax.data.filtering import FilterConfig
 from she_jax.data.outcomes import LOSSES
 from she_jax.models.sharding import check_batch
 from she_jax.rl.advantages import CRITICAL
@@ -21,6 +23,8 @@ from she_jax.train.scalar import SCALAR
 from she_jax.train.setup import examiner_mesh, make_builder, policy_mesh
 from she_jax.train.workdir import Config
 
+FILTER_RUN = ("pairs", "rollouts", "records", "part", "parts")  # not FilterConfig's
+
 
 def check(config: Config, workdir: Path) -> None:
     """Finds what would stop the run later, before it takes any time or leaves anything.
@@ -29,10 +33,13 @@ def check(config: Config, workdir: Path) -> None:
       ValueError: for the first thing that cannot work.
       FileNotFoundError: if the data set's files are not there.
     """
-    make_builder(config, workdir)
+    if config.data.name == "made":
+        open_prepared(config.data.path)
+    else:
+        make_builder(config, workdir)
     if config.kind == "evaluate":
         return
-    mesh, sft = policy_mesh(config), config.sft
+    mesh, sft = policy_mesh(config), config.get("sft")
     for part, names in {
         "sft": ("steps", "batch_size", "micro_batches", "checkpoint_every"),
         "rl": ("steps", "prompts", "eval_every", "checkpoint_every", "sample_every"),
@@ -44,6 +51,10 @@ def check(config: Config, workdir: Path) -> None:
         for name in names if part in config else ():
             if config[part][name] < 1:
                 raise ValueError(f"{part}.{name}={config[part][name]}: expected at least 1")
+    if "filter" in config:
+        _check_filter(config)
+    if config.kind == "filter":
+        return
     _check_rows(sft.batch_size, sft.micro_batches, mesh)
     if config.kind == "train":
         _check_rl(config, mesh)
@@ -62,6 +73,9 @@ def _check_rl(config: Config, mesh: Mesh) -> None:
         raise ValueError(f"group_size={rl.group_size}: the group baseline needs at least 2")
     if not rl.temperature > 0:
         raise ValueError(f"rl.temperature={rl.temperature}: expected a positive number")
+    for name in ("refill", "patience"):
+        if rl[name] < 0:
+            raise ValueError(f"rl.{name}={rl[name]}: expected 0 (never) or more")
     if rl.halvings < 0:
         raise ValueError(f"rl.halvings={rl.halvings}: expected 0 (leave no row behind) or more")
     if rl.top_p < 1 and not rl.top_k:
@@ -70,6 +84,7 @@ def _check_rl(config: Config, mesh: Mesh) -> None:
         ("estimator", rl.estimator, ESTIMATORS),
         ("normalisation", rl.normalisation, NORMALISATIONS),
         ("srpo.critical", rl.srpo.critical, CRITICAL),
+        ("aim", rl.aim, AIMS),
     ):
         if value not in choices:
             raise ValueError(f"rl.{name}={value!r}: expected one of {choices}")
@@ -81,6 +96,27 @@ def _check_rows(rows: int, parts: int, mesh: Mesh) -> None:
     if rows % parts:
         raise ValueError(f"{rows} rows do not divide into micro_batches={parts}")
     check_batch(rows // parts, mesh)
+
+
+def _check_filter(config: Config) -> None:
+    own = config.filter
+    filter_config(config)
+    if own.pairs < (config.kind == "filter"):
+        raise ValueError(f"filter.pairs={own.pairs}: expected some training pairs to look at")
+    if own.pairs and own.rollouts < 1:
+        raise ValueError(f"filter.rollouts={own.rollouts}: expected at least 1")
+    if not 0 <= own.part < own.parts:
+        raise ValueError(f"filter.part={own.part}: expected 0 to {own.parts - 1}, of filter.parts")
+
+
+def filter_config(config: Config) -> FilterConfig:
+    """The thresholds and quotas of a run's config.
+
+    Raises:
+      ValueError: if one is out of its range.
+    """
+    own = {k: v for k, v in config.filter.items() if k not in FILTER_RUN}
+    return FilterConfig(**own | {"front": tuple(own["front"]), "seed": config.seed})
 
 
 def _check_start(config: Config) -> None:

@@ -25,8 +25,6 @@ from she_jax.train.setup import Policy, examiner_mesh, make_policy
 from she_jax.train.workdir import Config
 from she_jax.types import Example
 
-WINDOW = 10  # updates over which ``drift`` averages
-DRIFT = 0.02  # by which both must rise for ``drift`` to speak
 READABLE = 0.5  # share of the probability that the two verdicts must hold between them
 EXAMINER = RewardFolder(
     key="reward.model", kind="reward_model", name="examiner", identity="examiner.json"
@@ -262,32 +260,6 @@ def contradictions(
         if count := both[:, own].sum():
             figures[f"disagreement{name}"] = float(apart[:, own].sum() / count)
     return figures
-
-
-def drift(history: Sequence[Sequence[float]]) -> str:
-    """What is wrong where the examiner's score rises while its agreement with the verifier falls.
-
-    That is how a policy looks that learns to please the examiner (reward hacking). Compared are the
-    means of the last ``WINDOW`` updates and of as many before.
-
-    Args:
-      history: ``examiner`` and ``disagreement`` of ``contradictions``, an update each, the last
-        ``2 * WINDOW`` of them; with fewer there is nothing to say.
-
-    Returns:
-      A sentence, or "" where all is well.
-    """
-    if len(history) < 2 * WINDOW:
-        return ""
-    early, late = np.asarray(history).reshape(2, WINDOW, 2).mean(axis=1)
-    if (late - early).min() < DRIFT:
-        return ""
-    return (
-        f"over the last {WINDOW} updates the examiner's score rose from {early[0]:.3f} to "
-        f"{late[0]:.3f} while its disagreement with the verifier rose from {early[1]:.3f} to "
-        f"{late[1]:.3f}: the policy may be learning to please it. Read samples/, refresh the "
-        "examiner (reward.refresh_every), or have more steps annotated"
-    )
 
 
 # -------------------------------------------------------------------------- on the disk

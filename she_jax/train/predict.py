@@ -15,7 +15,7 @@ from rich.console import Console
 
 from she_jax.cot import LABELS, Chain
 from she_jax.data.dataset import ExampleSource, open_split
-from she_jax.data.prompts import PromptFormat, positions
+from she_jax.data.prompts import PromptFormat
 from she_jax.rl.sampling import jit_sample
 from she_jax.rl.steps import step_ids
 from she_jax.train.evaluate import pass_at_k, score
@@ -169,7 +169,7 @@ def evaluate(config: Config, workdir: Path) -> None:
     examples = open_split(made.path, config.data.eval_split)
     limit = min(config.data.eval_pairs or len(examples), len(examples))
     judge = Judge(policy, config.eval.batch_size)
-    weigh = jax.jit(_label_probabilities(policy))
+    look = jax.jit(make_look(policy))
     labelled: list[tuple[Chain, Example]] = []
     draft = workdir / "predictions.jsonl.part"
     with (
@@ -179,8 +179,7 @@ def evaluate(config: Config, workdir: Path) -> None:
         done = 0
         for part, rollout, chains in judge.read(policy.params, examples, limit):
             where, rivals = label_tokens(policy.format, rollout, chains)
-            place = positions(np.asarray(rollout.prompt_mask) | np.asarray(rollout.completion_mask))
-            shares = np.asarray(weigh(policy.params, rollout.tokens, place, where, rivals))
+            shares = np.asarray(look(policy.params, rollout, where, rivals)[0])
             for example, chain, share, found in zip(part, chains, shares, where, strict=False):
                 file.write(
                     json.dumps(_line(example, chain, share if found else None, policy.format))
@@ -228,14 +227,26 @@ def label_tokens(
     return where, rivals
 
 
-def _label_probabilities(policy: Policy) -> Callable[..., Float[Array, "B 4"]]:
-    def weigh(params: Any, tokens: Array, place: Array, where: Array, rivals: Array) -> Array:
-        output = policy.model.forward(params, tokens, place)
+def make_look(
+    policy: Policy,
+) -> Callable[..., tuple[Float[Array, "B 4"], Float[Array, "B D"]]]:
+    """Makes the function that looks at rollouts through the policy.
+
+    Returns:
+      (params, rollout, where, rivals) -> the probabilities of the four classes at the label's token
+      (see ``label_tokens``), and the mean of the hidden states over the prompt and the chain.
+    """
+
+    def look(params: Any, rollout: Rollout, where: Array, rivals: Array) -> tuple[Array, Array]:
+        real = rollout.prompt_mask | rollout.completion_mask
+        place = jnp.where(real, jnp.cumsum(real, axis=1) - 1, -1)
+        output = policy.model.forward(params, rollout.tokens, place)
         before = jnp.take_along_axis(output.hidden, jnp.maximum(where - 1, 0)[:, None, None], 1)
         logits = jnp.einsum("bd,dbc->bc", before[:, 0], output.head[:, rivals])
-        return jax.nn.softmax(logits.astype(jnp.float32), axis=1)
+        total = jnp.where(real[:, :, None], output.hidden.astype(jnp.float32), 0.0).sum(axis=1)
+        return jax.nn.softmax(logits.astype(jnp.float32), axis=1), total / real.sum(1)[:, None]
 
-    return weigh
+    return look
 
 
 def _line(

@@ -30,8 +30,8 @@ EARLIER = "earlier policy"  # source of the policy steps that the examiner was t
 
 
 def make_refresher(
-    config: Config, workdir: Path, examiner: Examiner, judge: Judge, start: int
-) -> Callable[[int, Any, Any], bool]:
+    config: Config, workdir: Path, examiner: Examiner, judge: Judge, batches: Any, start: int
+) -> Callable[[int, Any], bool]:
     """Makes the function that refreshes an examiner in place, and brings it back to where it was.
 
     What it learnt is in ``checkpoints/examiner``, by the number of the update, so that a run that
@@ -42,13 +42,13 @@ def make_refresher(
       workdir: its folder.
       examiner: as ``config.reward.model`` has it.
       judge: samples from the policy.
+      batches: of the stage's pairs, by position; an update's worth each.
       start: updates that the run has done.
 
     Returns:
-      ``refresh(step, params, batches)``: after so many updates, with the policy's parameters and
-      the batches of pairs it is trained on, by position. It refreshes the examiner where it is due,
-      on the pairs since the last time, and says whether it was. What was done before is not done
-      again.
+      ``refresh(step, params)``: after so many updates, with the policy's parameters. It refreshes
+      the examiner where it is due, on as many batches as there were updates since the last time,
+      and says whether it was. What was done before is not done again.
 
     Raises:
       ValueError: if the examiner of update ``start`` is gone.
@@ -86,7 +86,7 @@ def make_refresher(
         update, examiner.policy.mesh, new_state(examiner.policy, optimizer, 0)
     )
 
-    def refresh(step: int, params: Any, batches: Any) -> bool:
+    def refresh(step: int, params: Any) -> bool:
         """Refreshes the examiner where that is due; says whether it was."""
         if step % every:
             return False

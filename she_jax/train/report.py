@@ -117,6 +117,9 @@ def before_after_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> T
         rows += [
             (f"{title} {k}", first.get(k), second.get(k)) for k in dict.fromkeys([*first, *second])
         ]
+    if "longtail" in before:
+        tails = [one.get("longtail", {}).get("macro_f1") for one in (before, after)]
+        rows.append(("macro F1, long tail", *tails))
     rows.append(("parse rate", before.get("parse_rate"), after.get("parse_rate")))
     sampled = [key for key in before if key.startswith("pass_at_")]
     rows += [(key.replace("_at_", "@"), before[key], after.get(key)) for key in sampled]

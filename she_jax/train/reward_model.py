@@ -32,6 +32,7 @@ from she_jax.train.workdir import Config
 from she_jax.types import Example, SftBatch
 
 BINS = 10  # of the calibration error
+NEARBY = 8  # rows to either side among which pairs of the same query are looked for
 
 
 def train_examiner(config: Config, workdir: Path) -> None:
@@ -111,12 +112,23 @@ def examinations(
         examples = [with_all_truth(example) for example in examples]
     rng = np.random.default_rng(config.seed)
     found = []
-    for example in examples[:pairs]:
-        other = examples[int(rng.integers(len(examples)))]
-        found += demonstrated(example, other, schema, rng)
+    for row, example in enumerate(examples[:pairs]):
+        found += demonstrated(example, _other(examples, row, rng), schema, rng)
     found += policy_steps(config, examples[:policy_pairs], schema, split)
     save_examinations(path, found)
     return found
+
+
+def _other(examples: Sequence[Example], row: int, rng: np.random.Generator) -> Example:
+    """Another pair: half the time one nearby of the same query, whose product is alike."""
+    near = [
+        one
+        for one in examples[max(0, row - NEARBY) : row + NEARBY + 1]
+        if one.query == examples[row].query and one.uid != examples[row].uid
+    ]
+    if near and rng.random() < 0.5:
+        return near[int(rng.integers(len(near)))]
+    return examples[int(rng.integers(len(examples)))]
 
 
 def policy_steps(

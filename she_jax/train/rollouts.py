@@ -35,7 +35,7 @@ from she_jax.train.report import write_samples
 from she_jax.train.scalar import ScalarReward
 from she_jax.train.setup import Policy
 from she_jax.train.workdir import Config
-from she_jax.types import Advantages, Example, StepBatch, TrainBatch
+from she_jax.types import Advantages, Example, Rollout, StepBatch, TrainBatch
 
 ESTIMATORS = ("srpo", "grpo")
 
@@ -54,6 +54,21 @@ class Experience:
     rewards: np.ndarray  # of each step, the hybrid's, [B, S]
     known: np.ndarray  # where there is one, [B, S]
     advantages: np.ndarray  # of each step's tokens, [B, S]
+    informative: np.ndarray  # groups that the verifier tells apart, [N]
+    dropped: tuple[tuple[Example, float], ...] = ()  # prompts of replaced groups, and pass rates
+
+    @property
+    def pass_rates(self) -> np.ndarray:
+        """The share of each group's rollouts that the verifier finds right, [N]."""
+        right = np.asarray(self.steps.outcome) >= FULL_MARKS
+        return right.reshape(len(self.examples), -1).mean(axis=1)
+
+    @property
+    def rates(self) -> tuple[list[Example], list[float]]:
+        """All prompts that were sampled, the dropped ones too, and their pass rates."""
+        kept = zip(self.examples, self.pass_rates.tolist(), strict=True)
+        examples, rates = zip(*self.dropped, *kept, strict=True)
+        return list(examples), list(rates)
 
     def write(
         self,
@@ -187,6 +202,7 @@ def make_collector(
             **_rewards(rewards, known, outcome, prompts.schema),
             **({} if scalar is None else {"outcome": float(jnp.mean(steps.outcome))}),
             **told,
+            **_exploration(chains, on_host, steps, prompts.schema, len(examples)),
             "zero_variance": 1.0 - float(jnp.mean(informative)),
             "length": float(on_host.completion_mask.sum(axis=1).mean()),
             "truncated": float(truncated.mean()),
@@ -207,9 +223,100 @@ def make_collector(
             rewards=np.asarray(rewards),
             known=np.asarray(known),
             advantages=np.clip(np.asarray(by_step), -rl.clamp, rl.clamp),
+            informative=np.asarray(informative),
         )
 
     return collect
+
+
+def refilled(
+    collect: Callable[[Any, Sequence[Example], Array], Experience],
+    params: Any,
+    draw: Callable[[], Sequence[Example]],
+    key: Array,
+    rounds: int,
+) -> Experience:
+    """Experience whose groups the verifier tells apart, as far as so many rounds can make it so.
+
+    Groups that teach nothing give way to informative ones of another batch of prompts; those that
+    are informative stay. After the last round what is left stays too: it has no advantage, and
+    only the KL term reads it. What was dropped is counted and kept for the running pass rates.
+    DAPO's dynamic sampling (arXiv 2503.14476, section 3.2), with a bound.
+
+    Args:
+      collect: from ``make_collector``.
+      params: of the policy.
+      draw: gives the next batch of prompts.
+      key: consumed.
+      rounds: further batches at most, >= 0.
+    """
+    seen = collect(params, draw(), key)
+    used = 0
+    while used < rounds and not seen.informative.all():
+        used += 1
+        # Far from the numbers of tokens, which the sampler folds into its own key.
+        seen = _replaced(seen, collect(params, draw(), jax.random.fold_in(key, 2**31 - used)))
+    figures = {"refills": used, "dropped": len(seen.dropped)} if rounds else {}
+    return dataclasses.replace(seen, figures=seen.figures | figures)
+
+
+def _replaced(seen: Experience, more: Experience) -> Experience:
+    """The uninformative groups of one experience exchanged for informative ones of another."""
+    gaps, found = np.flatnonzero(~seen.informative), np.flatnonzero(more.informative)
+    count, groups = min(len(gaps), len(found)), len(seen.examples)
+    source = np.arange(groups)
+    source[gaps[:count]] = groups + found[:count]
+    size = len(seen.texts) // groups
+    rows = (source[:, None] * size + np.arange(size)).reshape(-1)
+
+    def by_row(one: Any, other: Any) -> Any:
+        """Rows of arrays of rollouts; what is one for all stays."""
+        if not np.ndim(one):
+            return one
+        module = np if isinstance(one, np.ndarray) else jnp
+        return module.concatenate([one, other])[rows]
+
+    both = [*seen.examples, *more.examples]
+    rates = np.concatenate([seen.pass_rates, more.pass_rates])
+    left = np.setdiff1d(np.arange(len(both)), source)
+    arrays = {
+        name: jax.tree.map(by_row, getattr(seen, name), getattr(more, name))
+        for name in ("batch", "steps", "outcome", "rewards", "known", "advantages")
+    }
+    informative = np.concatenate([seen.informative, more.informative])[source]
+    # Of the update these groups go into; the times are those of all rounds.
+    figures = {
+        name: value + more.figures[name] if name.startswith("time/") else value
+        for name, value in seen.figures.items()
+    }
+    return Experience(
+        **arrays,
+        figures=figures | {"zero_variance": 1.0 - float(informative.mean())},
+        examples=[both[n] for n in source],
+        texts=[[*seen.texts, *more.texts][row] for row in rows],
+        chains=[[*seen.chains, *more.chains][row] for row in rows],
+        informative=informative,
+        dropped=(*seen.dropped, *((both[n], float(rates[n])) for n in left)),
+    )
+
+
+def _exploration(
+    chains: Sequence[Chain], rollout: Rollout, steps: StepBatch, schema: CotSchema, groups: int
+) -> dict[str, float]:
+    """How far the policy still explores.
+
+    Returns:
+      ``paths``, the mean number of different paths (tuples of the steps' verdicts) in a group;
+      ``entropy/<step>``, the mean of -log p over the tokens sampled in a step, in nats: an estimate
+      of the policy's entropy there, at the sampling temperature.
+    """
+    taken = np.array([schema.path(chain) for chain in chains]).reshape(groups, -1)
+    figures = {"paths": float(np.mean([len(set(own)) for own in taken.tolist()]))}
+    surprise, ids = -np.asarray(rollout.logps), np.asarray(steps.step_ids)
+    for k, name in enumerate(schema.names):
+        if (own := ids == k).any():
+            figures[f"entropy/{name}"] = float(surprise[own].mean())
+    return figures
 
 
 def _creditor(config: Config) -> Callable[..., tuple[Advantages, Array, Array, Array]]:

@@ -5,18 +5,19 @@ The way to the loss: ``launch.py``, ``srpo`` here, ``she_jax.rl.update``, ``she_
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from grain import MapDataset
+from ml_collections import ConfigDict
 from rich.console import Console
 
 from she_jax.data.chains import write_chain
-from she_jax.data.dataset import Prepared, open_split
+from she_jax.data.curriculum import PromptPool
+from she_jax.data.dataset import ExampleSource, Prepared, open_split
 from she_jax.data.pipeline import batches
 from she_jax.data.prompts import PromptFormat, positions
 from she_jax.models.weights import save_model
@@ -24,23 +25,25 @@ from she_jax.rl.losses import LossConfig
 from she_jax.rl.update import jit_update_step, make_update_step
 from she_jax.train.checkpoint import Checkpoints, StopSignal
 from she_jax.train.checks import check, check_data, check_splits, fingerprint, finite
-from she_jax.train.evaluate import score
-from she_jax.train.examiner import WINDOW, drift, load_examiner
+from she_jax.train.examiner import load_examiner
+from she_jax.train.filter_run import filter_prompts, run_filter
+from she_jax.train.judging import judge_twice, judged
 from she_jax.train.metrics import MetricsWriter, Progress, say
 from she_jax.train.policy_run import inherit
 from she_jax.train.predict import Judge, evaluate
 from she_jax.train.refresh import make_refresher
 from she_jax.train.report import before_after_table, write_json
 from she_jax.train.reward_model import train_examiner
-from she_jax.train.rollouts import make_collector
+from she_jax.train.rollouts import make_collector, refilled
 from she_jax.train.scalar import load_scalar
 from she_jax.train.scalar_training import train_scalar
 from she_jax.train.setup import Policy, make_data, make_optimizer, make_policy
 from she_jax.train.sft import adopt, leave, new_state, sft
+from she_jax.train.watch import Watch
 from she_jax.train.workdir import Config, claim_workdir
 from she_jax.types import Example, SftBatch
 
-KINDS = ("train", "evaluate", "reward_model", "scalar_reward")
+KINDS = ("train", "curriculum", "filter", "evaluate", "reward_model", "scalar_reward")
 
 
 def run(config: Config, workdir: Path) -> None:
@@ -56,10 +59,18 @@ def run(config: Config, workdir: Path) -> None:
     """
     if config.kind not in KINDS:
         raise ValueError(f"kind={config.kind!r}: expected one of {KINDS}")
-    if config.kind in ("reward_model", "scalar_reward"):
+    if config.kind == "curriculum":
+        run_curriculum(config, workdir)
+        return
+    if config.kind in ("reward_model", "scalar_reward", "filter"):
         config = inherit(config)
+    if config.get("before"):
+        make_start(config)
     check(config, workdir)
     claim_workdir(workdir, config)
+    if config.kind == "filter":
+        run_filter(config, workdir)
+        return
     if config.kind == "evaluate":
         evaluate(config, workdir)
         return
@@ -87,6 +98,43 @@ def run(config: Config, workdir: Path) -> None:
     console.print(before_after_table(after["before"], after))
 
 
+# -------------------------------------------------------------------------- stages
+
+
+def run_curriculum(config: Config, workdir: Path) -> None:
+    """The stages one after the other, each from the best policy of the one before.
+
+    Each has a folder of its own, ``stage1`` and so on; a stage that is done is not done again.
+    ``summary.json`` holds the figures of all.
+    """
+    start, figures = "", {}
+    for name, stage in config.stages.items():
+        own: Config = ConfigDict(stage.to_dict() | {"start": start, "before": {}})
+        own.data.dir = own.data.dir or str(workdir / "data")
+        say(f"{name}: {own.rl.steps} updates" + (f", from {start}" if start else ""))
+        run(own.lock(), workdir / name)
+        figures[name] = json.loads((workdir / name / "summary.json").read_text(encoding="utf-8"))
+        start = str(workdir / name / "checkpoints" / "srpo")
+    first, *_, last = figures.values()
+    write_json(workdir / "summary.json", last | {"before": first["before"], "stages": figures})
+    console = Console(highlight=False)
+    console.print(before_after_table(first["before"], last))
+
+
+def make_start(config: Config) -> None:
+    """Runs the stage before, or ends it, where what this one starts from is not there yet."""
+    folder = Path(config.start).absolute().parent.parent
+    if (folder / "summary.json").is_file():
+        return
+    path = folder / "config.json"
+    if path.is_file():
+        then = json.loads(path.read_text(encoding="utf-8"))
+        if then != json.loads(json.dumps(config.before.to_dict())):
+            return  # somebody else's run, which may go on; its checkpoints will do
+    say(f"start={config.start} is not there yet: first the stage before, in {folder}")
+    run(config.before, folder)
+
+
 # -------------------------------------------------------------------------- the cold start
 
 
@@ -100,7 +148,8 @@ def cold_start(
     """
     if config.start:
         return adopt(config, workdir, policy), 0
-    data = training_batches(config, made, config.sft.batch_size)
+    source = open_split(made.path, "train")
+    data = batches(source, config.sft.batch_size, seed=config.seed, balance=config.data.balance)
 
     def batch_at(position: int) -> tuple[SftBatch, dict[str, int]]:
         examples: Any = data[position]
@@ -155,33 +204,40 @@ def srpo(
     start_policy = Policy(**vars(policy) | {"params": jax.tree.map(jnp.copy, reference)})
     state = new_state(start_policy, optimizer, config.seed + 1)
     del start_policy
-    saved = Checkpoints(workdir / "checkpoints" / "srpo", warn=say)
-    host = {"position": 0, "lines": lines, "best": -1.0, "data": fingerprint(made), "examined": []}
-    start, state, host = saved.restore(state) or (0, state, host)
-    check_data(host, fingerprint(made))
     judge = Judge(policy, config.eval.batch_size)
     before = judged(config, workdir, judge, reference, made, "before")
+    source, rates = training_prompts(config, workdir, policy, reference, made, stop)
+    pool, watch = make_pool(config, source, rates), Watch()
+    saved = Checkpoints(workdir / "checkpoints" / "srpo", warn=say)
+    host = {"lines": lines, "best": -1.0, "stale": 0, "data": fingerprint(made)}
+    host |= {"pool": pool.state, "watch": watch.state}
+    start, state, host = saved.restore(state) or (0, state, host)
+    check_data(host, fingerprint(made))
+    pool.restore(host["pool"])
+    watch.restore(host["watch"])
     if stop:
         leave(stop, "srpo", start, rl.steps)
-    loss = LossConfig(**rl.loss)
     update = jit_update_step(
-        make_update_step(policy.model.forward, optimizer, loss), policy.mesh, state
+        make_update_step(policy.model.forward, optimizer, LossConfig(**rl.loss)), policy.mesh, state
     )
     examiner = load_examiner(config) if config.reward.model else None
     scalar = load_scalar(config, policy) if config.reward.scalar else None
     collect = make_collector(config, policy, reference, examiner, scalar)
     refresh = None
     if examiner is not None and config.reward.refresh_every:
-        refresh = make_refresher(config, workdir, examiner, judge, start)
-    data = training_batches(config, made, rl.prompts)
+        shown = batches(source, rl.prompts, seed=config.seed, balance=config.data.balance)
+        refresh = make_refresher(config, workdir, examiner, judge, shown, start)
     with (
         MetricsWriter(workdir, lines=host["lines"]) as metrics,
         Progress("SRPO", total=rl.steps, done=start) as progress,
     ):
         for step in range(start, rl.steps):
+            if settled(rl, host["stale"]):
+                break
             began = time.perf_counter()
-            examples = data[host["position"]]
-            seen = collect(state.params, examples, jax.random.fold_in(state.key, step))
+            key = jax.random.fold_in(state.key, step)
+            seen = refilled(collect, state.params, pool.draw, key, rl.refill)
+            pool.learn(*seen.rates)
             state, figures = update(state, seen.batch)
             figures = finite(jax.device_get(figures), "srpo", step, saved) | seen.figures
             seconds = time.perf_counter() - began
@@ -191,12 +247,8 @@ def srpo(
             if step == 0 or (step + 1) % rl.sample_every == 0:
                 page = workdir / "samples" / f"step_{step + 1:06d}.md"
                 seen.write(page, step + 1, policy.format.schema, examiner)
-            if "disagreement" in figures:
-                host["examined"].append([figures["examiner"], figures["disagreement"]])
-                del host["examined"][: -2 * WINDOW]
-                if warning := drift(host["examined"]):
-                    say(f"step {step + 1}: {warning}")
-                    host["examined"].clear()
+            for warning in watch.warnings(figures):
+                say(f"step {step + 1}: {warning}")
             last, best = step + 1 == rl.steps, False
             if last or (step + 1) % rl.eval_every == 0:
                 now = judge_twice(config, workdir, judge, state.params, made, step + 1)
@@ -204,74 +256,55 @@ def srpo(
                 reached = now.get("validation/macro_f1", 0.0)
                 best = reached > host["best"]
                 host |= {"best": max(host["best"], reached)}
-            host |= {"position": host["position"] + 1, "lines": metrics.lines}
-            fresh = refresh is not None and not last and refresh(step + 1, state.params, data)
+                host |= {"stale": 0 if best else host["stale"] + 1}
+            host |= {"lines": metrics.lines, "pool": pool.state, "watch": watch.state}
+            last |= settled(rl, host["stale"])
+            fresh = refresh is not None and not last and refresh(step + 1, state.params)
             if last or best or stop or fresh or (step + 1) % rl.checkpoint_every == 0:
                 saved.save(step + 1, state, host, best=best)
             if stop and not last:
                 leave(stop, "srpo", step + 1, rl.steps)
+    if settled(rl, host["stale"]):
+        say(f"no better judging for {host['stale']} in a row: the stage ends here (rl.patience)")
     step, params = saved.restore_params(state.params) or (rl.steps, state.params)
     after = judged(config, workdir, judge, params, made, "after")
     return after | {"checkpoint": step, "before": before}, params
 
 
-# -------------------------------------------------------------------------- what both share
+def settled(rl: Config, stale: int) -> bool:
+    """Whether the validation split has not got better for as long as the config has patience."""
+    return 0 < rl.patience <= stale
 
 
-def training_batches(config: Config, made: Prepared, size: int) -> MapDataset:
-    """The training split in batches, by position."""
+def training_prompts(
+    config: Config, workdir: Path, policy: Policy, params: Any, made: Prepared, stop: StopSignal
+) -> tuple[Sequence[Example] | ExampleSource, Mapping[str, float]]:
+    """The prompts of the stage, and their pass rates by uid as far as they were measured.
+
+    All of the training split, or what a filter keeps of it with the policy as it is now.
+    """
     source = open_split(made.path, "train")
-    return batches(source, size, seed=config.seed, balance=config.data.balance)
+    if not config.filter.pairs:
+        return source, {}
+    kept = filter_prompts(config, workdir, policy, params, made, stop)
+    if kept is None:
+        raise SystemExit(0)
+    return [source[row] for row in kept.rows], kept.rates
 
 
-def judged(
-    config: Config, workdir: Path, judge: Judge, params: Any, made: Prepared, when: str
-) -> dict[str, Any]:
-    """The figures on the evaluation split; from ``eval/<when>.json`` where they are there."""
-    path = workdir / "eval" / f"{when}.json"
-    if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
-    split, limit = config.data.eval_split, config.data.eval_pairs
-    figures = judge_split(judge, params, made, split, limit, f"judging {split}, {when}")
-    if k := config.eval.pass_k:
-        examples = take(made, split, config.eval.pass_pairs)
-        with Progress(f"pass@{k}, {when}", total=len(examples)) as progress:
-            figures |= judge.pass_at(params, examples, k, config.seed, progress.update)
-    write_json(path, figures)
-    return figures
-
-
-def judge_twice(
-    config: Config, workdir: Path, judge: Judge, params: Any, made: Prepared, step: int
-) -> dict[str, float]:
-    """During training: the validation split, which picks the checkpoint, and the evaluation one."""
-    flat = {}
-    for split in dict.fromkeys(("validation", config.data.eval_split)):
-        limit = config.data.eval_pairs
-        figures = judge_split(judge, params, made, split, limit, f"judging {split}, step {step}")
-        write_json(workdir / "eval" / f"step_{step:06d}_{split}.json", figures)
-        names = ("macro_f1", "accuracy", "good_f1", "parse_rate")
-        flat |= {f"{split}/{name}": figures[name] for name in names if figures[name] is not None}
-        flat |= {f"{split}/step/{k}": v for k, v in figures["step_accuracy"].items()}
-    return flat
-
-
-def judge_split(
-    judge: Judge, params: Any, made: Prepared, split: str, limit: int, task: str
-) -> dict[str, Any]:
-    """Greedy chains for a split, scored."""
-    examples = take(made, split, limit)
-    with Progress(task, total=len(examples)) as progress:
-        chains = judge.chains(params, examples, progress.update)
-        figures = score(chains, examples, judge.format.schema)
-        progress.update(len(examples), macro_f1=figures["macro_f1"] or 0.0)
-    return figures
-
-
-def take(made: Prepared, split: str, limit: int) -> list[Example]:
-    """The first examples of a split; all of them for a limit of 0."""
-    source = open_split(made.path, split)
-    return [source[i] for i in range(min(limit or len(source), len(source)))]
+def make_pool(
+    config: Config, source: Sequence[Example] | ExampleSource, rates: Mapping[str, float]
+) -> PromptPool:
+    """The order in which the prompts of the stage come."""
+    rl = config.rl
+    return PromptPool(
+        source,
+        rl.prompts,
+        seed=config.seed,
+        aim=rl.aim,
+        balance=config.data.balance,
+        rates=rates,
+    )
 
 
 def export(folder: Path, policy: Policy, params: Any) -> None:

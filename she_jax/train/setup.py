@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from tokenizers import Tokenizer
 
 from she_jax.cot import CotSchema
-from she_jax.data.dataset import ExampleBuilder, Prepared, open_split, prepare
+from she_jax.data.dataset import ExampleBuilder, Prepared, open_prepared, open_split, prepare
 from she_jax.data.esci import Esci, EsciConfig
 from she_jax.data.jsonl import Jsonl, JsonlConfig
 from she_jax.data.prompts import EOS, PAD, PromptFormat, train_tokenizer, training_texts
@@ -28,7 +28,7 @@ from she_jax.train.report import write_text
 from she_jax.train.workdir import Config
 
 TOKENIZER_PAIRS = 8_000  # enough to see every word of ShopWorld
-SETS = ("shopworld", "esci", "wands", "jsonl")
+SETS = ("shopworld", "esci", "wands", "jsonl", "made")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,11 @@ def make_data(config: Config, workdir: Path) -> Prepared:
     Raises:
       ValueError: for an unknown set, or one with too many bad rows.
     """
+    if config.data.name == "made":
+        made = open_prepared(config.data.path)
+        counts = ", ".join(f"{n:,} {split}" for split, n in made.splits.items())
+        say(f"pairs: {counts}, in {made.path}")
+        return made
     builder = make_builder(config, workdir)
     sizes = config.shopworld.pairs if config.data.name == "shopworld" else ()
     with Progress(f"data: {config.data.name}", total=sum(sizes) or None) as progress:

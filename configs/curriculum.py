@@ -1,0 +1,31 @@
+"""The whole curriculum: foundation, reasoning, long tail.
+
+    python launch.py --config=configs/curriculum.py
+
+runs ``configs/stage1.py``, ``stage2.py`` and ``stage3.py`` one after the other, in folders of one
+run. What they share is set once (``--config.seed=1``, ``--config.data.name=jsonl``), what is a
+stage's own by its name (``--config.stages.stage2.rl.steps=20``).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import stage3
+from configs.stage2 import SHARED
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The recipe; ``arg`` as in stage 1."""
+    last = stage3.get_config(arg)
+    config = ConfigDict()
+    config.kind = "curriculum"
+    config.seed = last.get_ref("seed")
+    for key in SHARED:
+        config[key] = last.get_ref(key) if key == "cpu_devices" else last[key]
+    second = last.before
+    stages = {"stage1": second.before, "stage2": second, "stage3": last}
+    config.stages = ConfigDict()
+    for name, stage in stages.items():
+        config.stages[name] = stage.unlock()
+        stage.before = ConfigDict()
+        stage.lock()
+    return config.lock()

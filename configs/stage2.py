@@ -1,0 +1,47 @@
+"""Stage 2, reasoning: SRPO from stage 1's policy, on prompts that it often gets wrong.
+
+    python launch.py --config=configs/stage2.py
+
+starts from ``runs/stage1``, which it makes where it is not there. The stage measures the policy on
+training pairs first and keeps the hard ones, in even shares. The hybrid examination is on as soon
+as there is an examiner: ``--config.reward.model=runs/reward_model --config.rl.srpo.tol=0.05``.
+"""
+
+import re
+
+from ml_collections import ConfigDict
+
+from configs import stage1
+
+SHARED = ("cpu_devices", "data", "shopworld", "chain", "model", "mesh", "eval")
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The recipe; ``arg`` as in stage 1."""
+    config = after(stage1.get_config(arg), "stage1", arg)
+    config.rl.learning_rate /= 2  # the policy is good already
+    config.rl.steps = 40
+    config.rl.eval_every = 20
+    config.rl.patience = 2
+    config.rl.aim = "hard"
+    config.filter.pairs = 3_000
+    config.filter.size = 1_000
+    config.filter.low = 0.1  # of eight rollouts one right
+    config.filter.high = 0.65  # to five
+    return config.lock()
+
+
+def after(before: ConfigDict, name: str, arg: str) -> ConfigDict:
+    """A stage that starts where another one ends; what they share is one value in both."""
+    config = stage1.get_config(arg).unlock()
+    config.before = before
+    config.start = f"{folder(name, arg)}/checkpoints/srpo"
+    config.seed = before.get_ref("seed")
+    for key in SHARED:
+        config[key] = before.get_ref(key) if key == "cpu_devices" else before[key]
+    return config
+
+
+def folder(name: str, arg: str) -> str:
+    """Where ``launch.py`` puts a stage if it is not told otherwise."""
+    return f"runs/{name}" + re.sub(r"[^A-Za-z0-9.]+", "-", f":{arg}" if arg else "")

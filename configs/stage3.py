@@ -1,0 +1,27 @@
+"""Stage 3, the long tail: SRPO from stage 2's policy, with the difficult kinds of query in front.
+
+    python launch.py --config=configs/stage3.py
+
+starts from ``runs/stage2``, which it makes where it is not there, and measures anew what is
+difficult for that policy.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import stage2
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The recipe; ``arg`` as in stage 1."""
+    config = stage2.after(stage2.get_config(arg), "stage2", arg)
+    config.rl.learning_rate /= 2
+    config.rl.steps = 40
+    config.rl.eval_every = 20
+    config.rl.patience = 2
+    config.rl.aim = "medium"
+    config.filter.pairs = 3_000
+    config.filter.size = 1_000
+    config.filter.low = 0.01  # DyKnow-RAG's (arXiv 2510.11122), as is the next
+    config.filter.high = 0.9
+    config.filter.front = ("negation", "alternative", "question", "knowledge")
+    return config.lock()

@@ -1,0 +1,300 @@
+"""Filtering with a policy: measure each prompt by rollouts, keep them, choose, report.
+
+The rollouts are kept in blocks of prompts, a file each, so a run that was killed goes on with the
+block it was in, and filters with other thresholds need no new ones (``filter.records``).
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from she_jax.cot import CotSchema
+from she_jax.data.dataset import ExampleBuilder, ExampleConfig, Prepared, Row, open_split, prepare
+from she_jax.data.examinations import FULL_MARKS
+from she_jax.data.filtering import (
+    merge,
+    near_duplicates,
+    select,
+    signatures,
+    survey,
+)
+from she_jax.data.records import PromptRecord, write_records
+from she_jax.rl.rewards import outcome_reward, verify
+from she_jax.train.checkpoint import StopSignal
+from she_jax.train.checks import filter_config, fingerprint
+from she_jax.train.filter_report import write_filter_report
+from she_jax.train.metrics import Progress, say
+from she_jax.train.policy_run import begin
+from she_jax.train.predict import Judge, Sample, label_tokens, make_look
+from she_jax.train.report import write_json
+from she_jax.train.setup import Policy
+from she_jax.train.workdir import Config
+from she_jax.types import Example
+
+BLOCK = 512  # prompts that a killed run has to measure again at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """The rows of the training split that a filter kept, and their pass rates by uid."""
+
+    rows: list[int]
+    rates: Mapping[str, float]
+
+
+class Filtered(ExampleBuilder):
+    """A data set of which a filter kept some training pairs; the other splits are whole."""
+
+    origin: Prepared
+    kept: Sequence[int]
+
+    def rows(self) -> Iterator[Row]:
+        """The kept training pairs in the order of their rows, then the other splits."""
+        for split in sorted(self.origin.splits, key=lambda name: (name != "train", name)):
+            source = open_split(self.origin.path, split)
+            for row in self.kept if split == "train" else range(len(source)):
+                yield Row(split=split, example=source[row])
+
+
+@dataclass(kw_only=True, eq=False)
+class FilteredConfig(ExampleConfig):
+    """What it was made of: the fingerprint of the pairs, and a digest of the rows that stay."""
+
+    origin: str = ""
+    kept: str = ""
+
+
+def run_filter(config: Config, workdir: Path) -> None:
+    """Filters the training pairs of a policy's run with its best policy: a data set and a report.
+
+    ``filtered/`` holds the data set, for ``--config.data.name=made``; ``filter/report.html`` says
+    what went and why.
+    """
+    done = workdir / "summary.json"
+    if not done.is_file():
+        with StopSignal() as stop:
+            made, policy, _ = begin(config, workdir, "filter's policy", ("srpo", "sft"))
+            kept = filter_prompts(config, workdir, policy, policy.params, made, stop)
+            if kept is None:
+                return
+            digest = sha256(json.dumps(kept.rows).encode()).hexdigest()[:16]
+            own = FilteredConfig(origin=fingerprint(made), kept=digest)
+            builder = Filtered(data_dir=workdir / "filtered", config=own)
+            builder.origin, builder.kept = made, kept.rows
+            with Progress("writing the filtered set", total=None) as progress:
+                written = prepare(builder, progress.update)
+                progress.update(sum(written.splits.values()))
+            report = json.loads((workdir / "filter" / "report.json").read_text(encoding="utf-8"))
+            write_json(done, report | {"data": str(written.path)})
+    figures = json.loads(done.read_text(encoding="utf-8"))
+    console = Console(highlight=False)
+    console.print(f"kept {figures['kept']:,} of {figures['pairs']:,} pairs", soft_wrap=True)
+    console.print(f"report: {workdir / 'filter' / 'report.html'}", soft_wrap=True)
+    console.print(
+        f"train on them: --config.data.name=made --config.data.path={figures['data']}",
+        soft_wrap=True,
+    )
+
+
+def filter_prompts(
+    config: Config, workdir: Path, policy: Policy, params: Any, made: Prepared, stop: StopSignal
+) -> Kept | None:
+    """Chooses among the first ``filter.pairs`` training pairs, or reads what was chosen before.
+
+    Args:
+      config: of the run.
+      workdir: its folder; everything goes to ``filter/`` in it.
+      policy: model, prompts and devices.
+      params: of the policy that is measured.
+      made: the pairs.
+      stop: asks to stop; honoured between two blocks.
+
+    Returns:
+      What was kept; None where other parts of the records are still to be made by other runs.
+
+    Raises:
+      ValueError: if nothing is left, or the records are of other pairs or rollouts.
+    """
+    folder = workdir / "filter"
+    path = folder / "kept.json"
+    if path.is_file():
+        return Kept(**json.loads(path.read_text(encoding="utf-8")))
+    own, thresholds = config.filter, filter_config(config)
+    source = open_split(made.path, "train")
+    count = min(own.pairs, len(source))
+    records = Path(own.records or folder / "records")
+    _claim(records, {"data": fingerprint(made), "pairs": count, "rollouts": own.rollouts})
+    repeats = _repeats(records, source, count, thresholds.similarity)
+    recorder = Recorder(config, policy, thresholds.confidence)
+    blocks = [range(first, min(first + BLOCK, count)) for first in range(0, count, BLOCK)]
+    shards = [records / f"{n:05d}.parquet" for n in range(len(blocks))]
+    names = policy.format.schema.names
+    title = f"filter: rollouts of {count:,} prompts"
+    with Progress(title, total=len(blocks)) as progress:
+        for n in range(own.part, len(blocks), own.parts):
+            if not shards[n].is_file():
+                found = recorder.records(params, source, blocks[n], repeats, n)
+                write_records(shards[n], found, names)
+            progress.update(n + 1)
+            if stop:
+                say(f"{stop.name}: {n + 1} of {len(blocks)} blocks are kept in {records}")
+                raise SystemExit(stop.exit_code)
+    if missing := [shard.name for shard in shards if not shard.is_file()]:
+        say(
+            f"{len(missing)} of {len(shards)} blocks are not there yet: they are for the other "
+            f"filter.parts. Once they are done, the same command goes on with all of {records}"
+        )
+        return None
+    surveyed = merge([survey(shard) for shard in shards])
+    selection = select(surveyed, thresholds, repeats)
+    write_filter_report(
+        folder,
+        survey=surveyed,
+        selection=selection,
+        config=thresholds,
+        step_names=names,
+        duplicates=repeats,
+        shards=shards,
+    )
+    chosen = np.flatnonzero(selection.reason == 0)
+    rows = surveyed.row[chosen].tolist()
+    rates = {
+        source[row].uid: float(rate)
+        for row, rate in zip(rows, surveyed.pass_rate[chosen], strict=True)
+        if np.isfinite(rate)
+    }
+    say(f"filter: kept {len(rows):,} of {count:,} prompts; see {folder / 'report.html'}")
+    write_json(path, {"rows": rows, "rates": rates})
+    return Kept(rows=rows, rates=rates)
+
+
+class Recorder:
+    """Measures prompts with a policy, a block at a time.
+
+    Args:
+      config: of the run.
+      policy: model, prompts and devices; its parameters are not read.
+      confidence: a pair of whose class the policy is surer than this gets no rollouts.
+    """
+
+    def __init__(self, config: Config, policy: Policy, confidence: float):
+        self._seed, self._count = config.seed, config.filter.rollouts
+        self._judge = Judge(policy, config.eval.batch_size)
+        self._look = jax.jit(make_look(policy))
+        self._confidence = confidence
+        self._format, self._width = policy.format, policy.model.config.dim
+
+    def records(
+        self, params: Any, source: Any, rows: Sequence[int], repeats: np.ndarray, block: int
+    ) -> list[PromptRecord]:
+        """The records of some rows; those among ``repeats`` are not measured."""
+        left_out = set(repeats.tolist())
+        examples = {row: source[row] for row in rows}
+        asked = [row for row in rows if row not in left_out]
+        looked = self._greedy(params, [examples[row] for row in asked])
+        seen = dict(zip(asked, looked, strict=True))
+        sampled = [
+            row for row in asked if examples[row].label is not None and self._unsure(seen[row][0])
+        ]
+        # Each block has rollouts of its own, whichever blocks were made before it.
+        seed = int(np.random.SeedSequence((self._seed, block)).generate_state(1)[0])
+        groups = self._judge.samples(
+            params, [examples[row] for row in sampled], self._count, seed, lambda done: None
+        )
+        rollouts = dict(zip(sampled, groups, strict=True))
+        none = (None, np.zeros(self._width, np.float16))
+        return [
+            _record(
+                row, examples[row], self._format.schema, *seen.get(row, none), rollouts.get(row, [])
+            )
+            for row in rows
+        ]
+
+    def _unsure(self, confidence: float | None) -> bool:
+        # Rounding may lift a probability above 1, and at 1 nothing is left out.
+        return self._confidence >= 1 or confidence is None or confidence <= self._confidence
+
+    def _greedy(
+        self, params: Any, examples: Sequence[Example]
+    ) -> list[tuple[float | None, np.ndarray]]:
+        """Confidence and embedding of each pair, by its greedy chain."""
+        found: list[tuple[float | None, np.ndarray]] = []
+        for part, rollout, chains in self._judge.read(params, examples, len(examples)):
+            where, rivals = label_tokens(self._format, rollout, chains)
+            shares, places = jax.device_get(self._look(params, rollout, where, rivals))
+            for n in range(len(part)):
+                sure = float(shares[n].max()) if where[n] else None
+                found.append((sure, places[n].astype(np.float16)))
+        return found
+
+
+def _record(
+    row: int,
+    example: Example,
+    schema: CotSchema,
+    confidence: float | None,
+    embedding: np.ndarray,
+    samples: Sequence[Sample],
+) -> PromptRecord:
+    outcomes = [outcome_reward(s.chain, example, truncated=s.truncated) for s in samples]
+    told = [verify(sample.chain, example, schema) for sample in samples]
+    rates: list[float | None] = []
+    for k in range(len(schema.steps)):
+        known = [bool(rewards[k] >= FULL_MARKS) for rewards, known in told if known[k]]
+        rates.append(sum(known) / len(known) if known else None)
+    texts = tuple(sample.text for sample in samples)
+    return PromptRecord(
+        row=row,
+        uid=example.uid,
+        query=example.query,
+        title=example.product["title"],
+        label=example.label,
+        kind=example.kind,
+        confidence=confidence,
+        right=tuple(reward >= FULL_MARKS for reward in outcomes),
+        paths=tuple(schema.path(sample.chain) for sample in samples),
+        step_rates=tuple(rates),
+        texts=texts,
+        embedding=embedding,
+    )
+
+
+def _repeats(records: Path, source: Any, count: int, similarity: float) -> np.ndarray:
+    """Rows whose text nearly repeats an earlier one; the signatures are kept beside the records."""
+    path = records / "signatures.npy"
+    if not path.is_file():
+        with Progress("filter: near-duplicates", total=count) as progress:
+
+            def texts() -> Iterator[str]:
+                for row in range(count):
+                    example = source[row]
+                    progress.update(row + 1)
+                    yield " ".join([example.query, *example.product.values()])
+
+            found = signatures(texts())
+        part = path.with_suffix(".part.npy")
+        np.save(part, found)
+        part.replace(path)
+    earlier = near_duplicates(np.load(path, allow_pickle=False), similarity)
+    return np.flatnonzero(earlier >= 0)
+
+
+def _claim(records: Path, identity: Mapping[str, Any]) -> None:
+    """Makes the folder of the records, or checks that they are of these pairs and rollouts."""
+    path = records / "made.json"
+    if path.is_file():
+        then = json.loads(path.read_text(encoding="utf-8"))
+        if then != identity:
+            raise ValueError(
+                f"filter.records={records} holds records of {then}, not of {dict(identity)}: give "
+                "another folder, or the filter.pairs, filter.rollouts and data of these records"
+            )
+        return
+    write_json(path, identity)

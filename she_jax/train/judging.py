@@ -1,0 +1,68 @@
+"""Judging the policy of a run on its splits: before, during and after training."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from she_jax.data.dataset import Prepared, open_split
+from she_jax.train.evaluate import score
+from she_jax.train.metrics import Progress
+from she_jax.train.predict import Judge
+from she_jax.train.report import write_json
+from she_jax.train.workdir import Config
+from she_jax.types import Example
+
+LONGTAIL = "test_longtail"  # judged beside the evaluation split, where a data set has it
+
+
+def judged(
+    config: Config, workdir: Path, judge: Judge, params: Any, made: Prepared, when: str
+) -> dict[str, Any]:
+    """The figures on the evaluation split; from ``eval/<when>.json`` where they are there."""
+    path = workdir / "eval" / f"{when}.json"
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    split, limit = config.data.eval_split, config.data.eval_pairs
+    figures = judge_split(judge, params, made, split, limit, f"judging {split}, {when}")
+    if made.splits.get(LONGTAIL) and split != LONGTAIL:
+        task = f"judging {LONGTAIL}, {when}"
+        figures["longtail"] = judge_split(judge, params, made, LONGTAIL, limit, task)
+    if k := config.eval.pass_k:
+        examples = take(made, split, config.eval.pass_pairs)
+        with Progress(f"pass@{k}, {when}", total=len(examples)) as progress:
+            figures |= judge.pass_at(params, examples, k, config.seed, progress.update)
+    write_json(path, figures)
+    return figures
+
+
+def judge_twice(
+    config: Config, workdir: Path, judge: Judge, params: Any, made: Prepared, step: int
+) -> dict[str, float]:
+    """During training: the validation split, which picks the checkpoint, and the evaluation one."""
+    flat = {}
+    for split in dict.fromkeys(("validation", config.data.eval_split)):
+        limit = config.data.eval_pairs
+        figures = judge_split(judge, params, made, split, limit, f"judging {split}, step {step}")
+        write_json(workdir / "eval" / f"step_{step:06d}_{split}.json", figures)
+        names = ("macro_f1", "accuracy", "good_f1", "parse_rate")
+        flat |= {f"{split}/{name}": figures[name] for name in names if figures[name] is not None}
+        flat |= {f"{split}/step/{k}": v for k, v in figures["step_accuracy"].items()}
+    return flat
+
+
+def judge_split(
+    judge: Judge, params: Any, made: Prepared, split: str, limit: int, task: str
+) -> dict[str, Any]:
+    """Greedy chains for a split, scored."""
+    examples = take(made, split, limit)
+    with Progress(task, total=len(examples)) as progress:
+        chains = judge.chains(params, examples, progress.update)
+        figures = score(chains, examples, judge.format.schema)
+        progress.update(len(examples), macro_f1=figures["macro_f1"] or 0.0)
+    return figures
+
+
+def take(made: Prepared, split: str, limit: int) -> list[Example]:
+    """The first examples of a split; all of them for a limit of 0."""
+    source = open_split(made.path, split)
+    return [source[i] for i in range(min(limit or len(source), len(source)))]

@@ -1,0 +1,100 @@
+"""The order of the prompts: by weight of what the policy can do, and the same after a restart."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from she_jax.data.curriculum import LEAST, PromptPool, aim_weight
+from she_jax.types import Example
+
+EXAMPLES = [
+    Example(uid=f"u{n}", query=f"q{n}", product={"title": "t"}, label=1 + (n >= 90))
+    for n in range(100)
+]
+
+
+def drawn(pool, count):
+    return [[example.uid for example in pool.draw()] for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("aim", "expected"),
+    [
+        ("even", [1, 1, 1, 1, 1]),
+        ("easy", [0, 2**-0.5, 1, 1, 1]),
+        ("medium", [0, 2**-0.5, 1, 2**-0.5, 0]),
+        ("hard", [0.25, 1, 1, 2**-0.5, 0]),
+    ],
+)
+def test_the_curves_by_hand(aim, expected):
+    rates = np.array([0, 0.25, 0.5, 0.75, 1.0])
+    np.testing.assert_allclose(aim_weight(rates, aim), expected, atol=1e-12)
+
+
+def test_an_unknown_aim_lists_the_known_ones():
+    with pytest.raises(ValueError, match="aim='soft': expected one of"):
+        PromptPool(EXAMPLES, 4, seed=0, aim="soft")
+
+
+def test_even_shows_everything_once_an_epoch_and_forgets_the_rates():
+    pool = PromptPool(EXAMPLES, 10, seed=3)
+    pool.learn(EXAMPLES[:2], [0.0, 1.0])
+    assert pool.state == {"position": 0, "rates": {}}
+    assert {uid for batch in drawn(pool, 10) for uid in batch} == {e.uid for e in EXAMPLES}
+
+
+def test_prompts_come_by_weight_and_never_twice_in_a_batch():
+    rates = {f"u{n}": 1.0 if n < 50 else 0.5 for n in range(100)}
+    pool = PromptPool(EXAMPLES, 10, seed=0, aim="medium", rates=rates)
+    batches = drawn(pool, 400)
+    assert all(len(set(batch)) == 10 for batch in batches)
+    counts = Counter(int(uid[1:]) < 50 for batch in batches for uid in batch)
+    assert 0 < counts[True] / counts[False] < 2 * LEAST
+
+
+def test_what_is_learnt_moves_the_weights():
+    pool = PromptPool(EXAMPLES, 10, seed=0, aim="medium", rates={"u0": 0.5})
+    assert pool.weights()[0] == pool.weights()[1] == 1.0  # never measured: wanted as much
+    pool.learn(EXAMPLES[:2], [1.0, 1.0])
+    # u0 had 0.5 before, so its running rate is 0.75; u1 is new, so it is 1.
+    assert pool.state["rates"] == {"u0": 0.75, "u1": 1.0}
+    np.testing.assert_allclose(pool.weights()[:3], [2**-0.5, LEAST, 1.0])
+
+
+@pytest.mark.parametrize("aim", ["even", "hard"])
+def test_the_series_goes_on_from_its_state(aim):
+    def told(pool):
+        found = []
+        for _ in range(6):
+            batch = pool.draw()
+            pool.learn(batch, [int(example.uid[1:]) % 5 / 4 for example in batch])
+            found.append([example.uid for example in batch])
+        return found
+
+    whole = PromptPool(EXAMPLES, 8, seed=1, aim=aim)
+    first = told(whole)
+    state = json.loads(json.dumps(whole.state))
+    rest = told(whole)
+    other = PromptPool(EXAMPLES, 8, seed=1, aim=aim)
+    other.restore(state)
+    assert told(other) == rest != first
+    assert other.state == whole.state
+
+
+def test_balance_draws_the_labels_in_equal_shares():
+    pool = PromptPool(EXAMPLES, 10, seed=0, aim="medium", balance=True)
+    labels = Counter(example.label for _ in range(300) for example in pool.draw())
+    # Without repetition in a batch the ten of label 2 fall a little short of one half.
+    assert 0.3 < labels[2] / labels.total() < 0.5
+
+
+def test_a_small_pool_repeats_and_an_empty_one_is_an_error():
+    pool = PromptPool(EXAMPLES[:3], 8, seed=0, aim="hard")
+    assert len(pool.draw()) == 8
+    with pytest.raises(ValueError, match="no examples"):
+        PromptPool([], 8, seed=0, aim="hard")
+    unlabelled = [Example(uid="a", query="q", product={"title": "t"})]
+    with pytest.raises(ValueError, match="no example has a label"):
+        PromptPool(unlabelled, 1, seed=0, aim="hard", balance=True).draw()

@@ -1,0 +1,171 @@
+"""Filtering with a policy: killed in the middle, with other thresholds, in parts, and used."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from test_run import changed
+from test_run import config as small
+
+from configs import filter as recipe
+from she_jax.data.dataset import open_split
+from she_jax.data.records import read_records
+from she_jax.train import filter_run
+from she_jax.train.predict import Judge
+from she_jax.train.run import run
+
+SMALL = {
+    "mesh.data": 1,
+    "mesh.fsdp": -1,
+    "eval.batch_size": 16,
+    "filter.pairs": 40,
+    "filter.rollouts": 4,
+    "filter.low": 0.0,
+    "filter.high": 1.0,
+    "filter.similarity": 1.0,
+    "filter.clusters": 2,
+    "filter.size": 20,
+}
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(filter_run, "BLOCK", 16)
+
+
+def config(policy, **changes):
+    return changed(recipe.get_config(), SMALL | {"checkpoint": str(policy)}, **changes)
+
+
+@pytest.fixture(scope="module")
+def done(policy, tmp_path_factory):
+    """An uninterrupted filter."""
+    workdir = tmp_path_factory.mktemp("filter") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(filter_run, "BLOCK", 16)
+        run(config(policy), workdir)
+    return workdir
+
+
+def kept(workdir):
+    return json.loads((workdir / "filter" / "kept.json").read_text())
+
+
+def assert_same(one, other):
+    assert kept(one) == kept(other)
+    for shard in sorted((one / "filter" / "records").glob("*.parquet")):
+        mine, theirs = (read_records(w / "filter" / "records" / shard.name) for w in (one, other))
+        for a, b in zip(mine, theirs, strict=True):
+            left, right = vars(a) | {"embedding": None}, vars(b) | {"embedding": None}
+            assert left == right
+            np.testing.assert_array_equal(a.embedding, b.embedding)
+    pages = [(w / "filter" / "report.html").read_bytes() for w in (one, other)]
+    assert pages[0] == pages[1]
+
+
+def test_a_filter_leaves_a_data_set_a_report_and_the_rollouts(done, policy):
+    summary = json.loads((done / "summary.json").read_text())
+    assert summary["kept"] == 20
+    assert summary["pairs"] == 40
+    own = json.loads((policy / "config.json").read_text())
+    splits = {"train": 20, "validation": 16, "test": 32, "test_longtail": 16}
+    assert own["shopworld"]["pairs"] == [200, 16, 32, 16]
+    rows = kept(done)["rows"]
+    source = open_split(next((policy / "data").rglob("made.json")).parent, "train")
+    for split, count in splits.items():
+        found = open_split(summary["data"], split)
+        assert len(found) == count
+        if split == "train":
+            assert [found[n].uid for n in range(count)] == [source[row].uid for row in rows]
+    records = [r for p in (done / "filter" / "records").glob("*.parquet") for r in read_records(p)]
+    assert len(records) == 40
+    measured = [record for record in records if record.right]
+    assert measured
+    for record in measured:
+        assert len(record.right) == len(record.paths) == len(record.texts) == 4
+        assert record.uid == source[record.row].uid
+        assert np.isfinite(record.embedding).all()
+        assert record.embedding.any()
+    assert {kept(done)["rates"][source[row].uid] for row in rows} <= {0.0, 0.25, 0.5, 0.75, 1.0}
+
+
+@pytest.mark.parametrize("dies_at", [0, 1, 2])
+def test_a_killed_filter_goes_on_with_the_block_it_was_in(
+    done, policy, tmp_path, monkeypatch, dies_at
+):
+    written = filter_run.write_records
+
+    def dying(path, *rest):
+        if path.name == f"{dies_at:05d}.parquet":
+            raise KeyboardInterrupt
+        written(path, *rest)
+
+    monkeypatch.setattr(filter_run, "write_records", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(config(policy), tmp_path / "run")
+    monkeypatch.setattr(filter_run, "write_records", written)
+    run(config(policy), tmp_path / "run")
+    assert_same(done, tmp_path / "run")
+
+
+def test_other_thresholds_take_no_new_rollouts(done, policy, tmp_path, monkeypatch):
+    def forbidden(*_):
+        raise AssertionError("sampled")
+
+    monkeypatch.setattr(Judge, "samples", forbidden)
+    again = config(policy, filter__records=str(done / "filter" / "records"), filter__size=10)
+    run(again, tmp_path / "run")
+    assert len(kept(tmp_path / "run")["rows"]) == 10
+
+
+def test_parts_that_share_a_folder_make_what_one_run_makes(done, policy, tmp_path, capsys):
+    records = tmp_path / "records"
+    for part in (1, 0):
+        parted = config(policy, filter__records=str(records), filter__part=part, filter__parts=2)
+        run(parted, tmp_path / f"part{part}")
+        if part:
+            assert "2 of 3 blocks are not there yet" in capsys.readouterr().out
+            assert not (tmp_path / "part1" / "summary.json").exists()
+    assert kept(tmp_path / "part0") == kept(done)
+    run(config(policy, filter__records=str(records), filter__part=1, filter__parts=2),
+        tmp_path / "part1")  # fmt: skip
+    assert kept(tmp_path / "part1") == kept(done)
+
+
+def test_records_of_other_pairs_are_refused(done, policy, tmp_path):
+    other = config(policy, filter__records=str(done / "filter" / "records"), filter__pairs=20)
+    with pytest.raises(ValueError, match=r"holds records of .*'pairs': 40"):
+        run(other, tmp_path / "run")
+
+
+def test_an_empty_result_names_the_threshold(done, policy, tmp_path):
+    records = str(done / "filter" / "records")
+    with pytest.raises(ValueError, match=r"no prompt is left of 40.*confidence=0\.01"):
+        run(config(policy, filter__records=records, filter__confidence=0.01), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"filter__low": 2.0}, "low=2.0"),
+        ({"filter__pairs": 0}, "filter.pairs=0"),
+        ({"filter__rollouts": 0}, "filter.rollouts=0"),
+        ({"filter__part": 2, "filter__parts": 2}, "filter.part=2"),
+    ],
+)
+def test_what_cannot_work_is_said_at_once(policy, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        run(config(policy, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_filtered_set_can_be_trained_on(done, policy, tmp_path):
+    data = json.loads((done / "summary.json").read_text())["data"]
+    start = str(policy / "checkpoints" / "sft")
+    more = {"rl__steps": 1, "rl__eval_every": 1, "eval__pass_k": 0}
+    run(small(data__name="made", data__path=data, start=start, **more), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["n"] == 32
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match="no data set at"):
+        run(small(data__name="made", data__path=str(tmp_path)), tmp_path / "run")

@@ -1,0 +1,126 @@
+"""Groups that teach nothing give way to others: within a bound, counted, the good ones kept."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from she_jax.cot import CotSchema
+from she_jax.train.rollouts import Experience, refilled
+from she_jax.types import Example, StepBatch, TrainBatch
+
+G, S, T = 2, 5, 3
+SCHEMA = CotSchema()
+
+
+def experience(names, informative):
+    """Rollouts of some prompts; every number names its prompt and its rollout."""
+    number = np.repeat([float(name) for name in names], G) + np.tile([0.0, 0.5], len(names))
+    rows = len(number)
+    by_token, by_step = np.tile(number[:, None], T), np.tile(number[:, None], S)
+    right = np.repeat(np.asarray(informative), G) & (np.arange(rows) % G == 0)
+    steps = StepBatch(
+        step_ids=jnp.asarray(by_token, jnp.int32),
+        step_mask=jnp.ones((rows, S), bool),
+        verifier=jnp.asarray(by_step, jnp.float32),
+        verifier_known=jnp.ones((rows, S), bool),
+        model_score=jnp.zeros((rows, S)),
+        model_known=jnp.zeros((rows, S), bool),
+        outcome=jnp.asarray(right, jnp.float32),
+    )
+    batch = TrainBatch(
+        tokens=jnp.asarray(by_token, jnp.int32),
+        positions=jnp.asarray(by_token, jnp.int32),
+        weights=jnp.asarray(by_token),
+        advantages=jnp.asarray(by_token),
+        old_logps=jnp.asarray(by_token),
+        temperature=jnp.float32(1.0),
+        group_size=G,
+    )
+    return Experience(
+        batch=batch,
+        figures={"zero_variance": 1 - float(np.mean(informative)), "time/sample": 1.0, "reward": 0},
+        examples=[Example(uid=str(name), query="q", product={"title": "t"}) for name in names],
+        texts=[f"{value}" for value in number],
+        chains=[SCHEMA.parse(f"label: {int(value) % 4 + 1}") for value in number],
+        steps=steps,
+        outcome=right.astype(np.float32),
+        rewards=by_step,
+        known=np.ones((rows, S), bool),
+        advantages=by_step,
+        informative=np.asarray(informative),
+    )
+
+
+def refill(*batches, rounds):
+    """What becomes of batches that come one after the other, and how many were drawn."""
+    queue = iter(batches)
+    drawn, keys = [], []
+
+    def draw():
+        drawn.append(next(queue))
+        return drawn[-1].examples
+
+    def collect(params, examples, key):
+        keys.append(tuple(np.asarray(key).tolist()))
+        return drawn[-1]
+
+    seen = refilled(collect, None, draw, jax.random.PRNGKey(0), rounds)
+    assert len(set(keys)) == len(keys)
+    return seen, len(drawn)
+
+
+def names(seen):
+    return [example.uid for example in seen.examples]
+
+
+def test_informative_groups_stay_and_the_others_are_replaced():
+    first = experience([10, 11, 12, 13], [True, False, True, False])
+    second = experience([20, 21, 22, 23], [False, True, False, False])
+    third = experience([30, 31, 32, 33], [True, True, True, True])
+    seen, drawn = refill(first, second, third, rounds=5)
+    assert drawn == 3
+    assert names(seen) == ["10", "21", "12", "30"]
+    assert seen.informative.all()
+    assert seen.figures["zero_variance"] == 0
+    assert seen.figures["refills"] == 2
+    assert seen.figures["dropped"] == 12 - 4
+    assert seen.figures["time/sample"] == 3  # of all rounds
+    # Everything about a rollout moves with it.
+    rows = [10, 10.5, 21, 21.5, 12, 12.5, 30, 30.5]
+    assert seen.texts == [f"{float(row)}" for row in rows]
+    np.testing.assert_array_equal(seen.batch.advantages[:, 0], rows)
+    np.testing.assert_array_equal(seen.batch.tokens[:, 0], np.floor(rows))
+    np.testing.assert_array_equal(seen.steps.verifier[:, 0], rows)
+    np.testing.assert_array_equal(seen.rewards[:, 0], rows)
+    assert [chain.label for chain in seen.chains] == [int(row) % 4 + 1 for row in rows]
+    assert seen.batch.group_size == G
+    assert seen.batch.ref_logps is None
+
+
+def test_the_bound_holds_and_what_could_not_be_replaced_stays():
+    dull = [experience([n, n + 1], [False, False]) for n in (10, 20, 30, 40)]
+    seen, drawn = refill(*dull, rounds=2)
+    assert drawn == 3
+    assert names(seen) == ["10", "11"]
+    assert seen.figures["refills"] == 2
+    assert seen.figures["dropped"] == 4
+    assert seen.figures["zero_variance"] == 1
+
+
+@pytest.mark.parametrize("rounds", [0, 3])
+def test_no_refill_where_none_is_wanted_or_needed(rounds):
+    first = experience([10, 11], [rounds > 0, rounds > 0])
+    seen, drawn = refill(first, rounds=rounds)
+    assert drawn == 1
+    assert names(seen) == ["10", "11"]
+    assert ("refills" in seen.figures) == (rounds > 0)
+
+
+def test_the_pass_rates_of_the_dropped_are_known_too():
+    seen, _ = refill(
+        experience([10, 11], [True, False]), experience([20, 21], [True, False]), rounds=1
+    )
+    examples, rates = seen.rates
+    told = {example.uid: rate for example, rate in zip(examples, rates, strict=True)}
+    assert told == {"10": 0.5, "20": 0.5, "11": 0.0, "21": 0.0}

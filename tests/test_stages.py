@@ -1,0 +1,164 @@
+"""The curriculum: stages in a row, killed anywhere, alone, and stopped by a plateau."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from test_run import SMALL, changed, last_state, lines
+from test_run import config as small
+
+from configs import curriculum, stage2, stage3
+from she_jax.train import filter_run, rollouts
+from she_jax.train import run as runs
+from she_jax.train.run import run
+
+STAGE = {
+    "rl.steps": 2,
+    "rl.refill": 1,
+    "rl.aim": "medium",
+    "filter.pairs": 40,
+    "filter.rollouts": 2,
+    "filter.low": 0.0,
+    "filter.high": 1.0,
+    "filter.clusters": 2,
+    "filter.size": 24,
+}
+TRAINING = {k: v for k, v in SMALL.items() if k.startswith(("rl.", "sft."))}
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(filter_run, "BLOCK", 16)
+
+
+def recipe(**changes):
+    """The curriculum in seconds."""
+    own = {k: v for k, v in SMALL.items() if k not in TRAINING}
+    for name in ("stage1", "stage2", "stage3"):
+        own |= {f"stages.{name}.{k}": v for k, v in (TRAINING | STAGE).items()}
+    return changed(curriculum.get_config(), own, **changes)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """An uninterrupted curriculum."""
+    workdir = tmp_path_factory.mktemp("stages") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(filter_run, "BLOCK", 16)
+        run(recipe(), workdir)
+    return workdir
+
+
+def assert_same(one, other):
+    for stage in ("stage1", "stage2", "stage3"):
+        assert lines(one / stage) == lines(other / stage)
+        for a, b in zip(last_state(one / stage), last_state(other / stage), strict=True):
+            jax.tree.map(np.testing.assert_array_equal, a, b)
+        for name in ("summary.json", "filter/kept.json"):
+            assert (one / stage / name).read_bytes() == (other / stage / name).read_bytes()
+    assert (one / "summary.json").read_bytes() == (other / "summary.json").read_bytes()
+
+
+def test_each_stage_starts_where_the_last_one_ended(done):
+    summary = json.loads((done / "summary.json").read_text())
+    stages = summary["stages"]
+    assert list(stages) == ["stage1", "stage2", "stage3"]
+    for before, after in (("stage1", "stage2"), ("stage2", "stage3")):
+        assert stages[after]["before"]["confusion"] == stages[before]["confusion"]
+    assert summary["before"] == stages["stage1"]["before"]
+    assert "macro_f1" in summary["longtail"]
+    assert [p.name for p in (done / "data").iterdir()] == ["shop_world"]
+    for stage in stages:
+        rows = [row for row in lines(done / stage) if row["phase"] == "srpo"]
+        wanted = {"entropy", "paths", "zero_variance", "refills", "dropped"}
+        assert wanted <= rows[-1].keys()
+        assert (done / stage / "filter" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("where", ["filter", "update", "between"])
+def test_trap_11_a_curriculum_killed_anywhere_equals_the_uninterrupted_one(
+    done, tmp_path, monkeypatch, where
+):
+    """In stage 2: inside filtering, inside SRPO, or right before it begins."""
+    workdir = tmp_path / "run"
+    module, name = {
+        "filter": (filter_run, "write_records"),
+        "update": (runs, "judge_twice"),
+        "between": (runs, "adopt"),
+    }[where]
+    whole = getattr(module, name)
+
+    def dying(*arguments):
+        if (workdir / "stage2").exists() and (where != "filter" or "00001" in str(arguments[0])):
+            raise KeyboardInterrupt
+        return whole(*arguments)
+
+    monkeypatch.setattr(module, name, dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe(), workdir)
+    monkeypatch.setattr(module, name, whole)
+    assert not (workdir / "stage2" / "summary.json").exists()
+    run(recipe(), workdir)
+    assert_same(done, workdir)
+
+
+def test_a_stage_alone_makes_the_one_before_after_saying_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own = SMALL | STAGE | {f"before.{k}": v for k, v in TRAINING.items()}
+    config = changed(stage2.get_config(), own, seed=3)
+    run(config, tmp_path / "alone")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "start=runs/stage1/checkpoints/srpo is not there yet: first the stage before" in said
+    first = json.loads((tmp_path / "runs" / "stage1" / "config.json").read_text())
+    assert first["seed"] == 3  # what the stages share is set once
+    second = json.loads((tmp_path / "alone" / "summary.json").read_text())
+    one = json.loads((tmp_path / "runs" / "stage1" / "summary.json").read_text())
+    assert second["before"]["confusion"] == one["confusion"]
+    # The next one finds it.
+    shutil.rmtree(tmp_path / "alone")
+    monkeypatch.setattr(runs, "cold_start", whole_start := runs.cold_start)
+    del whole_start
+    run(config, tmp_path / "alone")
+    assert "not there yet" not in capsys.readouterr().out
+
+
+def test_the_recipes_of_the_stages_share_what_they_share():
+    last = stage3.get_config("data=jsonl")
+    last.seed, last.data.path = 5, "pairs.jsonl"
+    middle, first = last.before, last.before.before
+    assert [one.seed for one in (first, middle, last)] == [5, 5, 5]
+    assert [one.data.path for one in (first, middle, last)] == ["pairs.jsonl"] * 3
+    assert last.start == "runs/stage2-data-jsonl/checkpoints/srpo"
+    assert middle.start == "runs/stage1-data-jsonl/checkpoints/srpo"
+    first.rl.steps = 7
+    assert middle.rl.steps != 7
+    whole = curriculum.get_config()
+    whole.seed, whole.shopworld.seed = 2, 9
+    assert {stage.seed for stage in whole.stages.values()} == {2}
+    assert {stage.shopworld.seed for stage in whole.stages.values()} == {9}
+
+
+def test_a_plateau_ends_the_stage(tmp_path, monkeypatch, capsys):
+    """No judging is better than the first: with a patience of 2 the third one is the last."""
+    figures = {"validation/macro_f1": 0.5}
+    monkeypatch.setattr(runs, "judge_twice", lambda *_: figures)
+    more = {"rl__steps": 12, "rl__eval_every": 1, "rl__patience": 2, "eval__pass_k": 0}
+    run(small(**more), tmp_path / "run")
+    updates = [row["step"] for row in lines(tmp_path / "run") if row["phase"] == "srpo"]
+    assert updates == [1, 2, 3]
+    assert "no better judging for 2 in a row" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["checkpoint"] == 1
+
+
+def test_a_run_that_ended_on_a_plateau_is_not_taken_up_again(tmp_path, monkeypatch):
+    """Killed between its last checkpoint and its summary."""
+    more = {"rl__steps": 12, "rl__eval_every": 1, "rl__patience": 1, "eval__pass_k": 0}
+    monkeypatch.setattr(runs, "judge_twice", lambda *_: {"validation/macro_f1": 0.5})
+    run(small(**more), tmp_path / "run")
+    before = lines(tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    monkeypatch.setattr(rollouts, "step_batch", None)  # no further rollout may be made
+    run(small(**more), tmp_path / "run")
+    assert lines(tmp_path / "run") == before
