@@ -29,11 +29,10 @@ from she_jax.data.filtering import (
     REASONS,
     FilterConfig,
     merge,
-    near_duplicates,
     select,
-    signatures,
     survey,
 )
+from she_jax.data.near_duplicates import near_duplicates, signatures
 from she_jax.data.records import PromptRecord, distinct_n, read_columns, write_records
 
 FLAGS = flags.FLAGS

@@ -26,10 +26,10 @@ from she_jax.data.filtering import (
     FilterConfig,
     Survey,
     merge,
-    near_duplicates,
     select,
     survey,
 )
+from she_jax.data.near_duplicates import near_duplicates
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("dir", "runs/records", "Where the shards are.")

@@ -7,6 +7,8 @@ run. What they share is set once (``--config.seed=1``, ``--config.data.name=json
 stage's own by its name (``--config.stages.stage2.rl.steps=20``).
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs import stage3
@@ -16,7 +18,7 @@ from configs.stage2 import SHARED
 def get_config(arg: str = "") -> ConfigDict:
     """The recipe; ``arg`` as in stage 1."""
     last = stage3.get_config(arg)
-    config = ConfigDict()
+    config: Any = ConfigDict()
     config.kind = "curriculum"
     config.seed = last.get_ref("seed")
     for key in SHARED:

@@ -11,6 +11,8 @@ the same rollouts serve again:
         --workdir=runs/filter_again
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs import base
@@ -18,7 +20,8 @@ from configs import base
 
 def get_config() -> ConfigDict:
     """The recipe: what is not here is the run's."""
-    full, config = base.get_config(), ConfigDict()
+    full: Any = base.get_config()
+    config: Any = ConfigDict()
     config.kind = "filter"
     config.seed = 0  # of the rollouts and of the choice
     config.checkpoint = "runs/stage1"  # folder of the policy's run

@@ -8,6 +8,8 @@ seeds: docs/results.md).
 sized for an accelerator; docs/results.md has the shorter form that was run on a CPU.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs import base
@@ -18,7 +20,7 @@ CHOICES = {
 }
 
 
-def get_config(arg: str = "") -> ConfigDict:
+def get_config(arg: str = "") -> Any:
     """The recipe; ``arg`` is empty or such as ``model=smollm2,data=esci``.
 
     Raises:

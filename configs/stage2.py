@@ -8,15 +8,14 @@ as there is an examiner: ``--config.reward.model=runs/reward_model --config.rl.s
 """
 
 import re
-
-from ml_collections import ConfigDict
+from typing import Any
 
 from configs import stage1
 
 SHARED = ("cpu_devices", "data", "shopworld", "chain", "model", "mesh", "eval")
 
 
-def get_config(arg: str = "") -> ConfigDict:
+def get_config(arg: str = "") -> Any:
     """The recipe; ``arg`` as in stage 1."""
     config = after(stage1.get_config(arg), "stage1", arg)
     config.rl.learning_rate /= 2  # the policy is good already
@@ -31,7 +30,7 @@ def get_config(arg: str = "") -> ConfigDict:
     return config.lock()
 
 
-def after(before: ConfigDict, name: str, arg: str) -> ConfigDict:
+def after(before: Any, name: str, arg: str) -> Any:
     """A stage that starts where another one ends; what they share is one value in both."""
     config = stage1.get_config(arg).unlock()
     config.before = before

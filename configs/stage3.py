@@ -6,12 +6,12 @@ starts from ``runs/stage2``, which it makes where it is not there, and measures 
 difficult for that policy.
 """
 
-from ml_collections import ConfigDict
+from typing import Any
 
 from configs import stage2
 
 
-def get_config(arg: str = "") -> ConfigDict:
+def get_config(arg: str = "") -> Any:
     """The recipe; ``arg`` as in stage 1."""
     config = stage2.after(stage2.get_config(arg), "stage2", arg)
     config.rl.learning_rate /= 2

@@ -14,7 +14,7 @@ import pytest
 from she_jax.data import filtering
 from she_jax.data.filtering import REASONS, FilterConfig, Quota, Selection
 from she_jax.data.records import PromptRecord, write_records
-from she_jax.train import filter_report
+from she_jax.train import filter_page
 from she_jax.train.filter_report import write_filter_report
 
 STEPS = ("category", "label")
@@ -325,7 +325,7 @@ def test_an_example_shows_two_rollouts_that_differ(tmp_path):
 
 def test_long_texts_are_cut(tmp_path):
     report_of(tmp_path, [record(0, right=(1,), texts=["gnome " * 10_000])], ["kept"])
-    assert Page(tmp_path).text.count("gnome") == filter_report.LONGEST // 6
+    assert Page(tmp_path).text.count("gnome") == filter_page.LONGEST // 6
 
 
 def test_shards_other_than_the_surveyed_ones_are_refused(tmp_path):

@@ -16,13 +16,12 @@ from she_jax.data.filtering import (
     Survey,
     difficulty,
     merge,
-    near_duplicates,
     path_entropy,
     select,
-    signatures,
     survey,
     water_fill,
 )
+from she_jax.data.near_duplicates import near_duplicates, signatures
 from she_jax.data.records import PromptRecord, write_records
 
 

@@ -13,13 +13,12 @@ than that could be obtained.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from datasketch import MinHash
-from jaxtyping import Bool, Float16, Float32, Int, Int8, Int16, Int32, Int64, UInt32, UInt64
+from jaxtyping import Bool, Float16, Float32, Int, Int8, Int16, Int32, Int64, UInt64
 from sklearn.cluster import MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 
@@ -38,9 +37,6 @@ REASONS = (
 )
 DIFFICULTIES = ("easy", "medium", "hard")
 
-_SHINGLE = 4  # characters
-_PERMUTATIONS = 128
-_RECALL = 0.99  # share of pairs at the very threshold that the bands must bring together
 _CHUNK = 16_384
 _FITTED = 20_000  # embeddings that k-means sees
 
@@ -172,107 +168,6 @@ def path_entropy(paths: Sequence[str]) -> float:
     # Equal counts in any order of the paths give the same sum, to the last bit.
     counts = sorted(Counter(paths).values())
     return math.log(n) - math.fsum(c * math.log(c) for c in counts) / n if n else math.nan
-
-
-def signatures(texts: Iterable[str]) -> UInt32[np.ndarray, "N P"]:
-    """MinHash signatures of texts: the share of equal entries estimates the texts' similarity.
-
-    That similarity is Jaccard's, of the sets of all runs of 4 characters; case and the number of
-    blanks do not count. 128 permutations: the estimate of 0.9 has a standard error of 0.027.
-
-    Args:
-      texts: one a pair: its query and all that the policy reads of its product, for two products
-        of one title may differ in the rest. Shard by shard, in the order of the rows, gives the
-        same as all at once.
-    """
-    sketches = MinHash.generator(map(_shingles, texts), num_perm=_PERMUTATIONS)
-    rows = [sketch.hashvalues for sketch in sketches]
-    return np.stack(rows) if rows else np.empty((0, _PERMUTATIONS), np.uint32)
-
-
-def _shingles(text: str) -> set[bytes]:
-    text = " ".join(text.lower().split())
-    return {text[i : i + _SHINGLE].encode() for i in range(max(1, len(text) - _SHINGLE + 1))}
-
-
-def near_duplicates(
-    signatures: UInt32[np.ndarray, "N P"], similarity: float
-) -> Int64[np.ndarray, "N"]:
-    """Which texts nearly repeat an earlier one.
-
-    Text by text, in order: one that is similar to an earlier text that stays, goes. So a chain of
-    small changes does not take texts with it that are unlike the one that stays. Similar are texts
-    whose signatures agree in a share of at least ``similarity``; they are compared where they
-    agree in a whole band of entries (locality-sensitive hashing), which misses at most 1% of the
-    pairs at the threshold itself and fewer above. Texts of one pattern meet often: the time grows
-    with the square of how many share a band.
-
-    Args:
-      signatures: of all texts, in the order of their rows.
-      similarity: 0.5 to 1; 0 finds nothing.
-
-    Returns:
-      For each text the index of the earliest one that stays and is similar to it; -1 for none.
-    """
-    earliest = np.full(len(signatures), -1, np.int64)
-    if not similarity or not len(signatures):
-        return earliest
-    # Equal signatures first: a thousand copies of a text would make half a million pairs.
-    _, first, group = np.unique(_fold(signatures), return_index=True, return_inverse=True)
-    head = first[group]
-    copies = np.flatnonzero(head != np.arange(len(head)))
-    copies = copies[_agreement(signatures, copies, head[copies]) == signatures.shape[1]]
-    alone = np.delete(np.arange(len(head)), copies)
-    for later, earlier in _similar(signatures, alone, similarity).tolist():
-        if earliest[later] < 0 and earliest[earlier] < 0:
-            earliest[later] = earlier
-    heads = head[copies]
-    earliest[copies] = np.where(earliest[heads] < 0, heads, earliest[heads])
-    return earliest
-
-
-def _similar(
-    signatures: UInt32[np.ndarray, "N P"], alone: Int64[np.ndarray, "M"], similarity: float
-) -> Int64[np.ndarray, "E 2"]:
-    """All similar pairs among some texts that meet in a band, (later, earlier), sorted."""
-    size = signatures.shape[1]
-    width = max(
-        r for r in range(1, size + 1) if 1 - (1 - similarity**r) ** (size // r) >= _RECALL or r == 1
-    )
-    found = [np.empty((0, 2), np.int64)]
-    for start in range(0, size - width + 1, width):
-        key = _fold(signatures[:, start : start + width])[alone]
-        order = np.argsort(key, kind="stable")
-        key, rows = key[order], alone[order]
-        # Pairs that share a key, by how far apart they stand in the sorted order.
-        at, distance = np.arange(len(key)), 1
-        while len(at := at[at + distance < len(key)]):
-            at = at[key[at] == key[at + distance]]
-            pairs = np.stack([rows[at + distance], rows[at]], axis=1)
-            agree = _agreement(signatures, *pairs.T)
-            found.append(pairs[agree >= similarity * size - 1e-9])
-            distance += 1
-    return np.unique(np.concatenate(found), axis=0)
-
-
-def _fold(columns: UInt32[np.ndarray, "N P"]) -> UInt64[np.ndarray, "N"]:
-    """One number for each row. Equal rows have equal ones; the reverse is for others to check."""
-    key = np.zeros(len(columns), np.uint64)
-    for column in columns.T:
-        key = key * np.uint64(0x9E3779B97F4A7C15) + column
-        key ^= key >> np.uint64(32)
-    return key
-
-
-def _agreement(
-    signatures: UInt32[np.ndarray, "N P"], a: Int64[np.ndarray, "E"], b: Int64[np.ndarray, "E"]
-) -> Int64[np.ndarray, "E"]:
-    """In how many entries signatures agree, pair by pair."""
-    counts = np.zeros(len(a), np.int64)
-    for start in range(0, len(a), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        counts[part] = np.count_nonzero(signatures[a[part]] == signatures[b[part]], axis=1)
-    return counts
 
 
 def difficulty(pass_rate: Float32[np.ndarray, "N"]) -> Int8[np.ndarray, "N"]:

@@ -20,11 +20,10 @@ from she_jax.data.dataset import ExampleBuilder, ExampleConfig, Prepared, Row, o
 from she_jax.data.examinations import FULL_MARKS
 from she_jax.data.filtering import (
     merge,
-    near_duplicates,
     select,
-    signatures,
     survey,
 )
+from she_jax.data.near_duplicates import near_duplicates, signatures
 from she_jax.data.records import PromptRecord, write_records
 from she_jax.rl.rewards import outcome_reward, verify
 from she_jax.train.checkpoint import StopSignal
