@@ -27,13 +27,14 @@ def get_config() -> ConfigDict:
     config.cpu_devices = full.cpu_devices
     config.mesh = full.mesh
     config.sft = full.sft
-    config.sft.steps = 2_000
+    config.sft.steps = 6_000
+    config.sft.learning_rate = 1e-3
 
     config.examiner = ConfigDict()
-    config.examiner.pairs = 20_000  # training pairs that give demonstrated steps, right and spoilt
-    config.examiner.policy_pairs = 4_000  # training pairs on which the policies write steps
+    config.examiner.pairs = 40_000  # training pairs that give demonstrated steps, right and spoilt
+    config.examiner.policy_pairs = 20_000  # training pairs on which the policies write steps
     config.examiner.rollouts = 1  # chains that each policy writes a pair
-    config.examiner.eval_pairs = 256  # pairs of each other split to be measured on
+    config.examiner.eval_pairs = 512  # pairs of each other split to be measured on
     config.examiner.answer_length = 40  # tokens of an answer, the end included
     config.examiner.room = 120  # tokens of the answers to one chain that a step of training holds
     config.examiner.batch_size = 128  # steps or pairs at a time, when nothing is trained

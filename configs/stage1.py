@@ -33,6 +33,15 @@ def get_config(arg: str = "") -> Any:
             choices = "; ".join(f"{k}={'|'.join(v)}" for k, v in CHOICES.items())
             raise ValueError(f"stage1.py:{part}: expected {choices}")
         config[key].name = value
+    # Foundation: what the cold start gets right now and then, neither always nor hardly ever.
+    config.rl.steps = 60
+    config.rl.eval_every = 30
+    config.rl.aim = "medium"
+    config.rl.refill = 1
+    config.filter.pairs = 3_000
+    config.filter.size = 1_500
+    config.filter.low = 0.2  # of eight rollouts two right
+    config.filter.high = 0.9  # to seven
     if config.model.name == "smollm2":
         _smollm2(config)
     if config.data.name != "shopworld":
@@ -53,6 +62,8 @@ def _smollm2(config: ConfigDict) -> None:
             "sft.warmup": 20,
             "sft.micro_batches": 2,
             "sft.checkpoint_every": 60,
+            "filter.pairs": 512,
+            "filter.size": 256,
             "rl.learning_rate": 1e-5,
             "rl.steps": 60,
             "rl.prompts": 8,

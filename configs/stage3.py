@@ -14,12 +14,12 @@ from configs import stage2
 def get_config(arg: str = "") -> Any:
     """The recipe; ``arg`` as in stage 1."""
     config = stage2.after(stage2.get_config(arg), "stage2", arg)
-    config.rl.learning_rate /= 2
-    config.rl.steps = 40
-    config.rl.eval_every = 20
+    config.rl.learning_rate = 1e-4
+    config.rl.steps = 30
+    config.rl.eval_every = 10
     config.rl.patience = 2
-    config.rl.aim = "medium"
-    config.filter.pairs = 3_000
+    config.filter.skip = 7_000  # what the stages before have seen
+    config.filter.pairs = 4_000
     config.filter.size = 1_000
     config.filter.low = 0.01  # DyKnow-RAG's (arXiv 2510.11122), as is the next
     config.filter.high = 0.9

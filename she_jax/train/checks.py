@@ -23,7 +23,7 @@ from she_jax.train.scalar import SCALAR
 from she_jax.train.setup import examiner_mesh, make_builder, policy_mesh
 from she_jax.train.workdir import Config
 
-FILTER_RUN = ("pairs", "rollouts", "records", "part", "parts")  # not FilterConfig's
+FILTER_RUN = ("pairs", "skip", "rollouts", "records", "part", "parts")  # not FilterConfig's
 
 
 def check(config: Config, workdir: Path) -> None:
@@ -103,6 +103,8 @@ def _check_filter(config: Config) -> None:
     filter_config(config)
     if own.pairs < (config.kind == "filter"):
         raise ValueError(f"filter.pairs={own.pairs}: expected some training pairs to look at")
+    if own.skip < 0:
+        raise ValueError(f"filter.skip={own.skip}: expected 0 (begin with the first) or more")
     if own.pairs and own.rollouts < 1:
         raise ValueError(f"filter.rollouts={own.rollouts}: expected at least 1")
     if not 0 <= own.part < own.parts:

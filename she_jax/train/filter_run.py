@@ -105,7 +105,7 @@ def run_filter(config: Config, workdir: Path) -> None:
 def filter_prompts(
     config: Config, workdir: Path, policy: Policy, params: Any, made: Prepared, stop: StopSignal
 ) -> Kept | None:
-    """Chooses among the first ``filter.pairs`` training pairs, or reads what was chosen before.
+    """Chooses among ``filter.pairs`` training pairs, or reads what was chosen before.
 
     Args:
       config: of the run.
@@ -127,12 +127,18 @@ def filter_prompts(
         return Kept(**json.loads(path.read_text(encoding="utf-8")))
     own, thresholds = config.filter, filter_config(config)
     source = open_split(made.path, "train")
-    count = min(own.pairs, len(source))
+    looked_at = range(own.skip, min(own.skip + own.pairs, len(source)))
+    count = len(looked_at)
+    if not count:
+        raise ValueError(
+            f"filter.skip={own.skip}: nothing is left of {len(source):,} training pairs; skip fewer"
+        )
     records = Path(own.records or folder / "records")
-    _claim(records, {"data": fingerprint(made), "pairs": count, "rollouts": own.rollouts})
-    repeats = _repeats(records, source, count, thresholds.similarity)
+    identity = {"data": fingerprint(made), "skip": own.skip, "pairs": count}
+    _claim(records, identity | {"rollouts": own.rollouts})
+    repeats = _repeats(records, source, looked_at, thresholds.similarity)
     recorder = Recorder(config, policy, thresholds.confidence)
-    blocks = [range(first, min(first + BLOCK, count)) for first in range(0, count, BLOCK)]
+    blocks = [looked_at[first : first + BLOCK] for first in range(0, count, BLOCK)]
     shards = [records / f"{n:05d}.parquet" for n in range(len(blocks))]
     names = policy.format.schema.names
     title = f"filter: rollouts of {count:,} prompts"
@@ -265,16 +271,16 @@ def _record(
     )
 
 
-def _repeats(records: Path, source: Any, count: int, similarity: float) -> np.ndarray:
+def _repeats(records: Path, source: Any, rows: range, similarity: float) -> np.ndarray:
     """Rows whose text nearly repeats an earlier one; the signatures are kept beside the records."""
     path = records / "signatures.npy"
     if not path.is_file():
-        with Progress("filter: near-duplicates", total=count) as progress:
+        with Progress("filter: near-duplicates", total=len(rows)) as progress:
 
             def texts() -> Iterator[str]:
-                for row in range(count):
+                for done, row in enumerate(rows, 1):
                     example = source[row]
-                    progress.update(row + 1)
+                    progress.update(done)
                     yield " ".join([example.query, *example.product.values()])
 
             found = signatures(texts())
@@ -282,7 +288,7 @@ def _repeats(records: Path, source: Any, count: int, similarity: float) -> np.nd
         np.save(part, found)
         part.replace(path)
     earlier = near_duplicates(np.load(path, allow_pickle=False), similarity)
-    return np.flatnonzero(earlier >= 0)
+    return rows.start + np.flatnonzero(earlier >= 0)
 
 
 def _claim(records: Path, identity: Mapping[str, Any]) -> None:

@@ -27,7 +27,7 @@ from she_jax.train.checkpoint import Checkpoints, StopSignal
 from she_jax.train.checks import check, check_data, check_splits, fingerprint, finite
 from she_jax.train.examiner import load_examiner
 from she_jax.train.filter_run import filter_prompts, run_filter
-from she_jax.train.judging import judge_twice, judged
+from she_jax.train.judging import judge_split, judge_twice, judged
 from she_jax.train.metrics import MetricsWriter, Progress, say
 from she_jax.train.policy_run import inherit
 from she_jax.train.predict import Judge, evaluate
@@ -109,7 +109,7 @@ def run_curriculum(config: Config, workdir: Path) -> None:
     """
     start, figures = "", {}
     for name, stage in config.stages.items():
-        own: Config = ConfigDict(stage.to_dict() | {"start": start, "before": {}})
+        own: Config = ConfigDict(stage.to_dict() | {"start": start or stage.start, "before": {}})
         own.data.dir = own.data.dir or str(workdir / "data")
         say(f"{name}: {own.rl.steps} updates" + (f", from {start}" if start else ""))
         run(own.lock(), workdir / name)
@@ -215,6 +215,11 @@ def srpo(
     check_data(host, fingerprint(made))
     pool.restore(host["pool"])
     watch.restore(host["watch"])
+    if not saved.steps:  # what the stage begins with stays if nothing better comes of it
+        limit, task = config.data.eval_pairs, "judging validation, before"
+        began_with = judge_split(judge, reference, made, "validation", limit, task)["macro_f1"]
+        host |= {"best": began_with or 0.0}
+        saved.save(0, state, host, best=True)
     if stop:
         leave(stop, "srpo", start, rl.steps)
     update = jit_update_step(
