@@ -40,6 +40,7 @@ class Examination:
       critique: what an examiner should say before the verdict.
       source: who wrote the step, see ``she_jax.data.examinations``.
       chain: names the chain; all its steps share it.
+      annotated: a human said what is true of the step, so the verifier speaks of it too.
     """
 
     example: Example
@@ -49,6 +50,7 @@ class Examination:
     critique: str = ""
     source: str = ""
     chain: str = ""
+    annotated: bool = True
 
 
 def written_steps(chain: Chain, schema: CotSchema, index: int) -> str:

@@ -1,13 +1,15 @@
 """Groups that teach nothing give way to others: within a bound, counted, the good ones kept."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from she_jax.cot import CotSchema
-from she_jax.train.rollouts import Experience, refilled
-from she_jax.types import Example, StepBatch, TrainBatch
+from she_jax.train.rollouts import Experience, exploration, refilled
+from she_jax.types import Example, Rollout, StepBatch, TrainBatch
 
 G, S, T = 2, 5, 3
 SCHEMA = CotSchema()
@@ -124,3 +126,16 @@ def test_the_pass_rates_of_the_dropped_are_known_too():
     examples, rates = seen.rates
     told = {example.uid: rate for example, rate in zip(examples, rates, strict=True)}
     assert told == {"10": 0.5, "20": 0.5, "11": 0.0, "21": 0.0}
+
+
+def test_the_paths_and_the_entropy_of_each_step_by_hand():
+    """Two groups of two rollouts; a step's entropy is the mean of -log p over its tokens."""
+    texts = ["category: match\nlabel: 4", "category: near\nlabel: 3"] + ["label: 1"] * 2
+    chains = [SCHEMA.parse(text) for text in texts]
+    ids = np.array([[-1, 2, 4], [-1, 2, 4], [-1, -1, 4], [-1, -1, 4]])
+    logps = -np.array([[9, 1, 4], [9, 3, 4], [9, 9, 0], [9, 9, 0]], np.float32)
+    mask = np.ones((4, 3), bool)
+    rollout = Rollout(tokens=ids, prompt_mask=~mask, completion_mask=mask, logps=logps)
+    steps = dataclasses.replace(experience([0, 1], [True, True]).steps, step_ids=ids)
+    told = exploration(chains, rollout, steps, SCHEMA, 2)
+    assert told == {"paths": 1.5, "entropy/category": 2.0, "entropy/label": 2.0}

@@ -318,16 +318,15 @@ def test_the_recipe_has_no_keys_for_what_is_the_policys():
     assert not set(INHERITED) & set(reward_model.get_config())
 
 
-def step(name, correct, source="policy", chain="a/sft/0"):
-    return Examination(
-        example=PAIR, step=name, written="", correct=correct, source=source, chain=chain
-    )
+def step(name, correct, source="policy", chain="a/sft/0", annotated=True):
+    own = {"source": source, "chain": chain, "annotated": annotated}
+    return Examination(example=PAIR, step=name, written="", correct=correct, **own)
 
 
 def test_figures_by_hand():
     pool = [
         step("query", True),
-        step("query", False),
+        step("query", False, annotated=False),
         step("label", False),
         step("label", False, "verdict"),
         step("label", True, "gold"),
@@ -341,6 +340,7 @@ def test_figures_by_hand():
     assert figures["accuracy"] == 3 / 4
     assert figures["f1_incorrect"] == pytest.approx(2 * 2 / (2 * 2 + 0 + 1))
     assert figures["auroc"] == 1
+    assert figures["agreement"] == 2 / 3  # the verifier does not speak of the second one
     assert figures["by_step"]["label"]["accuracy"] == 1 / 2
     assert figures["by_step"]["label"]["auroc"] is None  # the right one could not be read
     assert figures["by_source"]["gold"]["accuracy"] is None

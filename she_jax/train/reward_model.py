@@ -6,6 +6,7 @@ learns to answer examinations by supervised fine-tuning. Its pairs, chain and mo
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,7 @@ def examinations(
     source = open_split(made.path, split)
     examples = [source[i] for i in range(min(max(pairs, policy_pairs), len(source)))]
     examples = [example for example in examples if example.label is not None]
+    said = {example.uid: {"label", *example.annotations} for example in examples}
     if split != "train":
         examples = [with_all_truth(example) for example in examples]
     rng = np.random.default_rng(config.seed)
@@ -115,6 +117,7 @@ def examinations(
     for row, example in enumerate(examples[:pairs]):
         found += demonstrated(example, _other(examples, row, rng), schema, rng)
     found += policy_steps(config, examples[:policy_pairs], schema, split)
+    found = [replace(one, annotated=one.step in said[one.example.uid]) for one in found]
     save_examinations(path, found)
     return found
 
@@ -196,17 +199,20 @@ def examiner_figures(pool: Sequence[Examination], told: Scores) -> dict[str, Any
 
     Returns:
       ``n``, ``unreadable`` (left out of the rest), ``incorrect`` (share of wrong steps),
-      ``accuracy``, ``f1_incorrect``, ``auroc``, ``ece`` (see ``calibration_error``); the same in
+      ``accuracy``, ``f1_incorrect``, ``auroc``, ``ece`` (see ``calibration_error``),
+      ``agreement`` (with the verifier, over the steps that humans annotated); the same in
       ``by_step`` and ``by_source``, and for the policy's own steps ``policy_by_step`` and
       ``policy_by_phase`` (``sft`` is its cold start, ``srpo`` its best); and ``first_errors``, see
       there. A figure over nothing, or of one verdict alone where it needs both, is None.
     """
     steps = np.array([one.step for one in pool])
     sources = np.array([one.source for one in pool])
+    truth = np.array([one.correct for one in pool], bool)
+    annotated = np.array([one.annotated for one in pool], bool)
 
     def of(chosen: np.ndarray) -> dict[str, Any]:
         """The figures of some of the examinations."""
-        return _figures(np.array([one.correct for one in pool], bool)[chosen], told, chosen)
+        return _figures(truth[chosen], annotated[chosen], told, chosen)
 
     own = sources == POLICY
     phases = np.array([one.chain.split("/")[-2] if one.source == POLICY else "" for one in pool])
@@ -221,14 +227,19 @@ def examiner_figures(pool: Sequence[Examination], told: Scores) -> dict[str, Any
     }
 
 
-def _figures(truth: np.ndarray, told: Scores, chosen: np.ndarray) -> dict[str, Any]:
+def _figures(
+    truth: np.ndarray, annotated: np.ndarray, told: Scores, chosen: np.ndarray
+) -> dict[str, Any]:
     known = told.known[chosen]
+    both = annotated & known
+    agree = (told.score[chosen] >= 0.5) == truth
     score, right = told.score[chosen][known], truth[known]
     return {
         "n": len(truth),
         "unreadable": int((~known).sum()),
         "incorrect": float(1 - truth.mean()) if len(truth) else None,
         "f1_incorrect": float(f1_score(~right, score < 0.5)) if not right.all() else None,
+        "agreement": float(agree[both].mean()) if both.any() else None,
     } | score_figures(right, score)
 
 
@@ -284,7 +295,8 @@ def first_errors(pool: Sequence[Examination], told: Scores) -> dict[str, Any]:
 
 def figures_table(title: str, told: dict[str, Any]) -> Table:
     """The figures of one split for the screen."""
-    columns = ("n", "incorrect", "accuracy", "f1_incorrect", "auroc", "ece", "unreadable")
+    columns = ("n", "incorrect", "accuracy", "f1_incorrect", "auroc", "ece", "agreement")
+    columns += ("unreadable",)
     rows = {"all": told}
     rows |= {f"step {name}": own for name, own in told["by_step"].items()}
     rows |= {f"source {name}": own for name, own in told["by_source"].items()}

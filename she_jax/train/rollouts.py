@@ -202,7 +202,7 @@ def make_collector(
             **_rewards(rewards, known, outcome, prompts.schema),
             **({} if scalar is None else {"outcome": float(jnp.mean(steps.outcome))}),
             **told,
-            **_exploration(chains, on_host, steps, prompts.schema, len(examples)),
+            **exploration(chains, on_host, steps, prompts.schema, len(examples)),
             "zero_variance": 1.0 - float(jnp.mean(informative)),
             "length": float(on_host.completion_mask.sum(axis=1).mean()),
             "truncated": float(truncated.mean()),
@@ -300,7 +300,7 @@ def _replaced(seen: Experience, more: Experience) -> Experience:
     )
 
 
-def _exploration(
+def exploration(
     chains: Sequence[Chain], rollout: Rollout, steps: StepBatch, schema: CotSchema, groups: int
 ) -> dict[str, float]:
     """How far the policy still explores.
