@@ -62,6 +62,9 @@ def run_arm(seed: str, how: str, share: float) -> dict:
             "rl.steps": FLAGS.steps,
             "rl.eval_every": FLAGS.steps,
             "eval.pass_k": 0,
+            "rl.aim": "even",
+            "rl.refill": 0,
+            "filter.pairs": 0,  # unannotated pairs have no pass rate
         }
         if how != "verifier_only":
             settings["reward.model"] = Path(FLAGS.examiner.format(seed=seed)).absolute()

@@ -42,7 +42,9 @@ def experience(names, informative):
     return Experience(
         batch=batch,
         figures={"zero_variance": 1 - float(np.mean(informative)), "time/sample": 1.0, "reward": 0},
-        examples=[Example(uid=str(name), query="q", product={"title": "t"}) for name in names],
+        examples=[
+            Example(uid=str(name), query="q", product={"title": "t"}, label=1) for name in names
+        ],
         texts=[f"{value}" for value in number],
         chains=[SCHEMA.parse(f"label: {int(value) % 4 + 1}") for value in number],
         steps=steps,
@@ -126,6 +128,13 @@ def test_the_pass_rates_of_the_dropped_are_known_too():
     examples, rates = seen.rates
     told = {example.uid: rate for example, rate in zip(examples, rates, strict=True)}
     assert told == {"10": 0.5, "20": 0.5, "11": 0.0, "21": 0.0}
+
+
+def test_prompts_that_nobody_judged_have_no_pass_rate():
+    seen = experience([10, 11], [True, True])
+    label = [dataclasses.replace(seen.examples[0], label=None), seen.examples[1]]
+    examples, rates = dataclasses.replace(seen, examples=label).rates
+    assert ([example.uid for example in examples], rates) == (["11"], [0.5])
 
 
 def test_the_paths_and_the_entropy_of_each_step_by_hand():

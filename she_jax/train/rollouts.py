@@ -54,7 +54,7 @@ class Experience:
     rewards: np.ndarray  # of each step, the hybrid's, [B, S]
     known: np.ndarray  # where there is one, [B, S]
     advantages: np.ndarray  # of each step's tokens, [B, S]
-    informative: np.ndarray  # groups that the verifier tells apart, [N]
+    informative: np.ndarray  # groups that are not known to teach nothing, [N]
     dropped: tuple[tuple[Example, float], ...] = ()  # prompts of replaced groups, and pass rates
 
     @property
@@ -65,10 +65,13 @@ class Experience:
 
     @property
     def rates(self) -> tuple[list[Example], list[float]]:
-        """All prompts that were sampled, the dropped ones too, and their pass rates."""
+        """All prompts that were sampled, the dropped ones too, and their pass rates.
+
+        Without those that nobody judged: of them no rollout can come out right.
+        """
         kept = zip(self.examples, self.pass_rates.tolist(), strict=True)
-        examples, rates = zip(*self.dropped, *kept, strict=True)
-        return list(examples), list(rates)
+        known = [(e, rate) for e, rate in (*self.dropped, *kept) if e.label is not None]
+        return [example for example, _ in known], [rate for _, rate in known]
 
     def write(
         self,
@@ -212,6 +215,9 @@ def make_collector(
             "time/verify": time.perf_counter() - sampled - told.get("time/examine", 0.0),
         }
         by_step = advantages.step + advantages.outcome[:, None]
+        # Where the verifier is silent and an examiner speaks, a group may teach all the same.
+        silent = np.array([example.label is None for example in examples])
+        unheard = silent & (examiner is not None or scalar is not None)
         return Experience(
             batch=batch,
             figures=figures,
@@ -223,7 +229,7 @@ def make_collector(
             rewards=np.asarray(rewards),
             known=np.asarray(known),
             advantages=np.clip(np.asarray(by_step), -rl.clamp, rl.clamp),
-            informative=np.asarray(informative),
+            informative=np.asarray(informative) | unheard,
         )
 
     return collect
