@@ -3,10 +3,10 @@
     python launch.py --config=configs/stage2.py
 
 starts from ``runs/stage1``, which it makes where it is not there. It measures that policy on
-training pairs that stage 1 has not seen and keeps those that it gets right now and then, hard ones
-in as large a share as there are: even shares over class, kind and difficulty. (Hard prompts alone
-made it worse: docs/results.md.) The hybrid examination is on as soon as there is an examiner:
-``--config.reward.model=runs/reward_model --config.rl.srpo.tol=0.05``.
+training pairs that stage 1's filter has not looked at and keeps those that it gets right now and
+then, hard ones in as large a share as there are: even shares over class, kind and difficulty.
+(Hard prompts alone made it worse: docs/results.md.) The hybrid examination is on as soon as there
+is an examiner: ``--config.reward.model=runs/reward_model --config.rl.srpo.tol=0.05``.
 """
 
 import re
@@ -20,13 +20,14 @@ SHARED = ("cpu_devices", "data", "shopworld", "chain", "model", "mesh", "eval")
 def get_config(arg: str = "") -> Any:
     """The recipe; ``arg`` as in stage 1."""
     config = after(stage1.get_config(arg), "stage1", arg)
-    config.rl.learning_rate = 1.5e-4  # the policy is good already
+    before = config.before
+    config.rl.learning_rate = before.rl.learning_rate / 2  # the policy is good already
     config.rl.steps = 30
     config.rl.eval_every = 10
     config.rl.patience = 2
-    config.filter.skip = 3_000  # what stage 1 has seen
-    config.filter.pairs = 4_000
-    config.filter.size = 1_000
+    config.filter.skip = before.filter.pairs  # what stage 1's filter has looked at
+    config.filter.pairs = before.filter.pairs * 4 // 3
+    config.filter.size = before.filter.size * 2 // 3
     config.filter.low = 0.1  # of eight rollouts one right
     config.filter.high = 0.9  # to seven
     return config.lock()

@@ -12,6 +12,7 @@ from configs import filter as recipe
 from she_jax.data.dataset import open_split
 from she_jax.data.records import read_records
 from she_jax.train import filter_run
+from she_jax.train.policy_run import begin
 from she_jax.train.predict import Judge
 from she_jax.train.run import run
 
@@ -135,8 +136,41 @@ def test_parts_that_share_a_folder_make_what_one_run_makes(done, policy, tmp_pat
 
 def test_records_of_other_pairs_are_refused(done, policy, tmp_path):
     other = config(policy, filter__records=str(done / "filter" / "records"), filter__pairs=20)
-    with pytest.raises(ValueError, match=r"holds records of .*'pairs': 40"):
+    with pytest.raises(ValueError, match=r"something else:\n  pairs: 40 in the records, 20 now"):
         run(other, tmp_path / "run")
+    other = config(policy, filter__records=str(done / "filter" / "records"), seed=1)
+    with pytest.raises(ValueError, match=r"seed: 0 in the records, 1 now"):
+        run(other, tmp_path / "another")
+
+
+def test_records_of_another_policy_are_refused(done, policy, tmp_path, monkeypatch):
+    def changed_policy(*arguments):
+        made, own, splits = begin(*arguments)
+        params = own.params | {"norm": own.params["norm"] + 1e-3}
+        return made, type(own)(**vars(own) | {"params": params}), splits
+
+    monkeypatch.setattr(filter_run, "begin", changed_policy)
+    with pytest.raises(ValueError, match=r"policy: .* in the records"):
+        run(config(policy, filter__records=str(done / "filter" / "records")), tmp_path / "run")
+
+
+def test_what_the_records_left_out_is_not_taken_for_measured(done, policy, tmp_path):
+    """They were made with a similarity of 1; none at all would let more through."""
+    records = str(done / "filter" / "records")
+    with pytest.raises(ValueError, match=r"were made with similarity 1\.0.*now: similarity 0\.0"):
+        run(config(policy, filter__records=records, filter__similarity=0.0), tmp_path / "run")
+
+
+def test_a_filters_folder_belongs_to_its_config(done, policy):
+    with pytest.raises(ValueError, match=r"filter\.low: 0\.0 in the workdir, 0\.1 now"):
+        run(config(policy, filter__low=0.1), done)
+
+
+def test_kinds_in_front_that_are_not_there_are_said(done, policy, tmp_path, capsys):
+    records = str(done / "filter" / "records")
+    run(config(policy, filter__records=records, filter__front=("negaton",)), tmp_path / "run")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "15 of filter.front=['negaton'] were wanted, only 0 are left; the kinds here" in said
 
 
 def test_an_empty_result_names_the_threshold(done, policy, tmp_path):

@@ -86,9 +86,11 @@ def test_informative_groups_stay_and_the_others_are_replaced():
     assert drawn == 3
     assert names(seen) == ["10", "21", "12", "30"]
     assert seen.informative.all()
-    assert seen.figures["zero_variance"] == 0
+    assert seen.figures["zero_variance"] == 0.5  # of the first batch
+    assert seen.figures["zero_variance/refilled"] == 0
     assert seen.figures["refills"] == 2
-    assert seen.figures["dropped"] == 12 - 4
+    assert seen.figures["dropped"] == 5  # 11, 13, 20, 22, 23
+    assert seen.figures["surplus"] == 3  # 31, 32, 33
     assert seen.figures["time/sample"] == 3  # of all rounds
     # Everything about a rollout moves with it.
     rows = [10, 10.5, 21, 21.5, 12, 12.5, 30, 30.5]
@@ -109,7 +111,8 @@ def test_the_bound_holds_and_what_could_not_be_replaced_stays():
     assert names(seen) == ["10", "11"]
     assert seen.figures["refills"] == 2
     assert seen.figures["dropped"] == 4
-    assert seen.figures["zero_variance"] == 1
+    assert seen.figures["surplus"] == 0
+    assert seen.figures["zero_variance/refilled"] == 1
 
 
 @pytest.mark.parametrize("rounds", [0, 3])

@@ -17,7 +17,8 @@ from configs import base, stage1
 from she_jax.train.checkpoint import Checkpoints
 from she_jax.train.checks import finite
 from she_jax.train.run import run
-from she_jax.train.setup import make_policy
+from she_jax.train.setup import make_optimizer, make_policy
+from she_jax.train.sft import new_state
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -86,18 +87,20 @@ def lines(workdir):
 
 
 def last_state(workdir):
-    """Every array of the last checkpoint, by path."""
-    policy = make_policy(config(), workdir)
-    found = Checkpoints(workdir / "checkpoints" / "srpo").restore_params(policy.params)
+    """The last checkpoint: its step, every array, and the host's part."""
+    own = config()
+    template = new_state(make_policy(own, workdir), make_optimizer(own.rl), 0)
+    found = Checkpoints(workdir / "checkpoints" / "srpo").restore(template)
     assert found is not None
-    return found[0], jax.device_get(found[1])
+    step, state, host = found
+    return step, jax.device_get([state.params, state.opt_state, state.key]), host
 
 
 def assert_same_run(one, other):
     assert lines(one) == lines(other)
-    for (step, params), (other_step, other_params) in [(last_state(one), last_state(other))]:
-        assert step == other_step
-        jax.tree.map(np.testing.assert_array_equal, params, other_params)
+    (step, state, host), (other_step, other_state, other_host) = map(last_state, (one, other))
+    assert (step, host) == (other_step, other_host)
+    jax.tree.map(np.testing.assert_array_equal, state, other_state)
     assert (one / "summary.json").read_bytes() == (other / "summary.json").read_bytes()
     assert (one / "tokenizer.json").read_bytes() == (other / "tokenizer.json").read_bytes()
 

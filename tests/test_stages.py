@@ -1,7 +1,9 @@
 """The curriculum: stages in a row, killed anywhere, alone, and stopped by a plateau."""
 
 import json
+import os
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -55,8 +57,11 @@ def done(tmp_path_factory):
 def assert_same(one, other):
     for stage in ("stage1", "stage2", "stage3"):
         assert lines(one / stage) == lines(other / stage)
-        for a, b in zip(last_state(one / stage), last_state(other / stage), strict=True):
-            jax.tree.map(np.testing.assert_array_equal, a, b)
+        (step, state, host), (other_step, other_state, other_host) = (
+            last_state(run / stage) for run in (one, other)
+        )
+        assert (step, host) == (other_step, other_host)
+        jax.tree.map(np.testing.assert_array_equal, state, other_state)
         for name in ("summary.json", "filter/kept.json"):
             assert (one / stage / name).read_bytes() == (other / stage / name).read_bytes()
     assert (one / "summary.json").read_bytes() == (other / "summary.json").read_bytes()
@@ -162,3 +167,29 @@ def test_a_run_that_ended_on_a_plateau_is_not_taken_up_again(tmp_path, monkeypat
     monkeypatch.setattr(rollouts, "step_batch", None)  # no further rollout may be made
     run(small(**more), tmp_path / "run")
     assert lines(tmp_path / "run") == before
+
+
+def test_a_signal_in_a_stages_last_moments_keeps_the_next_one_from_starting(tmp_path, monkeypatch):
+    whole = runs.judged
+
+    def signalled(*arguments):
+        if arguments[-1] == "after":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return whole(*arguments)
+
+    monkeypatch.setattr(runs, "judged", signalled)
+    with pytest.raises(SystemExit) as left:
+        run(recipe(), tmp_path / "run")
+    assert left.value.code == 143
+    assert (tmp_path / "run" / "stage1" / "summary.json").is_file()
+    assert not (tmp_path / "run" / "stage2").exists()
+
+
+def test_what_is_wrong_with_a_later_stage_is_said_before_the_first(tmp_path):
+    with pytest.raises(ValueError, match=r"low=2\.0"):
+        run(recipe(**{"stages__stage3__filter__low": 2.0}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    wrong = changed(stage2.get_config(), SMALL | STAGE, rl__aim="medum")
+    with pytest.raises(ValueError, match=r"rl\.aim='medum'"):
+        run(wrong, tmp_path / "alone")
+    assert not (tmp_path / "alone").exists()

@@ -29,7 +29,7 @@ REASONS = (
     "duplicate",  # nearly the text of an earlier pair
     "confident",  # the policy is surer of its class than FilterConfig.confidence
     "unlabelled",  # no human label, so no outcome is known
-    "unmeasured",  # labelled, but no rollouts were recorded: it was too sure when they were made
+    "unmeasured",  # labelled, but no rollouts were recorded
     "easy",  # pass rate above FilterConfig.high
     "hard",  # pass rate below FilterConfig.low
     "one_path",  # path entropy below FilterConfig.min_entropy
@@ -341,7 +341,7 @@ def _emptied(reason: Int8[np.ndarray, "N"], config: FilterConfig) -> str:
         "duplicate": (f"similarity={config.similarity}", "raise it, or give 0 to keep them"),
         "confident": (f"confidence={config.confidence}", "raise it; 1 keeps all"),
         "unlabelled": ("the lack of labels", "filter a split whose pairs have been judged"),
-        "unmeasured": ("the lack of rollouts", "record anew, with a higher confidence"),
+        "unmeasured": ("the lack of rollouts", "record these pairs anew"),
         "easy": (f"high={config.high}", "raise it, or give the policy harder pairs"),
         "hard": (f"low={config.low}", "lower it, or train the policy further first"),
         "one_path": (

@@ -10,19 +10,17 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import jax
 import numpy as np
+from jaxtyping import Int64
 from rich.console import Console
 
 from she_jax.cot import CotSchema
 from she_jax.data.dataset import ExampleBuilder, ExampleConfig, Prepared, Row, open_split, prepare
 from she_jax.data.examinations import FULL_MARKS
-from she_jax.data.filtering import (
-    merge,
-    select,
-    survey,
-)
+from she_jax.data.filtering import FilterConfig, merge, select, survey
 from she_jax.data.near_duplicates import near_duplicates, signatures
 from she_jax.data.records import PromptRecord, write_records
 from she_jax.rl.rewards import outcome_reward, verify
@@ -127,15 +125,20 @@ def filter_prompts(
         return Kept(**json.loads(path.read_text(encoding="utf-8")))
     own, thresholds = config.filter, filter_config(config)
     source = open_split(made.path, "train")
-    looked_at = range(own.skip, min(own.skip + own.pairs, len(source)))
-    count = len(looked_at)
-    if not count:
-        raise ValueError(
-            f"filter.skip={own.skip}: nothing is left of {len(source):,} training pairs; skip fewer"
-        )
+    count = min(own.pairs, len(source))
+    # A set that is smaller than what is skipped is begun anew.
+    looked_at = sorted((own.skip + n) % len(source) for n in range(count))
     records = Path(own.records or folder / "records")
-    identity = {"data": fingerprint(made), "skip": own.skip, "pairs": count}
-    _claim(records, identity | {"rollouts": own.rollouts})
+    identity = {
+        "data": fingerprint(made),
+        "policy": _digest(params),
+        "steps": list(policy.format.schema.names),
+        "seed": config.seed,
+        "skip": own.skip,
+        "pairs": count,
+        "rollouts": own.rollouts,
+    }
+    _claim(records, identity, thresholds)
     repeats = _repeats(records, source, looked_at, thresholds.similarity)
     recorder = Recorder(config, policy, thresholds.confidence)
     blocks = [looked_at[first : first + BLOCK] for first in range(0, count, BLOCK)]
@@ -175,6 +178,12 @@ def filter_prompts(
         for row, rate in zip(rows, surveyed.pass_rate[chosen], strict=True)
         if np.isfinite(rate)
     }
+    for quota in selection.unmet:
+        if quota.cell == "kinds in front":
+            say(
+                f"filter: {quota.wanted:,} of filter.front={list(own.front)} were wanted, only "
+                f"{quota.available:,} are left; the kinds here are {list(surveyed.kinds)}"
+            )
     say(f"filter: kept {len(rows):,} of {count:,} prompts; see {folder / 'report.html'}")
     write_json(path, {"rows": rows, "rates": rates})
     return Kept(rows=rows, rates=rates)
@@ -271,7 +280,9 @@ def _record(
     )
 
 
-def _repeats(records: Path, source: Any, rows: range, similarity: float) -> np.ndarray:
+def _repeats(
+    records: Path, source: Any, rows: Sequence[int], similarity: float
+) -> Int64[np.ndarray, "M"]:
     """Rows whose text nearly repeats an earlier one; the signatures are kept beside the records."""
     path = records / "signatures.npy"
     if not path.is_file():
@@ -284,22 +295,53 @@ def _repeats(records: Path, source: Any, rows: range, similarity: float) -> np.n
                     yield " ".join([example.query, *example.product.values()])
 
             found = signatures(texts())
-        part = path.with_suffix(".part.npy")
-        np.save(part, found)
+        part = _own_part(path)  # other filter.parts may be at it too, with the same result
+        with part.open("wb") as file:
+            np.save(file, found)
         part.replace(path)
     earlier = near_duplicates(np.load(path, allow_pickle=False), similarity)
-    return rows.start + np.flatnonzero(earlier >= 0)
+    return np.asarray(rows, np.int64)[earlier >= 0]
 
 
-def _claim(records: Path, identity: Mapping[str, Any]) -> None:
-    """Makes the folder of the records, or checks that they are of these pairs and rollouts."""
+def _claim(records: Path, identity: Mapping[str, Any], thresholds: FilterConfig) -> None:
+    """Makes the folder of the records, or checks that they are what this filter needs."""
     path = records / "made.json"
-    if path.is_file():
-        then = json.loads(path.read_text(encoding="utf-8"))
-        if then != identity:
-            raise ValueError(
-                f"filter.records={records} holds records of {then}, not of {dict(identity)}: give "
-                "another folder, or the filter.pairs, filter.rollouts and data of these records"
-            )
-        return
-    write_json(path, identity)
+    own = {"confidence": thresholds.confidence, "similarity": thresholds.similarity}
+    if not path.is_file():
+        records.mkdir(parents=True, exist_ok=True)
+        part = _own_part(path)
+        part.write_text(json.dumps({**identity, **own}, indent=1) + "\n", encoding="utf-8")
+        part.replace(path)
+    then = json.loads(path.read_text(encoding="utf-8"))
+    if others := {k: (then.get(k), v) for k, v in identity.items() if then.get(k) != v}:
+        lines = [f"  {key}: {was} in the records, {now} now" for key, (was, now) in others.items()]
+        raise ValueError(
+            f"filter.records={records} holds records of something else:\n"
+            + "\n".join(lines)
+            + "\nGive another folder, or the values of these records"
+        )
+    looser = [k for k in own if _reach(k, own[k]) > _reach(k, then[k])]
+    if looser:
+        told = ", ".join(f"{k} {then[k]}" for k in looser)
+        now = ", ".join(f"{k} {own[k]}" for k in looser)
+        raise ValueError(
+            f"filter.records={records} were made with {told}: what that left out has no rollouts. "
+            f"Ask for no more than that (now: {now}), or give another folder"
+        )
+
+
+def _reach(name: str, value: float) -> float:
+    """How far a threshold lets pairs through to the rollouts; a similarity of 0 lets all."""
+    return 2.0 if name == "similarity" and not value else value
+
+
+def _digest(params: Any) -> str:
+    """Tells one policy from another."""
+    told = sha256()
+    for leaf in jax.tree.leaves(jax.device_get(params)):
+        told.update(np.ascontiguousarray(leaf).tobytes())
+    return told.hexdigest()[:16]
+
+
+def _own_part(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{uuid4().hex}.part")

@@ -55,7 +55,8 @@ class Experience:
     known: np.ndarray  # where there is one, [B, S]
     advantages: np.ndarray  # of each step's tokens, [B, S]
     informative: np.ndarray  # groups that are not known to teach nothing, [N]
-    dropped: tuple[tuple[Example, float], ...] = ()  # prompts of replaced groups, and pass rates
+    # Groups that were sampled and not taken: prompt, pass rate, whether it was informative.
+    dropped: tuple[tuple[Example, float, bool], ...] = ()
 
     @property
     def pass_rates(self) -> np.ndarray:
@@ -70,7 +71,8 @@ class Experience:
         Without those that nobody judged: of them no rollout can come out right.
         """
         kept = zip(self.examples, self.pass_rates.tolist(), strict=True)
-        known = [(e, rate) for e, rate in (*self.dropped, *kept) if e.label is not None]
+        every = [*((example, rate) for example, rate, _ in self.dropped), *kept]
+        known = [(example, rate) for example, rate in every if example.label is not None]
         return [example for example, _ in known], [rate for _, rate in known]
 
     def write(
@@ -201,12 +203,16 @@ def make_collector(
             prompt_length=prompts.prompt_length,
             group_size=shared,
         )
+        # Where the verifier is silent and an examiner speaks, a group may teach all the same.
+        silent = np.array([example.label is None for example in examples])
+        judge = examiner is not None or scalar is not None
+        teaches = np.asarray(informative) | (silent & judge)
         figures = {
             **_rewards(rewards, known, outcome, prompts.schema),
             **({} if scalar is None else {"outcome": float(jnp.mean(steps.outcome))}),
             **told,
             **exploration(chains, on_host, steps, prompts.schema, len(examples)),
-            "zero_variance": 1.0 - float(jnp.mean(informative)),
+            "zero_variance": 1.0 - float(teaches.mean()),
             "length": float(on_host.completion_mask.sum(axis=1).mean()),
             "truncated": float(truncated.mean()),
             "parse_rate": float(np.mean([chain.well_formed for chain in chains])),
@@ -215,9 +221,6 @@ def make_collector(
             "time/verify": time.perf_counter() - sampled - told.get("time/examine", 0.0),
         }
         by_step = advantages.step + advantages.outcome[:, None]
-        # Where the verifier is silent and an examiner speaks, a group may teach all the same.
-        silent = np.array([example.label is None for example in examples])
-        unheard = silent & (examiner is not None or scalar is not None)
         return Experience(
             batch=batch,
             figures=figures,
@@ -229,7 +232,7 @@ def make_collector(
             rewards=np.asarray(rewards),
             known=np.asarray(known),
             advantages=np.clip(np.asarray(by_step), -rl.clamp, rl.clamp),
-            informative=np.asarray(informative) | unheard,
+            informative=teaches,
         )
 
     return collect
@@ -244,10 +247,13 @@ def refilled(
 ) -> Experience:
     """Experience whose groups the verifier tells apart, as far as so many rounds can make it so.
 
-    Groups that teach nothing give way to informative ones of another batch of prompts; those that
-    are informative stay. After the last round what is left stays too: it has no advantage, and
-    only the KL term reads it. What was dropped is counted and kept for the running pass rates.
-    DAPO's dynamic sampling (arXiv 2503.14476, section 3.2), with a bound.
+    Groups that teach nothing give way to informative ones of another batch of prompts; those of the
+    first batch that are informative stay. After the last round what is left stays too: it has no
+    advantage, and only the KL term reads it. Groups that were sampled and not taken are counted,
+    ``dropped`` those that teach nothing and ``surplus`` those for which there was no place, and
+    they count in the running pass rates. All other figures are of the first batch, which is what
+    the policy meets, but ``zero_variance/refilled`` and the times. DAPO's dynamic sampling (arXiv
+    2503.14476, section 3.2), with a bound.
 
     Args:
       collect: from ``make_collector``.
@@ -262,7 +268,15 @@ def refilled(
         used += 1
         # Far from the numbers of tokens, which the sampler folds into its own key.
         seen = _replaced(seen, collect(params, draw(), jax.random.fold_in(key, 2**31 - used)))
-    figures = {"refills": used, "dropped": len(seen.dropped)} if rounds else {}
+    if not rounds:
+        return seen
+    surplus = sum(informative for *_, informative in seen.dropped)
+    figures = {
+        "refills": used,
+        "dropped": len(seen.dropped) - surplus,
+        "surplus": surplus,
+        "zero_variance/refilled": 1.0 - float(seen.informative.mean()),
+    }
     return dataclasses.replace(seen, figures=seen.figures | figures)
 
 
@@ -289,20 +303,22 @@ def _replaced(seen: Experience, more: Experience) -> Experience:
         name: jax.tree.map(by_row, getattr(seen, name), getattr(more, name))
         for name in ("batch", "steps", "outcome", "rewards", "known", "advantages")
     }
-    informative = np.concatenate([seen.informative, more.informative])[source]
-    # Of the update these groups go into; the times are those of all rounds.
+    informative = np.concatenate([seen.informative, more.informative])
     figures = {
         name: value + more.figures[name] if name.startswith("time/") else value
         for name, value in seen.figures.items()
     }
     return Experience(
         **arrays,
-        figures=figures | {"zero_variance": 1.0 - float(informative.mean())},
+        figures=figures,
         examples=[both[n] for n in source],
         texts=[[*seen.texts, *more.texts][row] for row in rows],
         chains=[[*seen.chains, *more.chains][row] for row in rows],
-        informative=informative,
-        dropped=(*seen.dropped, *((both[n], float(rates[n])) for n in left)),
+        informative=informative[source],
+        dropped=(
+            *seen.dropped,
+            *((both[n], float(rates[n]), bool(informative[n])) for n in left),
+        ),
     )
 
 

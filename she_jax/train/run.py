@@ -64,8 +64,8 @@ def run(config: Config, workdir: Path) -> None:
         return
     if config.kind in ("reward_model", "scalar_reward", "filter"):
         config = inherit(config)
-    if config.get("before"):
-        make_start(config)
+    if config.get("before") and config.start:
+        make_start(config, workdir)
     check(config, workdir)
     claim_workdir(workdir, config)
     if config.kind == "filter":
@@ -92,6 +92,8 @@ def run(config: Config, workdir: Path) -> None:
             if config.export:
                 export(workdir / "export", policy, params)
             write_json(summary, figures)
+        if stop:  # too late for this run, but not for one that would come after it
+            raise SystemExit(stop.exit_code)
     else:
         console.print(f"all is done: the figures are in {summary}", soft_wrap=True)
     after = json.loads(summary.read_text(encoding="utf-8"))
@@ -107,6 +109,8 @@ def run_curriculum(config: Config, workdir: Path) -> None:
     Each has a folder of its own, ``stage1`` and so on; a stage that is done is not done again.
     ``summary.json`` holds the figures of all.
     """
+    for name, stage in config.stages.items():
+        check(alone(stage), workdir / name)
     start, figures = "", {}
     for name, stage in config.stages.items():
         own: Config = ConfigDict(stage.to_dict() | {"start": start or stage.start, "before": {}})
@@ -121,16 +125,27 @@ def run_curriculum(config: Config, workdir: Path) -> None:
     console.print(before_after_table(first["before"], last))
 
 
-def make_start(config: Config) -> None:
-    """Runs the stage before, or ends it, where what this one starts from is not there yet."""
+def alone(stage: Config) -> Config:
+    """A stage's config as if it began anew: to be checked before what it starts from is there."""
+    return ConfigDict(stage.to_dict() | {"start": "", "before": {}}).lock()
+
+
+def make_start(config: Config, workdir: Path) -> None:
+    """Runs the stage before, or ends it, where what this one starts from is not there yet.
+
+    A run that is there already is taken as it is, whatever its options; that they are other ones
+    than those of ``config.before`` is said.
+    """
+    check(alone(config), workdir)
     folder = Path(config.start).absolute().parent.parent
-    if (folder / "summary.json").is_file():
-        return
     path = folder / "config.json"
     if path.is_file():
         then = json.loads(path.read_text(encoding="utf-8"))
         if then != json.loads(json.dumps(config.before.to_dict())):
-            return  # somebody else's run, which may go on; its checkpoints will do
+            say(f"start={config.start}: taken as it is, though its options are not the recipe's")
+            return
+    if (folder / "summary.json").is_file():
+        return
     say(f"start={config.start} is not there yet: first the stage before, in {folder}")
     run(config.before, folder)
 
@@ -229,7 +244,8 @@ def srpo(
     scalar = load_scalar(config, policy) if config.reward.scalar else None
     collect = make_collector(config, policy, reference, examiner, scalar)
     refresh = None
-    if examiner is not None and config.reward.refresh_every:
+    refreshed = config.reward.refresh_every and not settled(rl, host["stale"])
+    if examiner is not None and refreshed:
         shown = batches(source, rl.prompts, seed=config.seed, balance=config.data.balance)
         refresh = make_refresher(config, workdir, examiner, judge, shown, start)
     with (

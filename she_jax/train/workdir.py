@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from she_jax.train.report import write_json
 
 # As long as none of these is there, nothing is lost by another config.
-MADE = ("checkpoints", "predictions.jsonl", "examinations", "outcomes")
+MADE = ("checkpoints", "predictions.jsonl", "examinations", "outcomes", "filter")
 
 # A ConfigDict. Its attributes are typed as a union of everything, which no checker can follow.
 Config: TypeAlias = Any
