@@ -175,8 +175,8 @@ def test_kinds_in_front_that_are_not_there_are_said(done, policy, tmp_path, caps
 
 def test_an_empty_result_names_the_threshold(done, policy, tmp_path):
     records = str(done / "filter" / "records")
-    with pytest.raises(ValueError, match=r"no prompt is left of 40.*confidence=0\.01"):
-        run(config(policy, filter__records=records, filter__confidence=0.01), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"no prompt is left of 40.*low=0\.9"):
+        run(config(policy, filter__records=records, filter__low=0.9), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
