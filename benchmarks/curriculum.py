@@ -112,7 +112,6 @@ def figures(workdir: Path) -> dict:
         "stage1_longtail": first["longtail"]["macro_f1"],
         "entropy": float(np.mean([line["entropy"] for line in own[-10:]])),
         "entropies": [line["entropy"] for line in own],
-        "zero_variance": [line["zero_variance"] for line in own],
         "paths": [line["paths"] for line in own],
         "seconds": sum(line["time/step"] for line in own),
     }
@@ -136,11 +135,10 @@ def table(results: dict[str, list[dict]]) -> list[str]:
 
 
 def draw(results: dict[str, list[dict]], path: Path) -> None:
-    """Entropy, groups without signal and paths over the updates; means over the seeds."""
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6))
+    """Entropy and paths over the updates; means over the seeds."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
     titles = {
         "entropies": "policy entropy (nats a token)",
-        "zero_variance": "share of groups that teach nothing",
         "paths": "different paths a group of 8",
     }
     for axis, (name, title) in zip(axes, titles.items(), strict=True):
@@ -154,7 +152,7 @@ def draw(results: dict[str, list[dict]], path: Path) -> None:
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("SRPO update (mean of five)")
         axis.grid(alpha=0.3)
-    axes[0].legend(frameon=False, fontsize=8)
+    axes[-1].legend(frameon=False, fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
 
