@@ -75,7 +75,7 @@ class PromptPool:
         rates: Mapping[str, float] | None = None,
     ):
         self._source, self._size, self._seed, self._aim = source, size, seed, aim
-        self._rates = dict(rates or {})
+        self._before = dict(rates or {})
         self._known: dict[str, float] = {}  # what this stage has seen; the rest is in the arguments
         self._position = 0
         self._series = None
@@ -88,7 +88,8 @@ class PromptPool:
         process, processes = jax.process_index(), jax.process_count()
         self._own = list(range(len(source)))[process::processes]
         examples = [source[row] for row in self._own]
-        self._uids = [example.uid for example in examples]
+        self._place = {example.uid: n for n, example in enumerate(examples)}
+        self._rates = np.array([self._before.get(example.uid, np.nan) for example in examples])
         self._share = _shares([example.label for example in examples], balance)
 
     def draw(self) -> Sequence[Example]:
@@ -109,21 +110,20 @@ class PromptPool:
 
     def weights(self) -> Float[np.ndarray, "N"]:
         """How much each prompt is wanted now."""
-        known = self._rates | self._known
-        rates = np.array([known.get(uid, np.nan) for uid in self._uids])
-        seen = ~np.isnan(rates)
-        wanted = np.ones(len(rates))
-        wanted[seen] = np.maximum(aim_weight(rates[seen], self._aim), LEAST)
-        return wanted
+        weights = np.maximum(aim_weight(self._rates, self._aim), LEAST)
+        return np.where(np.isnan(self._rates), 1.0, weights)
 
     def learn(self, examples: Sequence[Example], rates: Sequence[float]) -> None:
         """Takes note of how often rollouts of some prompts came out right."""
         if self._series is not None:
             return
         for example, rate in zip(examples, rates, strict=True):
-            before = self._known.get(example.uid, self._rates.get(example.uid))
+            before = self._known.get(example.uid, self._before.get(example.uid))
             share = 1.0 if before is None else LATEST
-            self._known[example.uid] = share * float(rate) + (1 - share) * (before or 0.0)
+            self._know(example.uid, share * float(rate) + (1 - share) * (before or 0.0))
+
+    def _know(self, uid: str, rate: float) -> None:
+        self._known[uid] = self._rates[self._place[uid]] = rate
 
     @property
     def state(self) -> dict[str, Any]:
@@ -132,7 +132,9 @@ class PromptPool:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from such a state."""
-        self._position, self._known = state["position"], dict(state["rates"])
+        self._position = state["position"]
+        for uid, rate in state["rates"].items():
+            self._know(uid, rate)
 
 
 def _shares(labels: Sequence[int | None], balance: bool) -> Float[np.ndarray, "N"]:

@@ -7,7 +7,6 @@ it escaped, with control, bidirectional and other unseen characters as escapes.
 import base64
 import html
 import io
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -19,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from she_jax.data.filtering import REASONS, FilterConfig, Survey
 from she_jax.data.records import PromptRecord
-from she_jax.train.report import UNSEEN
+from she_jax.train.report import shown
 
 LONGEST = 1500  # characters of one text that the page shows
 MOST_ROWS = 40  # rows of one table of the page
@@ -373,9 +372,5 @@ def _value(value: Any) -> str:
 
 
 def _shown(text: str) -> str:
-    """Text for the page, on one line: cut, unseen characters as escapes, HTML escaped."""
-    cut = text[:LONGEST]
-    line = "".join(
-        c.encode("unicode_escape").decode() if unicodedata.category(c) in UNSEEN else c for c in cut
-    )
-    return html.escape(line if len(cut) == len(text) else f"{line} ...")
+    """Text for the page."""
+    return html.escape(shown(text, LONGEST))

@@ -5,7 +5,7 @@ block it was in, and filters with other thresholds need no new ones (``filter.re
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -18,7 +18,15 @@ from jaxtyping import Int64
 from rich.console import Console
 
 from she_jax.cot import CotSchema
-from she_jax.data.dataset import ExampleBuilder, ExampleConfig, Prepared, Row, open_split, prepare
+from she_jax.data.dataset import (
+    ExampleBuilder,
+    ExampleConfig,
+    ExampleSource,
+    Prepared,
+    Row,
+    open_split,
+    prepare,
+)
 from she_jax.data.examinations import FULL_MARKS
 from she_jax.data.filtering import FilterConfig, merge, select, survey
 from she_jax.data.near_duplicates import near_duplicates, signatures
@@ -140,20 +148,7 @@ def filter_prompts(
     }
     _claim(records, identity, thresholds)
     repeats = _repeats(records, source, looked_at, thresholds.similarity)
-    recorder = Recorder(config, policy, thresholds.confidence)
-    blocks = [looked_at[first : first + BLOCK] for first in range(0, count, BLOCK)]
-    shards = [records / f"{n:05d}.parquet" for n in range(len(blocks))]
-    names = policy.format.schema.names
-    title = f"filter: rollouts of {count:,} prompts"
-    with Progress(title, total=len(blocks)) as progress:
-        for n in range(own.part, len(blocks), own.parts):
-            if not shards[n].is_file():
-                found = recorder.records(params, source, blocks[n], repeats, n)
-                write_records(shards[n], found, names)
-            progress.update(n + 1)
-            if stop:
-                say(f"{stop.name}: {n + 1} of {len(blocks)} blocks are kept in {records}")
-                raise SystemExit(stop.exit_code)
+    shards = _measure(config, records, policy, params, source, looked_at, repeats, stop)
     if missing := [shard.name for shard in shards if not shard.is_file()]:
         say(
             f"{len(missing)} of {len(shards)} blocks are not there yet: they are for the other "
@@ -167,7 +162,7 @@ def filter_prompts(
         survey=surveyed,
         selection=selection,
         config=thresholds,
-        step_names=names,
+        step_names=policy.format.schema.names,
         duplicates=repeats,
         shards=shards,
     )
@@ -189,6 +184,39 @@ def filter_prompts(
     return Kept(rows=rows, rates=rates)
 
 
+def _measure(
+    config: Config,
+    records: Path,
+    policy: Policy,
+    params: Any,
+    source: ExampleSource,
+    rows: Sequence[int],
+    repeats: Int64[np.ndarray, "M"],
+    stop: StopSignal,
+) -> list[Path]:
+    """Makes this run's share of the shards, those that are not there; returns all of them."""
+    own, count = config.filter, len(rows)
+    recorder = Recorder(config, policy, own.confidence)
+    blocks = [rows[first : first + BLOCK] for first in range(0, count, BLOCK)]
+    shards = [records / f"{n:05d}.parquet" for n in range(len(blocks))]
+    with Progress(f"filter: rollouts of {count:,} prompts", total=count) as progress:
+        for n in range(own.part, len(blocks), own.parts):
+            first = n * BLOCK
+            if not shards[n].is_file():
+
+                def show(done: int, first: int = first) -> None:
+                    """Says how many prompts have their rollouts."""
+                    progress.update(first + done)
+
+                found = recorder.records(params, source, blocks[n], repeats, n, show)
+                write_records(shards[n], found, policy.format.schema.names)
+            progress.update(first + len(blocks[n]))
+            if stop:
+                say(f"{stop.name}: {n + 1} of {len(blocks)} blocks are kept in {records}")
+                raise SystemExit(stop.exit_code)
+    return shards
+
+
 class Recorder:
     """Measures prompts with a policy, a block at a time.
 
@@ -206,7 +234,13 @@ class Recorder:
         self._format, self._width = policy.format, policy.model.config.dim
 
     def records(
-        self, params: Any, source: Any, rows: Sequence[int], repeats: np.ndarray, block: int
+        self,
+        params: Any,
+        source: ExampleSource,
+        rows: Sequence[int],
+        repeats: Int64[np.ndarray, "M"],
+        block: int,
+        show: Callable[[int], None],
     ) -> list[PromptRecord]:
         """The records of some rows; those among ``repeats`` are not measured."""
         left_out = set(repeats.tolist())
@@ -220,7 +254,7 @@ class Recorder:
         # Each block has rollouts of its own, whichever blocks were made before it.
         seed = int(np.random.SeedSequence((self._seed, block)).generate_state(1)[0])
         groups = self._judge.samples(
-            params, [examples[row] for row in sampled], self._count, seed, lambda done: None
+            params, [examples[row] for row in sampled], self._count, seed, show
         )
         rollouts = dict(zip(sampled, groups, strict=True))
         none = (None, np.zeros(self._width, np.float16))
@@ -281,7 +315,7 @@ def _record(
 
 
 def _repeats(
-    records: Path, source: Any, rows: Sequence[int], similarity: float
+    records: Path, source: ExampleSource, rows: Sequence[int], similarity: float
 ) -> Int64[np.ndarray, "M"]:
     """Rows whose text nearly repeats an earlier one; the signatures are kept beside the records."""
     path = records / "signatures.npy"

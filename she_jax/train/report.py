@@ -94,13 +94,13 @@ def write_samples(
                 )
                 parsed = chains[b].steps[k]
                 verdict = (parsed.verdict or "-") if parsed else "missing"
-                text = _shown(f"{name}: {parsed.text if parsed else ''}")
+                text = shown(f"{name}: {parsed.text if parsed else ''}")
                 lines.append(f"    {figures}  {verdict:<11}  {text}".rstrip())
                 if remark := (remarks or {}).get((b, k)):
-                    lines.append(f"{'examiner:':>32}  {_shown(remark)}")
+                    lines.append(f"{'examiner:':>32}  {shown(remark)}")
             if not chains[b].well_formed:
                 lines += ["", "    not well-formed; as written:"]
-                lines += [f"    | {_shown(line)}".rstrip() for line in texts[b].split("\n")[:40]]
+                lines += [f"    | {shown(line)}".rstrip() for line in texts[b].split("\n")[:40]]
             lines.append("")
     write_text(path, "\n".join(lines))
 
@@ -134,17 +134,17 @@ def _pair(example: Example) -> list[str]:
     gold = [f"{name}: {verdict}" for name, verdict in (example.steps or {}).items()]
     label = "unknown" if example.label is None else str(example.label)
     return [
-        f"    uid      {_shown(example.uid)}",
-        f"    query    {_shown(example.query)}",
-        *(f"    product  {_shown(f'{k}: {v}')}" for k, v in example.product.items()),
+        f"    uid      {shown(example.uid)}",
+        f"    query    {shown(example.query)}",
+        *(f"    product  {shown(f'{k}: {v}')}" for k, v in example.product.items()),
         f"    gold     label: {label}",
-        *(f"    gold     {_shown(line)}" for line in gold),
+        *(f"    gold     {shown(line)}" for line in gold),
     ]
 
 
-def _shown(text: str) -> str:
+def shown(text: str, longest: int = LONGEST) -> str:
     """One line, what cannot be seen as escapes, and cut where it is too long to read."""
-    cut = text[:LONGEST]
+    cut = text[:longest]
     line = "".join(
         c.encode("unicode_escape").decode() if unicodedata.category(c) in UNSEEN else c for c in cut
     )
