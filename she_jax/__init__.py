@@ -9,17 +9,31 @@ from typing import TYPE_CHECKING, Any
 
 from she_jax.cot import Chain, CotSchema, ParsedStep, Step
 from she_jax.rl.advantages import (
+    ESTIMATORS,
+    dr_grpo_advantages,
     grpo_advantages,
     informative_groups,
+    process_advantages,
+    prorag_advantages,
+    rloo_advantages,
     srpo_advantages,
     token_advantages,
 )
 from she_jax.rl.head import token_logps
-from she_jax.rl.losses import LossConfig, policy_loss, sft_loss, token_weights
-from she_jax.rl.update import jit_update_step, make_sft_step, make_update_step
+from she_jax.rl.losses import (
+    LossConfig,
+    dpo_loss,
+    policy_loss,
+    row_counts,
+    sft_loss,
+    token_weights,
+)
+from she_jax.rl.steps import step_token_counts
+from she_jax.rl.update import jit_update_step, make_dpo_step, make_sft_step, make_update_step
 from she_jax.types import (
     Advantages,
     BadRow,
+    DpoBatch,
     Example,
     LMOutput,
     PromptBatch,
@@ -44,10 +58,12 @@ _LATER = {
 }
 
 __all__ = [
+    "ESTIMATORS",
     "Advantages",
     "BadRow",
     "Chain",
     "CotSchema",
+    "DpoBatch",
     "Example",
     "LMOutput",
     "LossConfig",
@@ -61,17 +77,25 @@ __all__ = [
     "TrainBatch",
     "TrainState",
     "build_model",
+    "dpo_loss",
+    "dr_grpo_advantages",
     "grpo_advantages",
     "informative_groups",
     "init_params",
     "jit_update_step",
     "load_model",
+    "make_dpo_step",
     "make_sft_step",
     "make_update_step",
     "policy_loss",
+    "process_advantages",
+    "prorag_advantages",
+    "rloo_advantages",
+    "row_counts",
     "sample",
     "sft_loss",
     "srpo_advantages",
+    "step_token_counts",
     "token_advantages",
     "token_logps",
     "token_weights",

@@ -118,10 +118,13 @@ class TrainBatch:
       tokens: token ids.
       positions: position of each token in its own sequence, -1 on padding.
       weights: weight of each token in the loss, 0 where it is not trained; the loss divides once by
-        their sum over the whole batch (see ``she_jax.rl.losses.token_weights``).
+        their sum over the whole batch (see ``she_jax.rl.losses.token_weights``), if
+        ``counts`` does not say otherwise.
       advantages: token advantages.
       old_logps: log-probabilities under the behaviour policy.
       ref_logps: log-probabilities under the frozen reference, or None for no KL term.
+      counts: each row's share of what the loss is divided by, see
+        ``she_jax.rl.losses.row_counts``; None stands for the sum of the row's weights.
       temperature: sampling temperature of the behaviour policy; traced, so it may change freely.
       kl_weight: weight of the KL term; traced.
       prompt_length: no token before this index carries loss, so the output head skips them; static.
@@ -135,6 +138,7 @@ class TrainBatch:
     advantages: Float[Array, "B T"]
     old_logps: Float[Array, "B T"]
     ref_logps: Float[Array, "B T"] | None = None
+    counts: Float[Array, "B"] | None = None
     temperature: Float[Array, ""] | float = 1.0
     kl_weight: Float[Array, ""] | float = 0.0
     prompt_length: int = field(default=1, metadata={"static": True})
@@ -155,6 +159,31 @@ class SftBatch:
     weights: Float[Array, "B T"]
     mask: Bool[Array, "B T T"] | None = None
     prompt_length: int = field(default=1, metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class DpoBatch:
+    """What one step of direct preference optimization reads: pairs of completions of one prompt.
+
+    A pair's rows stand one behind the other, the chosen one first.
+
+    Attributes:
+      tokens: prompts, padded on the left to ``prompt_length``, with their completions.
+      positions: as in ``TrainBatch``.
+      weights: 1 on the tokens of the completions, 0 elsewhere.
+      ref_logps: log-probabilities under the frozen reference, at temperature 1.
+      prompt_length: as in ``TrainBatch``.
+      group_size: so many rows, contiguous, are the same before ``prompt_length``: the two of a
+        pair, or those of several pairs of one prompt; static.
+    """
+
+    tokens: Int[Array, "B T"]
+    positions: Int[Array, "B T"]
+    weights: Float[Array, "B T"]
+    ref_logps: Float[Array, "B T"]
+    prompt_length: int = field(default=1, metadata={"static": True})
+    group_size: int = field(default=2, metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass

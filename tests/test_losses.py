@@ -10,7 +10,14 @@ from jax.test_util import check_grads
 
 from she_jax.rl import losses
 from she_jax.rl.head import token_logps
-from she_jax.rl.losses import LossConfig, policy_loss, sft_loss, token_weights
+from she_jax.rl.losses import (
+    LossConfig,
+    dpo_loss,
+    policy_loss,
+    row_counts,
+    sft_loss,
+    token_weights,
+)
 from she_jax.types import TrainBatch
 
 B, T, V = 3, 9, 7
@@ -41,6 +48,7 @@ IDS = np.array([[-1, 0, 0, 0, 7, -1], [-1, 7, 7, -1, -1, -1]])
         ("sequence", [[0, 0.2, 0.2, 0.2, 0.2, 0.2], [0, 0.5, 0.5, 0, 0, 0]]),
         # Three steps in the first row: 0 with three tokens, 7 with one, and the one outside.
         ("step", [[0, 1 / 3, 1 / 3, 1 / 3, 1, 1], [0, 0.5, 0.5, 0, 0, 0]]),
+        ("constant", [[0, 1, 1, 1, 1, 1], [0, 1, 1, 0, 0, 0]]),
     ],
 )
 def test_token_weights_by_hand(normalisation, want):
@@ -58,6 +66,24 @@ def test_token_weights_of_nothing_are_zero():
 def test_an_unknown_normalisation_lists_the_choices():
     with pytest.raises(ValueError, match=r"normalisation='batch': expected one of .*'sequence'"):
         token_weights(MASK, IDS, "batch")
+
+
+def test_row_counts_are_the_room_for_a_completion():
+    np.testing.assert_array_equal(row_counts(3, 40, "constant"), [40.0, 40.0, 40.0])
+    for normalisation in ("token", "sequence", "step"):
+        assert row_counts(3, 40, normalisation) is None
+
+
+def test_counts_are_the_divisor_and_nothing_else():
+    batch = random_batch()
+    logps = batch.old_logps + 0.3
+    (total, count), metrics = policy_loss(logps, batch, LossConfig())
+    np.testing.assert_allclose(count, batch.weights.sum())
+    constant = dataclasses.replace(batch, counts=jnp.array([8.0, 8.0, 9.0]))
+    (same, divisor), also = policy_loss(logps, constant, LossConfig())
+    assert divisor == 25
+    assert same == total
+    assert also == metrics
 
 
 def test_policy_loss_by_hand():
@@ -184,3 +210,54 @@ def test_sft_loss_by_hand():
 def test_loss_config_checks_its_values(change, message):
     with pytest.raises(ValueError, match=message):
         LossConfig(**change)
+
+
+def test_dpo_loss_by_hand():
+    """beta 1/2: rewards log 3 and 0, then 0 and log 3: the odds are 3/4 and 1/4."""
+    chosen, rejected = jnp.array([-5 + 2 * np.log(3), -7.0]), jnp.array([-6.0, -8 + 2 * np.log(3)])
+    reference = np.array([-5.0, -7.0], dtype=np.float32), np.array([-6.0, -8.0], dtype=np.float32)
+    for loss in (dpo_loss, jax.jit(dpo_loss)):
+        (total, count), metrics = loss(chosen, rejected, *reference, beta=0.5)
+        np.testing.assert_allclose(total, -np.log(3 / 4) - np.log(1 / 4), rtol=1e-5)
+        assert count == 2
+        want = {"accuracy": 1, "margin": 0, "chosen": np.log(3), "rejected": np.log(3)}
+        assert set(metrics) == set(want)
+        for name, value in want.items():
+            np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_dpo_gradient_by_hand():
+    """By the chosen: -beta times the odds of being wrong (equation 8's weight); rejected: plus."""
+    chosen = jnp.array([-5 + 2 * np.log(3), -7.0])
+    rejected = jnp.array([-6.0, -8 + 2 * np.log(3)])
+    reference = jnp.array([-5.0, -7.0]), jnp.array([-6.0, -8.0])
+    grads = jax.grad(lambda *pair: dpo_loss(*pair, *reference, beta=0.5)[0][0], (0, 1))
+    for got, sign in zip(grads(chosen, rejected), (-1, 1), strict=True):
+        np.testing.assert_allclose(got, sign * 0.5 * np.array([1 / 4, 3 / 4]), rtol=1e-5)
+
+
+def test_dpo_starts_at_log_two_and_stays_finite():
+    """At the reference nothing is preferred, and a tie is not a ranking; far off all is finite."""
+    here = jnp.array([-3.0, -40.0])
+    (total, _), metrics = dpo_loss(here, here - 1, here, here - 1, beta=0.1)
+    np.testing.assert_allclose(total, 2 * np.log(2), rtol=1e-6)
+    assert all(value == 0 for value in metrics.values())
+    for shift in (-1e5, 1e5):
+        value, grads = jax.value_and_grad(lambda x: dpo_loss(x, here, here, here, beta=1.0)[0][0])(
+            here + shift
+        )
+        assert np.isfinite(value)
+        assert np.isfinite(grads).all()
+
+
+def test_dpo_turned_around_loses_by_the_margin():
+    """-log sigmoid(-x) = x - log sigmoid(x): swapping the pairs adds the sum of the margins."""
+    rng = np.random.default_rng(0)
+    chosen, rejected, own, other = (
+        jnp.asarray(rng.normal(size=6), dtype=jnp.float32) for _ in range(4)
+    )
+    (total, _), metrics = dpo_loss(chosen, rejected, own, other, beta=0.7)
+    (turned, _), back = dpo_loss(rejected, chosen, other, own, beta=0.7)
+    np.testing.assert_allclose(turned, total + metrics["margin"], rtol=1e-5)
+    np.testing.assert_allclose(back["margin"], -metrics["margin"], rtol=1e-5, atol=1e-6)
+    assert back["accuracy"] == 6 - metrics["accuracy"]

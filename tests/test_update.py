@@ -15,12 +15,13 @@ from she_jax.rl.head import token_logps
 from she_jax.rl.losses import LossConfig
 from she_jax.rl.update import (
     jit_update_step,
+    make_dpo_step,
     make_scorer,
     make_sft_step,
     make_update_step,
     split_rows,
 )
-from she_jax.types import LMOutput, SftBatch, TrainBatch, TrainState
+from she_jax.types import DpoBatch, LMOutput, SftBatch, TrainBatch, TrainState
 
 B, T, V = 16, 10, 16
 CONFIG = ModelConfig(vocab_size=V, dim=8, layers=2, heads=4, kv_heads=2, head_dim=4, ffn=16)
@@ -154,6 +155,50 @@ def test_trap_10_micro_batches_equal_the_full_batch(micro_batches):
     assert len(set(np.asarray(batch.weights).reshape(-1, 2, T).sum(axis=(1, 2)))) > 1
     whole, parts = run(batch), run(batch, micro_batches=micro_batches)
     assert_trees_close(parts, whole)
+
+
+def constant(batch):
+    """The batch with the room for a completion, not its length, as each row's share."""
+    return dataclasses.replace(batch, counts=jnp.full(B, T - batch.prompt_length, jnp.float32))
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2, 16])
+@pytest.mark.parametrize("logits_bytes", [1, 1 << 20])
+def test_counts_divide_the_loss_once(monkeypatch, micro_batches, logits_bytes):
+    """However many micro-batches there are and chunks of the head: the gradient and the loss of
+    the sum, over B slots of T - prompt each; every other metric stays a mean by weight."""
+    monkeypatch.setattr("she_jax.rl.head.LOGITS_BYTES", logits_bytes)
+    batch = random_batch()
+    plain, metrics = run(batch)
+    # Not from the cache, which does not know of the chunks.
+    update = make_update_step(factored, optax.sgd(1.0), LossConfig(micro_batches=micro_batches))
+    new, found = jax.jit(update)(new_state(random_params(), optax.sgd(1.0)), constant(batch))
+    share = batch.weights.sum() / (B * (T - 3))
+    assert share < 0.9
+    want = jax.tree.map(lambda p, q: p + share * (q - p), random_params(), plain.params)
+    assert_trees_close(new.params, want)
+    scaled = {name: metrics[name] * share for name in ("loss", "grad_norm")}
+    assert_trees_close(found, metrics | scaled)
+
+
+def test_a_token_weighs_the_same_however_long_the_others_are():
+    """Under a constant length the gradients of two halves of a batch add up to the whole's."""
+    batch = constant(random_batch())
+    halves = [jax.tree.map(lambda x, i=i: x[i::2] if x.ndim else x, batch) for i in (0, 1)]
+    lengths = [half.weights.sum() for half in halves]
+    assert lengths[0] != lengths[1]
+    whole, *parts = (
+        jax.tree.map(jnp.subtract, run(rows)[0].params, random_params())
+        for rows in (batch, *halves)
+    )
+    assert_trees_close(jax.tree.map(lambda a, b: (a + b) / 2, *parts), whole)
+
+
+def test_a_batch_with_counts_and_nothing_to_train_has_loss_zero():
+    batch = dataclasses.replace(constant(random_batch()), weights=jnp.zeros((B, T)))
+    new, metrics = run(batch)
+    assert_trees_close(new.params, random_params(), rtol=0, atol=0)
+    assert all(value == 0 for value in metrics.values())
 
 
 def test_trap_10_a_mean_of_means_would_have_been_seen():
@@ -308,7 +353,7 @@ def two_updates(mesh):
     update = make_update_step(build_model(CONFIG).forward, optimizer, LossConfig(micro_batches=2))
     step = jit_update_step(update, mesh, state)
     state, _ = step(state, random_batch(0))
-    return step(state, random_batch(1))
+    return step(state, constant(random_batch(1)))
 
 
 @pytest.fixture(scope="module")
@@ -421,3 +466,146 @@ def test_sft_on_a_mesh_equals_one_device():
         state = new_state(random_params(), optimizer)
         results.append(jit_update_step(update, mesh, state)(state, sft_batch()))
     assert_trees_close(results[1], results[0])
+
+
+def told(params, tokens, positions, **shared):
+    """A bigram model that a pair's shared prompt is no news to."""
+    assert shared == {"prompt_length": 3, "group_size": 2}
+    return factored(params, tokens, positions)
+
+
+def dpo_batch(seed=0, rows=2 * B):
+    """Pairs of completions of uneven length behind one prompt."""
+    batch = grouped(random_batch(seed, rows=rows), 2)
+    fields = ("tokens", "positions", "weights", "ref_logps")
+    return DpoBatch(**{name: getattr(batch, name) for name in fields}, prompt_length=3)
+
+
+def dpo(batch, forward=told, micro_batches=1, params=None):
+    """One update by plain SGD."""
+    optimizer = optax.sgd(1.0)
+    update = make_dpo_step(forward, optimizer, beta=0.3, micro_batches=micro_batches)
+    return jax.jit(update)(new_state(params or random_params(), optimizer), batch)
+
+
+def test_one_dpo_update_by_hand():
+    """Two tokens, even odds, the reference too: the loss is log 2, half of beta pulls each way.
+
+    The chosen token is 1 and the rejected one 0, both behind a 0; +-1/2 is the gradient of a
+    log-probability.
+    """
+    optimizer = optax.sgd(1.0)
+    state = new_state({"table": jnp.zeros((2, 2))}, optimizer)
+    batch = DpoBatch(
+        tokens=jnp.array([[0, 1], [0, 0]]),
+        positions=jnp.array([[0, 1], [0, 1]]),
+        weights=jnp.array([[0.0, 1.0], [0.0, 1.0]]),
+        ref_logps=jnp.full((2, 2), -np.log(2.0), dtype=jnp.float32),
+    )
+    step = make_dpo_step(lambda *args, **_: bigram(*args), optimizer, beta=0.4)
+    new, metrics = jax.jit(step)(state, batch)
+    np.testing.assert_allclose(new.params["table"], [[-0.2, 0.2], [0, 0]], rtol=1e-6, atol=1e-7)
+    want = {"loss": np.log(2), "accuracy": 0, "margin": 0, "chosen": 0, "rejected": 0, "tokens": 2}
+    want |= {"grad_norm": np.sqrt(2 * 0.2**2)}
+    assert set(metrics) == set(want)
+    for name, value in want.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    again = jax.jit(step)(new, batch)[1]
+    np.testing.assert_allclose(again["margin"], 0.4 * 0.4, rtol=1e-5)  # logits 0.4 apart
+    assert again["accuracy"] == 1
+    assert again["loss"] < metrics["loss"]
+
+
+def naive_dpo(params, batch):
+    """The definition, from the full logits, pair by pair."""
+    table = jax.nn.log_softmax(params["embed"][batch.tokens[:, :-1]] @ params["head"], axis=-1)
+    logps = jnp.take_along_axis(table, batch.tokens[:, 1:, None], axis=-1)[:, :, 0]
+    losses = []
+    for m in range(0, len(batch.tokens), 2):
+        pi, ref = (
+            [(batch.weights[i, 1:] * x[i]).sum() for i in (m, m + 1)]
+            for x in (logps, batch.ref_logps[:, 1:])
+        )
+        losses.append(jnp.log1p(jnp.exp(-0.3 * ((pi[0] - ref[0]) - (pi[1] - ref[1])))))
+    return jnp.stack(losses).mean()
+
+
+def test_dpo_gradient_equals_that_of_the_naive_formula():
+    batch, params = dpo_batch(), random_params()
+    loss, grads = jax.jit(jax.value_and_grad(naive_dpo))(params, batch)
+    for micro_batches in (1, 2, 8):
+        new, metrics = dpo(batch, micro_batches=micro_batches)
+        np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+        assert_trees_close(new.params, jax.tree.map(jnp.subtract, params, grads))
+        np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-5)
+        assert metrics["tokens"] == batch.weights.sum()
+        np.testing.assert_allclose(
+            metrics["margin"], metrics["chosen"] - metrics["rejected"], rtol=1e-4
+        )
+
+
+def test_dpo_reads_nothing_outside_the_completions():
+    """Of the reference's log-probabilities; and of the policy's, no gradient flows from there."""
+    batch = dpo_batch()
+    junk = jnp.where(batch.weights == 0, jnp.nan, batch.ref_logps)
+    spoilt = dpo(dataclasses.replace(batch, ref_logps=junk))
+    for a, b in zip(jax.tree.leaves(dpo(batch)), jax.tree.leaves(spoilt), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_dpo_with_more_padding_changes_nothing():
+    """On both sides, under a model that looks back."""
+    batch, left, right = dpo_batch(), 4, 3
+
+    def pad(x, fill):
+        return jnp.pad(x, ((0, 0), (left, right)), constant_values=fill)
+
+    def looking_back(*args, **_):
+        return averaging(*args)
+
+    wider = dataclasses.replace(
+        batch,
+        tokens=pad(batch.tokens, 5),
+        positions=pad(batch.positions, -1),
+        weights=pad(batch.weights, 0),
+        ref_logps=pad(batch.ref_logps, -9),
+        prompt_length=batch.prompt_length + left,
+    )
+    assert_trees_close(dpo(wider, looking_back), dpo(batch, looking_back))
+
+
+def test_dpo_pairs_that_share_their_prompts_change_nothing():
+    """Of a real model, with two pairs to a prompt: the update is that of rows that stand alone."""
+    model = build_model(CONFIG)
+    params = init_params(CONFIG, jax.random.PRNGKey(0))
+    batch = dataclasses.replace(grouped(dpo_batch(rows=B), 4), group_size=4)
+
+    def alone(params, tokens, positions, **_):
+        return model.forward(params, tokens, positions)
+
+    results = [dpo(batch, forward, 2, params) for forward in (model.forward, alone)]
+    assert_trees_close(*results, rtol=1e-3, atol=1e-5)
+
+
+def test_dpo_on_a_mesh_equals_one_device():
+    optimizer = optax.adam(1e-2, eps=1e-4)
+    update = make_dpo_step(told, optimizer, micro_batches=2)
+    results = []
+    for mesh in (make_mesh(1, 1, 1, jax.devices()[:1]), make_mesh(8), make_mesh(2, 2, 2)):
+        state = new_state(random_params(), optimizer)
+        results.append(jax.device_get(jit_update_step(update, mesh, state)(state, dpo_batch())))
+    for spread in results[1:]:
+        assert_trees_close(spread, results[0])
+
+
+def test_dpo_errors():
+    for change, message in (
+        ({"beta": 0.0}, "beta=0.0: expected a value above 0"),
+        ({"micro_batches": 0}, "micro_batches=0: expected at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_dpo_step(told, optax.sgd(1.0), **change)
+    with pytest.raises(ValueError, match="group_size=3: expected pairs, an even number"):
+        dpo(dataclasses.replace(dpo_batch(), group_size=3))
+    with pytest.raises(ValueError, match="12 rows in groups of 2 do not divide into micro_batches"):
+        dpo(dpo_batch(rows=12), micro_batches=4)

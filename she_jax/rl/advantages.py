@@ -3,8 +3,22 @@
 Shapes: B = N * G rollouts, a group's G rows contiguous, S steps, T tokens. An estimator is a
 function of (step rewards, their mask, outcome rewards) that returns ``Advantages``;
 ``token_advantages`` lays them over the tokens. Everything is float32, masked, and zero where a
-group has no spread.
+group has no spread. All estimators take the same, beside constants of their own:
+
+    step_rewards: reward of each step, in [0, 1]; may hold anything where ``step_mask`` is False.
+    step_mask: True where the rollout has the step and its reward is known; other steps take no
+      part.
+    outcome: reward R of the whole rollout.
+    group_size: G, rollouts a prompt.
+    step_tokens: how many tokens each step has (see ``she_jax.rl.steps.step_token_counts``); read by
+      ``prorag_advantages`` only, and None weighs the steps alike.
+    eps: added to every standard deviation that divides (the population's, divided by n).
+    tol: a standard deviation up to this counts as none, and what it would scale is 0.
+
+They raise ValueError if the group has one rollout or B is no multiple of it.
 """
+
+from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +35,7 @@ def srpo_advantages(
     outcome: Float[Array | np.ndarray, "B"],
     *,
     group_size: int,
+    step_tokens: Int[Array | np.ndarray, "B S"] | None = None,
     w_outcome: float | Float[Array, ""] = 1.0,
     w_step: float | Float[Array, ""] = 1.0,
     critical: str = "first_error",
@@ -49,26 +64,19 @@ def srpo_advantages(
 
     Reconstruction: SRPO's equations (arXiv 2510.07972) could not be obtained. The normalisation per
     step index is SRaR's (arXiv 2605.17291); the critical weights, ``after_error`` and
-    ``correct_from`` are our reading of "critical correct and incorrect steps". Deviations are the
-    population's (divided by n).
+    ``correct_from`` are our reading of "critical correct and incorrect steps".
 
-    Args:
-      step_rewards: reward of each step, in [0, 1]; may hold anything where ``step_mask`` is False.
-      step_mask: True where the rollout has the step and its reward is known; other steps take no
-        part.
-      outcome: reward of the whole rollout.
-      group_size: G, rollouts a prompt.
+    Args, beside those that all estimators have (see the module):
       w_outcome: weight of the outcome part, >= 0.
       w_step: weight of the step part, >= 0.
       critical: how the steps are weighed, as above.
       after_error: weight of the steps after the first wrong one, in [0, 1].
       correct_from: a step is right from this reward on, in (0, 1].
-      eps: added to every standard deviation.
-      tol: a standard deviation up to this counts as none.
 
     Raises:
-      ValueError: if the group has one rollout, B is no multiple of it, or ``critical`` is unknown.
+      ValueError: if ``critical`` is unknown, too.
     """
+    del step_tokens
     reward = _groups(jnp.where(step_mask, step_rewards, 0.0), group_size)
     mask = _groups(jnp.asarray(step_mask), group_size)
     whole = _outcome_advantages(outcome, group_size, eps, tol)
@@ -94,29 +102,136 @@ def grpo_advantages(
     outcome: Float[Array | np.ndarray, "B"],
     *,
     group_size: int,
+    step_tokens: Int[Array | np.ndarray, "B S"] | None = None,
     eps: float = 1e-4,
     tol: float = 1e-6,
 ) -> Advantages:
     """Group relative policy optimization: A[i] = (R[i] - mean R) / (std R + eps).
 
-    DeepSeekMath (arXiv 2402.03300), section 4.1.2, outcome supervision. The steps are not read.
-
-    Args:
-      step_rewards: gives the number of steps only.
-      step_mask: not read.
-      outcome: reward of the whole rollout.
-      group_size: G, rollouts a prompt.
-      eps: added to the standard deviation (the population's).
-      tol: a standard deviation up to this counts as none, and the advantage is 0.
-
-    Raises:
-      ValueError: if the group has one rollout or B is no multiple of it.
+    DeepSeekMath (arXiv 2402.03300), section 4.1.2, outcome supervision. Of the steps it reads the
+    number only. Args: see the module.
     """
-    del step_mask
+    del step_mask, step_tokens
     whole = _outcome_advantages(outcome, group_size, eps, tol)
-    return Advantages(
-        outcome=whole.reshape(-1), step=jnp.zeros(step_rewards.shape, dtype=whole.dtype)
-    )
+    return _outcome_only(whole, step_rewards)
+
+
+def rloo_advantages(
+    step_rewards: Float[Array | np.ndarray, "B S"],
+    step_mask: Bool[Array | np.ndarray, "B S"],
+    outcome: Float[Array | np.ndarray, "B"],
+    *,
+    group_size: int,
+    step_tokens: Int[Array | np.ndarray, "B S"] | None = None,
+    eps: float = 1e-4,
+    tol: float = 1e-6,
+) -> Advantages:
+    """REINFORCE leave-one-out: the baseline of a rollout is the mean of the others of its group.
+
+        A[i] = R[i] - sum_{j != i} R[j] / (G - 1) = G / (G - 1) * (R[i] - mean R)
+
+    Ahmadian et al. (arXiv 2402.14740). Nothing is divided by a deviation, so ``eps``
+    is not read; nor are the steps, but for their number. Args: see the module.
+    """
+    del step_mask, step_tokens, eps
+    centred, _ = _spread(*_outcome(outcome, group_size), tol)
+    return _outcome_only(group_size / (group_size - 1) * centred[:, :, 0], step_rewards)
+
+
+def dr_grpo_advantages(
+    step_rewards: Float[Array | np.ndarray, "B S"],
+    step_mask: Bool[Array | np.ndarray, "B S"],
+    outcome: Float[Array | np.ndarray, "B"],
+    *,
+    group_size: int,
+    step_tokens: Int[Array | np.ndarray, "B S"] | None = None,
+    eps: float = 1e-4,
+    tol: float = 1e-6,
+) -> Advantages:
+    """GRPO done right: A[i] = R[i] - mean R, so that easy and hard prompts weigh by their spread.
+
+    Liu et al. (arXiv 2503.20783). Its other half is the loss's divisor, the
+    normalisation ``constant`` of ``she_jax.rl.losses``. Nothing is divided by a deviation, so
+    ``eps`` is not read; nor are the steps, but for their number. Args: see the module.
+    """
+    del step_mask, step_tokens, eps
+    centred, _ = _spread(*_outcome(outcome, group_size), tol)
+    return _outcome_only(centred[:, :, 0], step_rewards)
+
+
+def process_advantages(
+    step_rewards: Float[Array | np.ndarray, "B S"],
+    step_mask: Bool[Array | np.ndarray, "B S"],
+    outcome: Float[Array | np.ndarray, "B"],
+    *,
+    group_size: int,
+    step_tokens: Int[Array | np.ndarray, "B S"] | None = None,
+    eps: float = 1e-4,
+    tol: float = 1e-6,
+) -> Advantages:
+    """GRPO with process supervision: a token answers for its own step and all steps after it.
+
+    With mean and std over all step rewards of all rollouts of the group,
+
+        z[i, k] = (r[i, k] - mean) / (std + eps)
+        step part[i, k] = sum_{j >= k} z[i, j]
+
+    DeepSeekMath (arXiv 2402.03300), section 4.1.3; eps is ours. A step without a known reward adds
+    nothing, and its tokens still answer for the steps after it. The sums grow with the number of
+    steps: mind the clamp of ``token_advantages``.
+
+    Reconstruction: there a reward model scores every step, the last one with the answer in it, and
+    nothing is added for the outcome. Here the reward of the ``label`` step is what tells the
+    outcome, so the outcome part is 0, and tokens outside every step get nothing. Steps follow one
+    another as in the schema, also in an ill-formed chain that has them in another order.
+
+    Args: see the module; ``outcome`` is not read.
+    """
+    del step_tokens
+    z = _pooled(step_rewards, step_mask, group_size, eps, tol)
+    to_come = jnp.cumsum(z[:, ::-1], axis=1)[:, ::-1]
+    return Advantages(outcome=jnp.zeros(outcome.shape, dtype=z.dtype), step=to_come)
+
+
+def prorag_advantages(
+    step_rewards: Float[Array | np.ndarray, "B S"],
+    step_mask: Bool[Array | np.ndarray, "B S"],
+    outcome: Float[Array | np.ndarray, "B"],
+    *,
+    group_size: int,
+    step_tokens: Int[Array | np.ndarray, "B S"] | None = None,
+    w_step: float | Float[Array, ""] = 0.3,
+    eps: float = 1e-4,
+    tol: float = 1e-6,
+) -> Advantages:
+    """ProRAG's dual granularity: the outcome against its group, the step against all its tokens.
+
+        outcome part = (R[i] - mean R) / (std R + eps)
+        step part    = w_step * (r[i, k] - mu) / (sigma + eps)
+
+    mu and sigma are over all tokens of the group whose step has a known reward, each token bearing
+    the reward of its step, so that long steps weigh more. Tokens without one get the outcome part
+    only. Wang et al. (arXiv 2601.21912).
+
+    Reconstruction: eps beside sigma, which the paper names for the outcome's deviation alone.
+
+    Args, beside those that all estimators have (see the module):
+      w_step: weight of the step part, >= 0.
+    """
+    whole = _outcome_advantages(outcome, group_size, eps, tol)
+    weights = step_mask if step_tokens is None else jnp.where(step_mask, step_tokens, 0)
+    steps = _pooled(step_rewards, weights, group_size, eps, tol)
+    return Advantages(outcome=whole.reshape(-1), step=w_step * steps)
+
+
+ESTIMATORS: Mapping[str, Callable[..., Advantages]] = {
+    "srpo": srpo_advantages,
+    "grpo": grpo_advantages,
+    "rloo": rloo_advantages,
+    "dr_grpo": dr_grpo_advantages,
+    "process": process_advantages,
+    "prorag": prorag_advantages,
+}
 
 
 def token_advantages(
@@ -184,20 +299,60 @@ def _groups(rows: Array, group_size: int) -> Array:
     return rows.reshape(-1, group_size, *rows.shape[1:])
 
 
+def _outcome(
+    outcome: Float[Array | np.ndarray, "B"], group_size: int
+) -> tuple[Float[Array, "N G 1"], Bool[Array, "N G 1"]]:
+    """The outcome as a step that every rollout has."""
+    reward = _groups(jnp.asarray(outcome, dtype=jnp.float32), group_size)[:, :, None]
+    return reward, jnp.ones(reward.shape, dtype=bool)
+
+
 def _outcome_advantages(
     outcome: Float[Array | np.ndarray, "B"], group_size: int, eps: float, tol: float
 ) -> Float[Array, "N G"]:
-    reward = _groups(jnp.asarray(outcome, dtype=jnp.float32), group_size)[:, :, None]
-    return _normalise(reward, jnp.ones(reward.shape, dtype=bool), eps, tol)[:, :, 0]
+    return _normalise(*_outcome(outcome, group_size), eps, tol)[:, :, 0]
+
+
+def _outcome_only(whole: Float[Array, "N G"], steps: Array | np.ndarray) -> Advantages:
+    return Advantages(outcome=whole.reshape(-1), step=jnp.zeros(steps.shape, dtype=whole.dtype))
+
+
+def _pooled(
+    step_rewards: Float[Array | np.ndarray, "B S"],
+    weights: Int[Array | np.ndarray, "B S"] | Bool[Array | np.ndarray, "B S"],
+    group_size: int,
+    eps: float,
+    tol: float,
+) -> Float[Array, "B S"]:
+    """Z-scores of the rewards with weight, over all steps of all rollouts of their group."""
+
+    def pool(rows: Array) -> Array:
+        return _groups(rows, group_size).reshape(-1, group_size * rows.shape[1], 1)
+
+    reward = pool(jnp.where(weights, step_rewards, 0.0))
+    return _normalise(reward, pool(jnp.asarray(weights)), eps, tol).reshape(step_rewards.shape)
 
 
 def _normalise(
-    reward: Float[Array, "N G S"], mask: Bool[Array, "N G S"], eps: float, tol: float
+    reward: Float[Array, "N G S"],
+    weights: Int[Array, "N G S"] | Bool[Array, "N G S"],
+    eps: float,
+    tol: float,
 ) -> Float[Array, "N G S"]:
-    """Z-scores over axis 1, of the entries under the mask; 0 elsewhere and where nothing varies."""
+    """Z-scores over axis 1, of the entries with weight; 0 elsewhere and where nothing varies."""
+    centred, sigma = _spread(reward, weights, tol)
+    return centred / (sigma + eps)
+
+
+def _spread(
+    reward: Float[Array, "N G S"],
+    weights: Int[Array, "N G S"] | Bool[Array, "N G S"],
+    tol: float,
+) -> tuple[Float[Array, "N G S"], Float[Array, "N 1 S"]]:
+    """Entries less their mean over axis 1, and their deviation; 0 and 1 where nothing varies."""
     reward = reward.astype(jnp.float32)
-    count = mask.sum(axis=1, keepdims=True)
-    share = mask / jnp.maximum(count, 1)
+    share = weights / jnp.maximum(weights.sum(axis=1, keepdims=True), 1)
     centred = reward - (share * reward).sum(axis=1, keepdims=True)
     sigma = jnp.sqrt((share * jnp.square(centred)).sum(axis=1, keepdims=True))
-    return jnp.where(mask & (count >= 2) & (sigma > tol), centred / (sigma + eps), 0.0)
+    varies = ((weights > 0).sum(axis=1, keepdims=True) >= 2) & (sigma > tol)
+    return jnp.where((weights > 0) & varies, centred, 0.0), jnp.where(varies, sigma, 1.0)

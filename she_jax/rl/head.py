@@ -83,7 +83,8 @@ def fused_loss(
 
     Args:
       output: logits, or hidden states with the head to multiply them by.
-      batch: its fields [B, T] are cut along time like the logits, from ``prompt_length`` on.
+      batch: its fields [B, T] are cut along time like the logits, from ``prompt_length`` on. It has
+        none of rows alone, which would be in every chunk: leave out the ``counts``.
       loss: (logps, entropy, batch) -> (sum, metrics), all of some of the positions. Sum and metrics
         are sums over tokens, those in ``MAXIMA`` maxima; a token of weight 0 takes no part. It must
         not close over arrays: what it needs stands in the batch.

@@ -16,7 +16,7 @@ from she_jax.types import TrainBatch
 # exp of anything beyond is of no use as a ratio, and its square overflows.
 MAX_LOG_RATIO = 20.0
 
-NORMALISATIONS = ("token", "sequence", "step")
+NORMALISATIONS = ("token", "sequence", "step", "constant")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,19 +53,21 @@ def token_weights(
 ) -> Float32[Array, "B T"]:
     """Weights w of the tokens, such that the loss is sum(w * l) / sum(w) over the whole batch.
 
+    With ``constant`` the loss is sum(w * l) / sum(c), see ``row_counts``.
+
     Args:
       completion_mask: True on the tokens to train.
       step_ids: step of each token, -1 outside every step.
       normalisation: what counts alike: every ``token``; every ``sequence``, its tokens sharing one
-        unit; or every ``step`` of every sequence, its tokens sharing one unit (the tokens outside
-        every step are together one step more).
+        unit; every ``step`` of every sequence, its tokens sharing one unit (the tokens outside
+        every step are together one step more); or every token, over a ``constant`` length.
 
     Raises:
       ValueError: if ``normalisation`` is unknown.
     """
     mask = jnp.asarray(completion_mask)
     weights = mask.astype(jnp.float32)
-    if normalisation == "token":
+    if normalisation in ("token", "constant"):
         return weights
     if normalisation == "sequence":
         return weights / jnp.maximum(weights.sum(axis=1, keepdims=True), 1.0)
@@ -73,6 +75,30 @@ def token_weights(
         sizes = jax.vmap(_occurrences)(jnp.asarray(step_ids), mask)
         return weights / jnp.maximum(sizes, 1)
     raise ValueError(f"normalisation={normalisation!r}: expected one of {NORMALISATIONS}")
+
+
+def row_counts(rows: int, slots: int, normalisation: str) -> Float32[Array, "B"] | None:
+    """What each row adds to the divisor of the loss, where that is not the sum of its weights.
+
+    With the normalisation ``constant`` it is the room for a completion, however much of it is used:
+
+        loss = sum_t l_t / (B * slots)
+
+    so that a token weighs the same however long its own completion is (``sequence`` spares the
+    tokens of a long wrong one) and however long the others of its batch are (``token`` does not).
+    Dr. GRPO, Liu et al. (arXiv 2503.20783).
+
+    Args:
+      rows: B, rollouts in the batch.
+      slots: most tokens a completion may have.
+      normalisation: as in ``token_weights``.
+
+    Returns:
+      ``counts`` of a ``TrainBatch``: None but for ``constant``.
+    """
+    if normalisation == "constant":
+        return jnp.full(rows, slots, dtype=jnp.float32)
+    return None
 
 
 def policy_loss(
@@ -83,7 +109,7 @@ def policy_loss(
         rho = exp(logps - old_logps)
         pg  = -min(rho * A, clip(rho, 1 - clip_low, 1 + clip_high) * A)
         k3  = exp(ref_logps - logps) - (ref_logps - logps) - 1
-        sum = sum_t w * (pg + kl_weight * k3),  count = sum_t w
+        sum = sum_t w * (pg + kl_weight * k3),  count = sum_t w, or sum_b counts
 
     PPO (arXiv 1707.06347), equation 7, with a clip range that may be lopsided; k3 as in
     DeepSeekMath (arXiv 2402.03300), equation 4. Log-ratios are cut at +-20, beyond which exp only
@@ -96,9 +122,10 @@ def policy_loss(
       config: the clip range.
 
     Returns:
-      (sum, count), and metrics as sums to be divided by the count too: ``pg_loss``, ``kl``,
-      ``ratio``, ``clip_low`` and ``clip_high`` (share of tokens whose gradient the clip cuts) and
-      ``logp_gap`` = |logps - old_logps|; of these ``logp_gap_max`` alone is a maximum, not a sum.
+      (sum, count), and metrics as sums to be divided by the sum of the weights: ``pg_loss``,
+      ``kl``, ``ratio``, ``clip_low`` and ``clip_high`` (share of tokens whose gradient the clip
+      cuts) and ``logp_gap`` = |logps - old_logps|; of these ``logp_gap_max`` alone is a maximum,
+      not a sum.
     """
     weights = batch.weights.astype(jnp.float32)
     trained = weights != 0
@@ -127,7 +154,8 @@ def policy_loss(
     }
     sums = {name: (weights * values).sum() for name, values in metrics.items()}
     total = sums["pg_loss"] + batch.kl_weight * sums["kl"]
-    return (total, weights.sum()), sums | {"logp_gap_max": gap.max()}
+    count = (weights if batch.counts is None else batch.counts.astype(jnp.float32)).sum()
+    return (total, count), sums | {"logp_gap_max": gap.max()}
 
 
 def sft_loss(
@@ -141,6 +169,43 @@ def sft_loss(
     """
     weights = jnp.asarray(weights, dtype=jnp.float32)
     return -(weights * jnp.where(weights != 0, logps, 0.0)).sum(), weights.sum()
+
+
+def dpo_loss(
+    chosen: Float[Array, "M"],
+    rejected: Float[Array, "M"],
+    ref_chosen: Float[Array | np.ndarray, "M"],
+    ref_rejected: Float[Array | np.ndarray, "M"],
+    *,
+    beta: float | Float[Array, ""],
+) -> tuple[tuple[Float32[Array, ""], Float32[Array, ""]], dict[str, Float32[Array, ""]]]:
+    """Direct preference optimization, the loss of M pairs.
+
+        reward(y) = beta * (log pi(y) - log ref(y))
+        sum = -sum_m log sigmoid(reward(chosen[m]) - reward(rejected[m])),  count = M
+
+    Rafailov et al. (arXiv 2305.18290), equation 7; the reward is its equation 5 but for a constant
+    of the prompt.
+
+    Args:
+      chosen: log-probabilities of whole completions, those that were preferred, under the policy.
+      rejected: of the other completions of the same prompts.
+      ref_chosen: as ``chosen``, under the frozen reference.
+      ref_rejected: as ``rejected``, under the frozen reference.
+      beta: how dear it is to leave the reference, > 0.
+
+    Returns:
+      (sum, count), and metrics as sums to be divided by the count too: ``accuracy`` (pairs with a
+      margin above 0), ``margin`` (between the rewards), ``chosen`` and ``rejected`` (the rewards).
+    """
+    better, worse = (
+        beta * (jnp.asarray(own, jnp.float32) - jnp.asarray(ref, jnp.float32))
+        for own, ref in ((chosen, ref_chosen), (rejected, ref_rejected))
+    )
+    margin = better - worse
+    metrics = {"accuracy": margin > 0, "margin": margin, "chosen": better, "rejected": worse}
+    sums = {name: values.sum(dtype=jnp.float32) for name, values in metrics.items()}
+    return (-jax.nn.log_sigmoid(margin).sum(), jnp.float32(chosen.shape[0])), sums
 
 
 def _occurrences(ids: Int[Array, "T"], mask: Bool[Array, "T"]) -> Int[Array, "T"]:

@@ -34,6 +34,9 @@ def verify(
       before it, such as "asks for".
     - An optional step that the truth does not have (a ``check_3`` where two attributes were asked)
       earns 0, and is known if humans annotated any step of its family (``check_1``, ...) here.
+    - An optional step that humans annotated and the chain leaves out has no tokens to credit: the
+      step that is written in its place earns 0, and is known. Else leaving out what is hard to get
+      right would cost nothing.
 
     Reconstruction: the paper's annotation verifier (arXiv 2510.07972) is not described in what
     could be obtained.
@@ -46,10 +49,15 @@ def verify(
     Returns:
       Rewards in [0, 1], and where they are known; the reward is 0 where they are not.
     """
-    judged = [
-        None if parsed is None else _judge(step, parsed, example)
-        for step, parsed in zip(schema.steps, chain.steps, strict=True)
-    ]
+    judged: list[float | None] = []
+    skipped = False
+    for step, parsed in zip(schema.steps, chain.steps, strict=True):
+        if parsed is None:
+            judged.append(None)
+            skipped |= step.optional and _truth(step, example) is not None
+        else:
+            judged.append(0.0 if skipped else _judge(step, parsed, example))
+            skipped = False
     rewards = np.array([reward or 0.0 for reward in judged], dtype=np.float32)
     return rewards, np.array([reward is not None for reward in judged])
 

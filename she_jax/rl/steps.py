@@ -1,5 +1,6 @@
 """Which step of the chain a token belongs to."""
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
@@ -35,3 +36,19 @@ def step_ids(
     lines = line_steps.shape[1]
     own = np.take_along_axis(line_steps, np.minimum(line, lines - 1), axis=1)
     return np.where(mask & (line < lines), own, -1).astype(np.int32)
+
+
+def step_token_counts(
+    step_ids: Int[Array | np.ndarray, "B T"],
+    completion_mask: Bool[Array | np.ndarray, "B T"],
+    steps: int,
+) -> Int[Array, "B S"]:
+    """How many tokens of the completion each step has; 0 for a step that is not there.
+
+    Args:
+      step_ids: step of each token, in [-1, S); tokens outside every step (-1) are not counted.
+      completion_mask: True on the sampled tokens.
+      steps: S, the number of steps.
+    """
+    own = jnp.asarray(step_ids)[:, :, None] == jnp.arange(steps)[None, None, :]
+    return (own & jnp.asarray(completion_mask)[:, :, None]).sum(axis=1)

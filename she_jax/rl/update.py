@@ -19,13 +19,14 @@ from jaxtyping import Array, Float, Float32
 
 from she_jax.models.sharding import batch_sharding, shardings
 from she_jax.rl.head import MAXIMA, fused_loss, token_logps
-from she_jax.rl.losses import LossConfig, policy_loss, sft_loss
-from she_jax.types import LMOutput, OutcomeBatch, SftBatch, TrainBatch, TrainState
+from she_jax.rl.losses import LossConfig, dpo_loss, policy_loss, sft_loss
+from she_jax.types import DpoBatch, LMOutput, OutcomeBatch, SftBatch, TrainBatch, TrainState
 
 Forward = Callable[..., Array | LMOutput]
 Metrics = dict[str, Float[Array, ""]]
-Batch = TypeVar("Batch", TrainBatch, SftBatch, OutcomeBatch)
-# (params, batch) -> (sum of the loss, {"count": what to divide it by, and more sums or maxima})
+Batch = TypeVar("Batch", TrainBatch, SftBatch, DpoBatch, OutcomeBatch)
+# (params, batch) -> (sum of the loss, {"count": what to divide it by, and more sums or maxima}),
+# with "weight" where the metrics are divided by something else.
 LossSum = Callable[[Any, Any], tuple[Float[Array, ""], Metrics]]
 
 
@@ -36,7 +37,7 @@ def make_update_step(
     step.
 
     Micro-batches add up sums of gradients in float32, which are divided once by the sum of the
-    weights: however the batch is cut, the result is the same.
+    weights, or of the batch's ``counts``: however the batch is cut, the result is the same.
 
     Args:
       forward: the model.
@@ -48,19 +49,23 @@ def make_update_step(
       divide into the micro-batches. ``state.step`` goes up by one; ``state.key`` is handed on as it
       is, since nothing here is random (who samples folds the step into it). Metrics are scalars:
       ``loss``, ``pg_loss``, ``kl``, ``entropy``, ``ratio``, ``clip_low``, ``clip_high``,
-      ``logp_gap`` (means by weight), ``logp_gap_max``, ``grad_norm`` (before the optimizer clips
-      it) and ``tokens`` (how many carry weight). A batch without weight has loss 0 and gradient 0.
+      ``logp_gap`` (means by weight; the loss alone is divided by ``counts`` where the batch has
+      them), ``logp_gap_max``, ``grad_norm`` (before the optimizer clips it) and ``tokens`` (how
+      many carry weight). A batch without weight has loss 0 and gradient 0.
     """
 
     def loss(logps: Array, entropy: Array, batch: TrainBatch) -> tuple[Array, Metrics]:
         (total, count), metrics = policy_loss(logps, batch, loss_config)
         entropy = (batch.weights * jnp.where(batch.weights != 0, entropy, 0.0)).sum()
-        return total, metrics | {"entropy": entropy, "count": count}
+        return total, metrics | {"entropy": entropy, "weight": count}
 
     def loss_sum(params: Any, batch: TrainBatch) -> tuple[Float[Array, ""], Metrics]:
         shared = _shared(batch.prompt_length, batch.group_size)
         output = forward(params, batch.tokens, batch.positions, **shared)
-        return fused_loss(output, batch, loss)
+        # A row has its count once, not once a chunk of its tokens.
+        total, metrics = fused_loss(output, replace(batch, counts=None), loss)
+        count = metrics["weight"] if batch.counts is None else batch.counts.sum()
+        return total, metrics | {"count": count}
 
     def update(state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
         state, metrics = gradient_step(loss_sum, optimizer, state, batch, loss_config.micro_batches)
@@ -99,6 +104,57 @@ def make_sft_step(
         return fused_loss(output, replace(batch, mask=None), loss)
 
     def update(state: TrainState, batch: SftBatch) -> tuple[TrainState, Metrics]:
+        state, metrics = gradient_step(loss_sum, optimizer, state, batch, micro_batches)
+        return state, metrics | {"tokens": _trained(batch)}
+
+    return update
+
+
+def make_dpo_step(
+    forward: Forward,
+    optimizer: optax.GradientTransformation,
+    *,
+    beta: float = 0.1,
+    micro_batches: int = 1,
+) -> Callable[[TrainState, DpoBatch], tuple[TrainState, Metrics]]:
+    """Makes one step of direct preference optimization: as ``make_update_step``, with ``dpo_loss``.
+
+    Args:
+      forward: the model; it is told ``prompt_length`` and ``group_size``, since the rows of a pair
+        share their prompt.
+      optimizer: any optax transformation; ``state.opt_state`` is its ``init(params)``.
+      beta: see ``dpo_loss``, > 0.
+      micro_batches: the batch is worked through in this many parts, >= 1.
+
+    Returns:
+      A pure function (state, batch) -> (state, metrics), with the metrics ``loss``, ``accuracy``,
+      ``margin``, ``chosen``, ``rejected`` (means over the pairs, see ``dpo_loss``), ``grad_norm``
+      and ``tokens``. It raises ValueError if a group is no whole number of pairs, or the batch
+      does not divide into the micro-batches.
+
+    Raises:
+      ValueError: if ``beta`` is not above 0 or ``micro_batches`` is below 1.
+    """
+    if not beta > 0:
+        raise ValueError(f"beta={beta}: expected a value above 0")
+    if micro_batches < 1:
+        raise ValueError(f"micro_batches={micro_batches}: expected at least 1")
+
+    def loss_sum(params: Any, batch: DpoBatch) -> tuple[Float[Array, ""], Metrics]:
+        shared = _shared(batch.prompt_length, batch.group_size)
+        output = forward(params, batch.tokens, batch.positions, **shared)
+        logps, _ = token_logps(output, batch.tokens, start=batch.prompt_length)
+        policy, reference = (
+            (batch.weights * jnp.where(batch.weights != 0, x, 0.0)).sum(axis=1)
+            for x in (logps, batch.ref_logps)
+        )
+        pairs = policy[0::2], policy[1::2], reference[0::2], reference[1::2]
+        (total, count), metrics = dpo_loss(*pairs, beta=beta)
+        return total, metrics | {"count": count}
+
+    def update(state: TrainState, batch: DpoBatch) -> tuple[TrainState, Metrics]:
+        if batch.group_size % 2:
+            raise ValueError(f"group_size={batch.group_size}: expected pairs, an even number")
         state, metrics = gradient_step(loss_sum, optimizer, state, batch, micro_batches)
         return state, metrics | {"tokens": _trained(batch)}
 
@@ -146,7 +202,8 @@ def jit_update_step(
     device. One device is a mesh of one.
 
     Args:
-      update: from ``make_update_step``, ``make_sft_step`` or ``she_jax.rl.scalar``.
+      update: from ``make_update_step``, ``make_sft_step``, ``make_dpo_step`` or
+        ``she_jax.rl.scalar``.
       mesh: the devices, with the axes ``data``, ``fsdp`` and ``tensor``.
       state: a state of the right shape (its values are not read).
 
@@ -186,7 +243,8 @@ def gradient_step(
 
     Args:
       loss_sum: (params, batch) -> (sum, metrics), of a micro-batch; ``count`` among the metrics,
-        which are sums, is what everything is divided by once at the end.
+        which are sums, is what everything is divided by once at the end; where there is a
+        ``weight`` among them, the metrics but for the loss are divided by that instead.
       optimizer: any optax transformation.
       state: where to start.
       batch: rows of groups of its ``group_size``.
@@ -199,9 +257,10 @@ def gradient_step(
       ValueError: if the batch does not divide into the micro-batches.
     """
     grads, metrics = _accumulate(loss_sum, state.params, batch, micro_batches)
-    count = metrics.pop("count")
-    scale = jnp.where(count > 0, 1.0 / jnp.where(count > 0, count, 1.0), 0.0)
-    metrics = {k: v if k in MAXIMA else v * scale for k, v in metrics.items()}
+    count, loss = metrics.pop("count"), metrics.pop("loss")
+    scale, by_weight = _inverse(count), _inverse(metrics.pop("weight", count))
+    metrics = {k: v if k in MAXIMA else v * by_weight for k, v in metrics.items()}
+    metrics["loss"] = loss * scale
     grads = jax.tree.map(lambda g: g * scale, grads)
     metrics["grad_norm"] = jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(grads)))
     grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
@@ -211,7 +270,12 @@ def gradient_step(
     return state, metrics
 
 
-def _trained(batch: TrainBatch | SftBatch) -> Float32[Array, ""]:
+def _inverse(count: Float[Array, ""]) -> Float[Array, ""]:
+    """1 / count; 0 where there is nothing to divide by."""
+    return jnp.where(count > 0, 1.0 / jnp.where(count > 0, count, 1.0), 0.0)
+
+
+def _trained(batch: TrainBatch | SftBatch | DpoBatch) -> Float32[Array, ""]:
     """How many tokens carry weight."""
     return (batch.weights != 0).sum().astype(jnp.float32)
 
