@@ -1,26 +1,25 @@
 """ShopWorld: its truth, its teacher, its splits."""
 
 import dataclasses
+import hashlib
+import json
 from collections import Counter
 
 import pytest
 
+from configs.base import get_config
 from she_jax.cot import CotSchema
 from she_jax.data.dataset import open_split, prepare
 from she_jax.data.shopworld import (
     SPLITS,
-    Condition,
     ShopWorld,
     ShopWorldConfig,
     TeacherErrors,
     World,
-    attributes_verdict,
-    category_verdict,
-    condition_verdict,
     generate,
-    label_rule,
 )
 from she_jax.rl.rewards import verify
+from she_jax.train.setup import make_builder
 
 SMALL = World(pairs=(2_000, 200, 400, 200))
 
@@ -29,44 +28,49 @@ def gold(**changes) -> World:
     return dataclasses.replace(SMALL, chains="gold", **changes)
 
 
-def test_the_label_rule():
-    assert label_rule("mismatch", "met") == label_rule("mismatch", "conflict") == 1
-    assert label_rule("match", "conflict") == label_rule("near", "conflict") == 2
-    assert label_rule("match", "unstated") == label_rule("near", "met") == 3
-    assert label_rule("match", "met") == 4
-
-
 @pytest.mark.parametrize(
-    ("condition", "offered", "verdict"),
+    ("checks", "chains", "digest"),
     [
-        (Condition("colour", "is", "red"), "red", "met"),
-        (Condition("colour", "is", "red"), "blue", "conflict"),
-        (Condition("colour", "is", "red"), None, "unstated"),
-        (Condition("material", "not", "leather"), "leather", "conflict"),
-        (Condition("material", "not", "leather"), "suede", "met"),
-        (Condition("brand", "cheaper", "velora"), "pacer", "met"),
-        (Condition("brand", "cheaper", "velora"), "strado", "conflict"),
-        (Condition("brand", "cheaper", "velora"), None, "unstated"),
+        (0, "teacher", "fd4158f2a60a92e5"),
+        (0, "gold", "cf6524907cf754b3"),
+        (2, "teacher", "9929910ade21a04e"),
+        (2, "gold", "d5eaf6eda908292d"),
     ],
 )
-def test_condition_verdicts(condition, offered, verdict):
-    assert condition_verdict(condition, offered) == verdict
+def test_the_worlds_of_published_figures_never_change(checks, chains, digest):
+    """Pair for pair and character for character."""
+    found = hashlib.blake2b(digest_size=8)
+    for seed in range(3):
+        for first in (False, True):
+            world = World(seed=seed, chains=chains, checks=checks, label_first=first)
+            world = dataclasses.replace(world, pairs=(300, 40, 40, 40))
+            for split in SPLITS:
+                for example in generate(world, split):
+                    found.update(json.dumps(vars(example)).encode())
+    assert found.hexdigest() == digest
 
 
-def test_category_and_attribute_verdicts():
-    assert category_verdict("sofa", "sofa") == "match"
-    assert category_verdict("sofa", "armchair") == "near"
-    assert category_verdict("sofa", "desk") == category_verdict("sofa", "jeans") == "mismatch"
-    assert attributes_verdict([]) == "met"
-    assert attributes_verdict(["met", "unstated", "conflict"]) == "conflict"
-    assert attributes_verdict(["met", "unstated"]) == "unstated"
+@pytest.mark.parametrize("checks", [4, 8])
+def test_with_many_checks_the_pairs_are_the_same_whoever_writes_the_chains(checks):
+    worlds = [
+        World(pairs=(300, 0, 40, 40), chains=chains, checks=checks, coverage=0.5, label_first=first)
+        for chains, first in (("teacher", False), ("gold", False), ("none", False), ("gold", True))
+    ]
+    for split in SPLITS:
+        pairs = [list(generate(world, split)) for world in worlds]
+        bare = [[dataclasses.replace(e, rationale=None) for e in made] for made in pairs]
+        assert bare[0] == bare[1] == bare[2] == bare[3]
+    chains = [[e.rationale for e in generate(world, "train")] for world in worlds]
+    assert chains[0] != chains[1]
+    assert chains[1] != chains[3]
+    assert set(chains[2]) == {None}
 
 
-@pytest.mark.parametrize("checks", [False, True])
+@pytest.mark.parametrize("checks", [0, 2, 4, 8])
 @pytest.mark.parametrize("label_first", [False, True])
 def test_gold_chains_are_well_formed_and_right_in_every_step(checks, label_first):
     world = gold(checks=checks, label_first=label_first)
-    schema = CotSchema.build(checks=2 if checks else 0, label_first=label_first)
+    schema = CotSchema.build(checks=checks, label_first=label_first)
     for example in generate(world, "test"):
         chain = schema.parse(example.rationale or "")
         assert chain.well_formed
@@ -75,12 +79,41 @@ def test_gold_chains_are_well_formed_and_right_in_every_step(checks, label_first
         assert {name for name in example.steps or {}} == set(example.annotations)
 
 
-def test_the_teacher_errs_at_the_stated_rates_and_in_no_other_way():
+@pytest.mark.parametrize("checks", [2, 4, 8])
+def test_a_check_of_what_was_not_asked_is_not_missed_and_earns_nothing(checks):
+    schema = CotSchema.build(checks=checks)
+    short = 0
+    for example in generate(gold(checks=checks), "test"):
+        asked = len((example.steps or {})["query"].split("; ")) - 1
+        chain = schema.parse(example.rationale or "")
+        rewards, known = verify(chain, example, schema)
+        numbered = [f"check_{i + 1}" for i in range(checks)]
+        assert [known[schema.names.index(name)] for name in numbered] == [
+            i < asked for i in range(checks)
+        ]
+        assert [name in (example.steps or {}) for name in numbered] == [
+            i < asked for i in range(checks)
+        ]
+        if 0 < asked < checks:
+            short += 1
+            more = f"\n{numbered[-1]}: red / red => met\nattributes:"
+            chain = schema.parse((example.rationale or "").replace("\nattributes:", more))
+            assert chain.well_formed
+            rewards, known = verify(chain, example, schema)
+            last = schema.names.index(numbered[-1])
+            assert known[last]
+            assert rewards[last] == 0.0
+            assert rewards[known].sum() == known.sum() - 1
+    assert short > 50
+
+
+@pytest.mark.parametrize("checks", [0, 4, 8])
+def test_the_teacher_errs_at_the_stated_rates_and_in_no_other_way(checks):
     """Each kind of error alone: how often the chain goes wrong where it has the chance."""
-    schema = CotSchema()
+    schema = CotSchema.build(checks=checks)
 
     def wrong(errors: TeacherErrors, chance) -> tuple[float, int]:
-        world = dataclasses.replace(SMALL, errors=errors)
+        world = dataclasses.replace(SMALL, errors=errors, checks=checks)
         hits, elsewhere = [], 0
         for example in generate(world, "train"):
             chain = schema.parse(example.rationale or "")
@@ -101,12 +134,15 @@ def test_the_teacher_errs_at_the_stated_rates_and_in_no_other_way():
     share, elsewhere = wrong(
         dataclasses.replace(none, negation=0.6), lambda e: e.kind == "negation"
     )
-    assert share == pytest.approx(0.6, abs=0.07)
+    world = dataclasses.replace(SMALL, checks=checks)
+    negated = [(e.steps or {})["query"].count("; not ") for e in generate(world, "train")]
+    right = [0.4**number for number in negated if number]
+    assert share == pytest.approx(1 - sum(right) / len(right), abs=0.07)  # 0.6 each
     assert elsewhere == 0
-    _, elsewhere = wrong(
-        dataclasses.replace(none, unstated=1.0),
-        lambda e: (e.steps or {})["attributes"] == "unstated",
+    share, elsewhere = wrong(
+        dataclasses.replace(none, unstated=1.0), lambda e: "unstated" in (e.steps or {}).values()
     )
+    assert share == 1.0
     assert elsewhere == 0
     _, elsewhere = wrong(dataclasses.replace(none, price=1.0), lambda e: e.kind == "alternative")
     assert elsewhere == 0
@@ -120,15 +156,17 @@ def test_the_same_world_gives_the_same_pairs_and_another_seed_others():
     assert [e.query for e in first] != [e.query for e in other]
 
 
-def test_no_query_is_in_two_splits_and_no_longtail_combination_in_training():
-    queries = {split: {e.query for e in generate(SMALL, split)} for split in SPLITS}
+@pytest.mark.parametrize("checks", [0, 4, 8])
+def test_no_query_is_in_two_splits_and_no_longtail_combination_in_training(checks):
+    world = gold(checks=checks)
+    queries = {split: {e.query for e in generate(world, split)} for split in SPLITS}
     for split in SPLITS[1:]:
         assert queries["train"].isdisjoint(queries[split])
     assert queries["validation"].isdisjoint(queries["test"])
 
     def combinations(split: str) -> set[tuple[str, str]]:
         found = set()
-        for example in generate(gold(), split):
+        for example in generate(world, split):
             wanted = (example.steps or {})["query"].split("; ")
             found |= {(wanted[0], value) for value in wanted[1:]}
         return found
@@ -137,9 +175,10 @@ def test_no_query_is_in_two_splits_and_no_longtail_combination_in_training():
     assert len(rare - trained) > 10
 
 
+@pytest.mark.parametrize("checks", [0, 8])
 @pytest.mark.parametrize("balance", [(0.25,) * 4, (0.1, 0.2, 0.3, 0.4)])
-def test_class_balance(balance):
-    world = dataclasses.replace(SMALL, class_balance=balance)
+def test_class_balance(balance, checks):
+    world = dataclasses.replace(SMALL, class_balance=balance, checks=checks)
     counts = Counter(e.label for e in generate(world, "train"))
     for label, share in zip((1, 2, 3, 4), balance, strict=True):
         assert counts[label] / 2_000 == pytest.approx(share, abs=0.03)
@@ -158,6 +197,8 @@ def test_bad_options_are_refused():
         World(pairs=(1, 2, 3))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="probabilities"):
         World(errors=TeacherErrors(near=1.5))
+    with pytest.raises(ValueError, match=r"checks=3: expected one of \(0, 2, 4, 8\)"):
+        World(checks=3)
     with pytest.raises(ValueError, match="'oracle'"):
         World(chains="oracle")
     with pytest.raises(ValueError, match="expected one of"):
@@ -186,3 +227,15 @@ def test_what_nobody_looked_at_has_no_label_and_the_pairs_are_the_same():
     assert all(e.annotations for e in some if e.label is not None)
     others = generate(World(pairs=(0, 50, 0, 0), annotated=0.0), "validation")
     assert all(e.label is not None for e in others)
+
+
+@pytest.mark.parametrize("checks", [0, 2, 4, 8])
+def test_the_checks_of_a_config_are_those_of_the_world(tmp_path, checks):
+    config = get_config()
+    config.chain.checks = checks
+    builder = make_builder(config, tmp_path)
+    assert isinstance(builder, ShopWorld)
+    assert builder.builder_config.world.checks == checks
+    config.chain.checks = 3
+    with pytest.raises(ValueError, match=r"chain\.checks=3: ShopWorld takes 0 or 2 or 4 or 8"):
+        make_builder(config, tmp_path)

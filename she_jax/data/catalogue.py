@@ -151,6 +151,50 @@ ATTRIBUTES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
     },
 }
 
+# What worlds with many checks sell and ask for besides, in the form of ATTRIBUTES.
+_PATTERN = {"striped": ("stripy",), "dotted": ("spotted",), "floral": ("flowery",)}
+_CLOSURE = {"laced": ("lace up",), "zipped": ("zip up",), "velcro": ()}
+_WEATHER = {"waterproof": ("watertight",), "windproof": (), "reflective": ("hi vis",)}
+_FINISH = {"matt": ("dull",), "glossy": ("shiny",), "brushed": ()}
+_STYLE = {"modern": ("contemporary",), "vintage": ("retro",), "rustic": ("farmhouse",)}
+_SHAPE = {"round": ("circular",), "square": (), "oval": ()}
+_STATE = {"new": ("unused",), "used": ("preowned",), "refurbished": ("renewed",)}
+
+DETAILS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
+    "footwear": {
+        "closure": _CLOSURE,
+        "lining": {"fleece": ("fleecy",), "mesh": (), "felt": ()},
+        "pattern": _PATTERN,
+    },
+    "clothing": {
+        "closure": _CLOSURE,
+        "cut": {"loose": ("baggy",), "fitted": ("snug",), "straight": ()},
+        "pattern": _PATTERN,
+        "weather": _WEATHER,
+    },
+    "home": {
+        "finish": _FINISH,
+        "style": _STYLE,
+        "shape": _SHAPE,
+        "pattern": _PATTERN,
+        "room": {"office": ("workplace",), "bedroom": (), "patio": ("terrace",)},
+    },
+    "electronics": {
+        "finish": _FINISH,
+        "power": {"solar": (), "battery": (), "mains": ()},
+        "port": {"usb": (), "lightning": (), "aux": ()},
+        "weather": {"waterproof": ("watertight",), "dustproof": (), "shockproof": ("rugged",)},
+        "state": _STATE,
+    },
+    "kitchen": {
+        "finish": _FINISH,
+        "style": _STYLE,
+        "shape": _SHAPE,
+        "pattern": _PATTERN,
+        "state": _STATE,
+    },
+}
+
 # Department -> a need a shopper may name -> (attribute, the value that answers it).
 NEEDS: dict[str, dict[str, tuple[str, str]]] = {
     "footwear": {

@@ -17,7 +17,7 @@ from she_jax.data.dataset import ExampleBuilder, Prepared, open_prepared, open_s
 from she_jax.data.esci import Esci, EsciConfig
 from she_jax.data.jsonl import Jsonl, JsonlConfig
 from she_jax.data.prompts import EOS, PAD, PromptFormat, train_tokenizer, training_texts
-from she_jax.data.shopworld import MAX_CONDITIONS, ShopWorld, ShopWorldConfig, TeacherErrors, World
+from she_jax.data.shopworld import CHECKS, ShopWorld, ShopWorldConfig, TeacherErrors, World
 from she_jax.data.wands import Wands, WandsConfig
 from she_jax.models.sharding import make_mesh, shardings
 from she_jax.models.transformer import Model, ModelConfig, build_model, init_params
@@ -88,10 +88,9 @@ def make_builder(config: Config, workdir: Path) -> ExampleBuilder:
         own = config.kind == "evaluate"
         settings = JsonlConfig(path=path, max_bad_share=share, evaluation=own)
         return Jsonl(data_dir=folder, config=settings)
-    if config.chain.checks not in (0, MAX_CONDITIONS):
-        raise ValueError(
-            f"chain.checks={config.chain.checks}: ShopWorld takes 0 or {MAX_CONDITIONS}"
-        )
+    if config.chain.checks not in CHECKS:
+        choices = " or ".join(map(str, CHECKS))
+        raise ValueError(f"chain.checks={config.chain.checks}: ShopWorld takes {choices}")
     options = config.shopworld.to_dict()
     world = World(
         **options
@@ -99,7 +98,7 @@ def make_builder(config: Config, workdir: Path) -> ExampleBuilder:
             "pairs": tuple(options["pairs"]),
             "class_balance": tuple(options["class_balance"]),
             "errors": TeacherErrors(**options["errors"]),
-            "checks": config.chain.checks > 0,
+            "checks": config.chain.checks,
             "label_first": config.chain.label_first,
         }
     )

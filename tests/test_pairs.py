@@ -1,0 +1,165 @@
+"""ShopWorld's queries and products: verdicts, words, and what decides where much is asked."""
+
+import random
+from itertools import combinations
+
+import pytest
+
+from she_jax.data.catalogue import ATTRIBUTES, BRANDS, DEPARTMENTS, DETAILS, NEEDS
+from she_jax.data.pairs import (
+    CATEGORY,
+    Condition,
+    Shop,
+    attributes_verdict,
+    category_verdict,
+    condition_verdict,
+    draw_product,
+    draw_query,
+    is_longtail,
+    label_rule,
+)
+
+MANY = [Shop(checks=checks, longtail=longtail) for checks in (4, 8) for longtail in (False, True)]
+
+
+def queries(shop: Shop, number: int):
+    rng = random.Random(7)
+    drawn = (draw_query(rng, shop) for _ in range(number))
+    return [query for query in drawn if query is not None]
+
+
+def test_the_label_rule():
+    assert label_rule("mismatch", "met") == label_rule("mismatch", "conflict") == 1
+    assert label_rule("match", "conflict") == label_rule("near", "conflict") == 2
+    assert label_rule("match", "unstated") == label_rule("near", "met") == 3
+    assert label_rule("match", "met") == 4
+
+
+@pytest.mark.parametrize(
+    ("condition", "offered", "verdict"),
+    [
+        (Condition("colour", "is", "red"), "red", "met"),
+        (Condition("colour", "is", "red"), "blue", "conflict"),
+        (Condition("colour", "is", "red"), None, "unstated"),
+        (Condition("material", "not", "leather"), "leather", "conflict"),
+        (Condition("material", "not", "leather"), "suede", "met"),
+        (Condition("brand", "cheaper", "velora"), "pacer", "met"),
+        (Condition("brand", "cheaper", "velora"), "strado", "conflict"),
+        (Condition("brand", "cheaper", "velora"), None, "unstated"),
+    ],
+)
+def test_condition_verdicts(condition, offered, verdict):
+    assert condition_verdict(condition, offered) == verdict
+
+
+def test_category_and_attribute_verdicts():
+    assert category_verdict("sofa", "sofa") == "match"
+    assert category_verdict("sofa", "armchair") == "near"
+    assert category_verdict("sofa", "desk") == category_verdict("sofa", "jeans") == "mismatch"
+    assert attributes_verdict([]) == "met"
+    assert attributes_verdict(["met", "unstated", "conflict"]) == "conflict"
+    assert attributes_verdict(["met", "unstated"]) == "unstated"
+
+
+@pytest.mark.parametrize("department", DEPARTMENTS)
+def test_what_is_said_of_a_product_can_mean_one_thing_only(department):
+    """Of different attributes no two values share a word; details share none with types."""
+    named = ATTRIBUTES[department] | DETAILS[department]
+    assert len(named) == len(ATTRIBUTES[department]) + len(DETAILS[department]) >= 8
+    words = {
+        attribute: [phrase for value, more in values.items() for phrase in (value, *more)]
+        for attribute, values in (named | {"brand": dict.fromkeys(BRANDS[department], ())}).items()
+    }
+    assert all(len(set(phrases)) == len(phrases) for phrases in words.values())
+    single = {attribute: set(" ".join(phrases).split()) for attribute, phrases in words.items()}
+    for one, other in combinations(single, 2):
+        assert single[one].isdisjoint(single[other]), (one, other)
+    nouns = [
+        phrase
+        for types in DEPARTMENTS[department].values()
+        for name, more in types.items()
+        for phrase in (name, *more)
+    ]
+    taken = set(" ".join([*nouns, *NEEDS[department], "not without non like but for"]).split())
+    assert all(taken.isdisjoint(single[attribute]) for attribute in DETAILS[department])
+    assert {p for phrases in words.values() for p in phrases}.isdisjoint(nouns)
+
+
+@pytest.mark.parametrize("shop", MANY, ids=str)
+def test_a_query_asks_for_half_of_the_checks_to_all_of_them(shop):
+    drawn = queries(shop, 3_000)
+    numbers = {kind: set() for kind in ("plain", "attribute", "brand", "negation", "alternative")}
+    for query in drawn:
+        asked = [c.attribute for c in query.conditions]
+        assert len(set(asked)) == len(asked)
+        numbers.setdefault(query.kind, set()).add(len(asked))
+        rare = [is_longtail(query.type, c.value) for c in query.conditions]
+        assert any(rare) if shop.longtail else not any(rare)
+    possible = set(range(shop.checks // 2, shop.checks + 1))
+    assert numbers.pop("plain") == (set() if shop.longtail else {0})
+    assert len(numbers) == 5
+    assert all(found == possible for found in numbers.values())
+
+
+@pytest.mark.parametrize("shop", MANY[:3:2], ids=str)
+def test_kinds_of_many_conditions(shop):
+    excluded = further = 0
+    negated = set()
+    for query in queries(shop, 3_000):
+        ops = [c.op for c in query.conditions]
+        first = query.conditions[0] if query.conditions else None
+        assert ("not" in ops) == (query.kind == "negation")
+        assert (query.kind == "alternative") == bool(first and first.op == "cheaper")
+        if query.kind == "brand":
+            assert first is not None
+            assert (first.attribute, first.op) == ("brand", "is")
+        if query.kind == "question":
+            department = CATEGORY[query.type][0]
+            needs = {n for n, met in NEEDS[department].items() if n in query.text}
+            assert any((first.attribute, first.value) == NEEDS[department][n] for n in needs)
+        if query.kind == "negation":
+            assert ops == sorted(ops)  # "is" before "not", as in the words
+            said = query.text.split()
+            assert said.count("not") + said.count("without") == ops.count("not")
+            excluded, further = excluded + ops.count("not") - 1, further + len(ops) - 1
+            negated |= {c.attribute for c in query.conditions if c.op == "not"}
+    assert excluded / further == pytest.approx(1 / 3, abs=0.05)
+    assert negated >= {name for values in DETAILS.values() for name in values}
+
+
+@pytest.mark.parametrize("shop", MANY, ids=str)
+@pytest.mark.parametrize("label", [1, 2, 3, 4])
+def test_one_condition_decides_where_many_are_asked(shop, label):
+    rng = random.Random(3)
+    near = unstated = rest = asked = 0
+    for query in queries(shop, 1_000):
+        if not query.conditions:
+            continue
+        product = draw_product(rng, shop, query, label)
+        stated = [c for c in query.conditions if c.attribute in product.stated]
+        assert 1 <= len(product.stated) - len(stated) <= 2
+        category = category_verdict(query.type, product.type)
+        outcomes = [condition_verdict(c, product.stated.get(c.attribute)) for c in query.conditions]
+        assert label_rule(category, attributes_verdict(outcomes)) == label
+        if not shop.longtail:
+            assert not any(is_longtail(product.type, value) for value in product.stated.values())
+        asked += 1
+        near += category == "near"
+        if label == 2:
+            assert outcomes.count("conflict") == 1
+            unstated, rest = unstated + outcomes.count("unstated"), rest + len(outcomes) - 1
+        if label == 3:
+            assert outcomes.count("unstated") == (category == "match")
+            assert "conflict" not in outcomes
+    assert near / asked == pytest.approx({2: 0.3, 3: 0.5}.get(label, 0.0), abs=0.07)
+    if label == 2:
+        assert unstated / rest == pytest.approx(0.15, abs=0.04)
+
+
+def test_a_few_conditions_leave_the_details_out():
+    details = {name for values in DETAILS.values() for name in values}
+    shop, rng = Shop(checks=2, longtail=False), random.Random(0)
+    for query in queries(shop, 500):
+        assert len(query.conditions) <= 2
+        stated = draw_product(rng, shop, query, 4).stated
+        assert details.isdisjoint({*stated, *(c.attribute for c in query.conditions)})
