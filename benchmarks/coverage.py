@@ -58,7 +58,7 @@ def run_arm(seed: str, how: str, share: float) -> dict:
             "shopworld.seed": 100 + int(seed),
             "shopworld.annotated": share,
             "reward.combine": how,
-            "rl.srpo.tol": 0.05,
+            "rl.tol": 0.05,
             "rl.steps": FLAGS.steps,
             "rl.eval_every": FLAGS.steps,
             "eval.pass_k": 0,

@@ -47,7 +47,7 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     # The chain of thought; see she_jax.cot.CotSchema.build.
     config.chain = ConfigDict()
     config.chain.label_first = False
-    config.chain.checks = 0  # steps for single attributes; ShopWorld takes 0 or 2
+    config.chain.checks = 0  # steps for single attributes; ShopWorld takes 0, 2, 4 or 8
 
     # The policy.
     config.model = ConfigDict()
@@ -81,9 +81,17 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.sft.micro_batches = 2  # small enough for the cache: on CPU faster than one
     config.sft.checkpoint_every = 300
 
+    # What comes after the cold start: rollouts of the policy itself (online), or chains that are
+    # there before (offline); all of them take from rl the updates, the rows of each and the rate.
+    config.method = "online"  # online | sft | dpo
+    config.offline = ConfigDict()  # she_jax.train.offline
+    config.offline.chains = "rejection"  # for sft: rejection | written
+    config.offline.pairs = 0  # prompts; 0 for as many as learning online would meet
+    config.offline.beta = 0.1  # of DPO
+
     # SRPO.
     config.rl = _optimizer(learning_rate=3e-4, warmup=5)
-    config.rl.steps = 100
+    config.rl.steps = 100  # updates; 0 ends with the cold start
     config.rl.prompts = 32  # N, prompts a step
     config.rl.group_size = 8  # G, rollouts a prompt
     config.rl.temperature = 1.0
@@ -92,9 +100,12 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.rl.halvings = 1  # on one device, ended rollouts are left behind so many times
     config.rl.kl_weight = 0.01  # 0 leaves the reference out
     config.rl.format_weight = 0.1  # outcome of a well-formed chain with the wrong label
-    config.rl.normalisation = "token"  # token | sequence | step
+    config.rl.normalisation = "token"  # token | sequence | step | constant
     config.rl.clamp = 2.0  # of a token's advantage
-    config.rl.estimator = "srpo"  # srpo | grpo
+    config.rl.estimator = "srpo"  # srpo | grpo | rloo | dr_grpo | process | prorag
+    # Rewards of a group, of a step or the outcome, that deviate no more than this teach nothing.
+    # With reward.model or reward.scalar set more, 0.05 say: a model's scores are never quite equal.
+    config.rl.tol = 1e-6
     # Prompts come shuffled (even), or by their running pass rate; she_jax.data.curriculum.
     config.rl.aim = "even"  # even | easy | medium | hard
     # Groups that the verifier cannot tell apart give way to those of so many further batches.
@@ -112,9 +123,6 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.rl.srpo.w_step = 1.0
     config.rl.srpo.critical = "first_error"  # first_error | all | outcome_consistent
     config.rl.srpo.after_error = 0.5
-    # Rewards of a group, of a step or the outcome, that deviate no more than this teach nothing.
-    # With reward.model or reward.scalar set more, 0.05 say: a model's scores are never quite equal.
-    config.rl.srpo.tol = 1e-6
 
     # Diversified data filtering; see she_jax.data.filtering.FilterConfig.
     config.filter = filtering()

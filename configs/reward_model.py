@@ -8,7 +8,7 @@ Then
 
     python launch.py --config=configs/stage1.py --config.start=runs/stage1/checkpoints/sft \\
         --config.shopworld.seed=100 --config.shopworld.annotated=0.2 \\
-        --config.reward.model=runs/reward_model --config.rl.srpo.tol=0.05 \\
+        --config.reward.model=runs/reward_model --config.rl.tol=0.05 \\
         --config.filter.pairs=0 --workdir=runs/hybrid
 
 trains a policy with it, on new pairs of which humans saw a fifth: docs/results.md has the figures.

@@ -7,7 +7,7 @@ vector, learns from chains of the run's policies which ones came out right, and 
 queries. Then
 
     python launch.py --config=configs/stage1.py --config.start=runs/stage1/checkpoints/sft \\
-        --config.reward.scalar=runs/scalar_reward --config.rl.srpo.tol=0.05 --workdir=runs/scalar
+        --config.reward.scalar=runs/scalar_reward --config.rl.tol=0.05 --workdir=runs/scalar
 
 trains a policy with its score as the outcome reward. It takes about 5 min on one core of an AMD
 EPYC (jax 0.10.2, 2026-11-23); docs/results.md has its figures.

@@ -6,7 +6,7 @@ starts from ``runs/stage1``, which it makes where it is not there. It measures t
 training pairs that stage 1's filter has not looked at and keeps those that it gets right now and
 then, hard ones in as large a share as there are: even shares over class, kind and difficulty.
 (Hard prompts alone made it worse: docs/results.md.) The hybrid examination is on as soon as there
-is an examiner: ``--config.reward.model=runs/reward_model --config.rl.srpo.tol=0.05``.
+is an examiner: ``--config.reward.model=runs/reward_model --config.rl.tol=0.05``.
 """
 
 import re

@@ -119,6 +119,22 @@ def test_an_optional_step_that_nobody_asked_for():
     assert judged(extra, EXAMPLE, CHECKS)[1][3:6] == [False, False, False]
 
 
+def test_a_step_left_out_is_charged_to_the_one_in_its_place():
+    """Else a policy learns to leave out what it often gets wrong."""
+    one = RIGHT.replace("attributes:", "check_1: => met\nattributes:")
+    names = ("check_1", "check_2")
+    checked = with_fields(
+        steps=GOLD | dict.fromkeys(names, "met"), annotations=(*EXAMPLE.annotations, *names)
+    )
+    rewards, known = judged(one, checked, CHECKS)
+    assert CHECKS.names[3:7] == ("check_1", "check_2", "check_3", "attributes")
+    assert rewards[3:8] == [1, 0, 0, 0, 1]  # attributes and label
+    assert known[3:8] == [True, False, False, True, True]
+    # Nobody knows that a second one was asked for.
+    half = with_fields(steps=checked.steps, annotations=(*EXAMPLE.annotations, "check_1"))
+    assert judged(one, half, CHECKS)[0][3:8] == [1, 0, 0, 1, 1]
+
+
 def test_outcome_reward():
     chain = SCHEMA.parse(RIGHT)
     assert outcome_reward(chain, EXAMPLE) == 1

@@ -136,24 +136,22 @@ def test_the_same_run_again_says_that_all_is_done(done, capsys):
     assert {p: p.stat().st_mtime_ns for p in done.rglob("*") if p.is_file()} == before
 
 
-@pytest.mark.parametrize("dies_after", [("sft", 3), ("srpo", 3)])
-def test_trap_11_a_resumed_run_equals_the_uninterrupted_one(
-    done, tmp_path, monkeypatch, dies_after
-):
-    """Killed in the middle, a step or more after the last checkpoint, then started again."""
+def test_trap_11_a_resumed_run_equals_the_uninterrupted_one(done, tmp_path, monkeypatch):
+    """Killed twice, a step or more after the last checkpoint, then started again."""
     from she_jax.train import metrics
 
     written = metrics.MetricsWriter.write
+    for dies_after in (("sft", 3), ("srpo", 3)):
 
-    def die(self, phase, step, values):
-        written(self, phase, step, values)
-        if (phase, step) == dies_after:
-            raise KeyboardInterrupt
+        def die(self, phase, step, values, dies_after=dies_after):
+            written(self, phase, step, values)
+            if (phase, step) == dies_after:
+                raise KeyboardInterrupt
 
-    monkeypatch.setattr(metrics.MetricsWriter, "write", die)
-    with pytest.raises(KeyboardInterrupt):
-        run(config(), tmp_path / "run")
-    monkeypatch.undo()
+        monkeypatch.setattr(metrics.MetricsWriter, "write", die)
+        with pytest.raises(KeyboardInterrupt):
+            run(config(), tmp_path / "run")
+        monkeypatch.undo()
     run(config(), tmp_path / "run")
     assert_same_run(done, tmp_path / "run")
 
@@ -235,11 +233,17 @@ def test_a_changed_config_over_an_old_workdir_lists_the_keys(done):
         ({"rl__halvings": -1}, "rl.halvings=-1: expected 0"),
         ({"rl__eval_every": 0}, "rl.eval_every=0: expected at least 1"),
         ({"rl__refill": -1}, "rl.refill=-1: expected 0"),
+        ({"rl__steps": -1}, "rl.steps=-1: expected 0"),
+        ({"rl__tol": -1.0}, "rl.tol=-1.0: expected 0"),
+        ({"method": "ppo"}, "method='ppo': expected one of"),
+        ({"offline__chains": "mine"}, "offline.chains='mine': expected one of"),
+        ({"offline__pairs": -1}, "offline.pairs=-1: expected 0"),
+        ({"offline__beta": 0.0}, "offline.beta=0.0: expected a positive"),
         ({"rl__patience": -1}, "rl.patience=-1: expected 0"),
         ({"rl__aim": "soft"}, "rl.aim='soft': expected one of"),
         ({"filter__high": 2.0}, "high=2.0"),
         ({"filter__skip": -1}, "filter.skip=-1: expected 0"),
-        ({"chain__checks": 1}, "ShopWorld takes 0 or 2"),
+        ({"chain__checks": 1}, "chain.checks=1"),
         ({"rl__group_size": 1}, "group_size=1: the group baseline needs at least 2"),
         ({"rl__prompts": 3}, "batch of 3 rows over data x fsdp = 8 devices"),
         ({"rl__estimator": "ppo"}, "rl.estimator='ppo': expected one of"),

@@ -12,7 +12,7 @@ from test_run import SMALL, changed, last_state, lines
 from test_run import config as small
 
 from configs import curriculum, stage2, stage3
-from she_jax.train import filter_run, rollouts
+from she_jax.train import filter_run, learn, rollouts
 from she_jax.train import run as runs
 from she_jax.train.run import run
 
@@ -83,29 +83,32 @@ def test_each_stage_starts_where_the_last_one_ended(done):
         assert (done / stage / "filter" / "report.html").is_file()
 
 
-@pytest.mark.parametrize("where", ["filter", "update", "between"])
 def test_trap_11_a_curriculum_killed_anywhere_equals_the_uninterrupted_one(
-    done, tmp_path, monkeypatch, where
+    done, tmp_path, monkeypatch
 ):
-    """In stage 2: inside filtering, inside SRPO, or right before it begins."""
+    """In stage 2, one after the other: right before it begins, inside filtering, inside SRPO."""
     workdir = tmp_path / "run"
-    module, name = {
-        "filter": (filter_run, "write_records"),
-        "update": (runs, "judge_twice"),
-        "between": (runs, "adopt"),
-    }[where]
-    whole = getattr(module, name)
+    for module, name, dies in (
+        (runs, "adopt", lambda *_: (workdir / "stage2").exists()),
+        (
+            filter_run,
+            "write_records",
+            lambda path, *_: "stage2" in str(path) and "00001" in str(path),
+        ),
+        (learn, "judge_validation", lambda _, folder, *__: folder.name == "stage2"),
+    ):
+        whole = getattr(module, name)
 
-    def dying(*arguments):
-        if (workdir / "stage2").exists() and (where != "filter" or "00001" in str(arguments[0])):
-            raise KeyboardInterrupt
-        return whole(*arguments)
+        def dying(*arguments, whole=whole, dies=dies):
+            if dies(*arguments):
+                raise KeyboardInterrupt
+            return whole(*arguments)
 
-    monkeypatch.setattr(module, name, dying)
-    with pytest.raises(KeyboardInterrupt):
-        run(recipe(), workdir)
-    monkeypatch.setattr(module, name, whole)
-    assert not (workdir / "stage2" / "summary.json").exists()
+        monkeypatch.setattr(module, name, dying)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe(), workdir)
+        monkeypatch.setattr(module, name, whole)
+        assert not (workdir / "stage2" / "summary.json").exists()
     run(recipe(), workdir)
     assert_same(done, workdir)
 
@@ -148,7 +151,7 @@ def test_the_recipes_of_the_stages_share_what_they_share():
 def test_a_plateau_ends_the_stage(tmp_path, monkeypatch, capsys):
     """No judging is better than the first: with a patience of 2 the third one is the last."""
     figures = {"validation/macro_f1": 0.5}
-    monkeypatch.setattr(runs, "judge_twice", lambda *_: figures)
+    monkeypatch.setattr(learn, "judge_validation", lambda *_: figures)
     more = {"rl__steps": 12, "rl__eval_every": 1, "rl__patience": 2, "eval__pass_k": 0}
     run(small(**more), tmp_path / "run")
     updates = [row["step"] for row in lines(tmp_path / "run") if row["phase"] == "srpo"]
@@ -160,7 +163,7 @@ def test_a_plateau_ends_the_stage(tmp_path, monkeypatch, capsys):
 def test_a_run_that_ended_on_a_plateau_is_not_taken_up_again(tmp_path, monkeypatch):
     """Killed between its last checkpoint and its summary."""
     more = {"rl__steps": 12, "rl__eval_every": 1, "rl__patience": 1, "eval__pass_k": 0}
-    monkeypatch.setattr(runs, "judge_twice", lambda *_: {"validation/macro_f1": 0.5})
+    monkeypatch.setattr(learn, "judge_validation", lambda *_: {"validation/macro_f1": 0.5})
     run(small(**more), tmp_path / "run")
     before = lines(tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
@@ -170,14 +173,14 @@ def test_a_run_that_ended_on_a_plateau_is_not_taken_up_again(tmp_path, monkeypat
 
 
 def test_a_signal_in_a_stages_last_moments_keeps_the_next_one_from_starting(tmp_path, monkeypatch):
-    whole = runs.judged
+    whole = learn.judged
 
     def signalled(*arguments):
         if arguments[-1] == "after":
             os.kill(os.getpid(), signal.SIGTERM)
         return whole(*arguments)
 
-    monkeypatch.setattr(runs, "judged", signalled)
+    monkeypatch.setattr(learn, "judged", signalled)
     with pytest.raises(SystemExit) as left:
         run(recipe(), tmp_path / "run")
     assert left.value.code == 143

@@ -13,16 +13,17 @@ from she_jax.data.dataset import Prepared, open_prepared
 from she_jax.data.filtering import FilterConfig
 from she_jax.data.outcomes import LOSSES
 from she_jax.models.sharding import check_batch
-from she_jax.rl.advantages import CRITICAL
+from she_jax.rl.advantages import CRITICAL, ESTIMATORS
 from she_jax.rl.losses import NORMALISATIONS, LossConfig
 from she_jax.rl.rewards import COMBINATIONS
 from she_jax.train.checkpoint import Checkpoints
 from she_jax.train.examiner import EXAMINER
-from she_jax.train.rollouts import ESTIMATORS
 from she_jax.train.scalar import SCALAR
 from she_jax.train.setup import examiner_mesh, make_builder, policy_mesh
 from she_jax.train.workdir import Config
 
+METHODS = ("online", "sft", "dpo")
+CHAINS = ("rejection", "written")
 FILTER_RUN = ("pairs", "skip", "rollouts", "records", "part", "parts")  # not FilterConfig's
 
 
@@ -42,7 +43,7 @@ def check(config: Config, workdir: Path) -> None:
     mesh, sft = policy_mesh(config), config.get("sft")
     for part, names in {
         "sft": ("steps", "batch_size", "micro_batches", "checkpoint_every"),
-        "rl": ("steps", "prompts", "eval_every", "checkpoint_every", "sample_every"),
+        "rl": ("prompts", "eval_every", "checkpoint_every", "sample_every"),
         "eval": ("batch_size",),
         "reward": ("batch_size", "refresh_steps", "refresh_batch_size"),
         "examiner": ("pairs", "rollouts", "eval_pairs", "batch_size"),
@@ -60,6 +61,7 @@ def check(config: Config, workdir: Path) -> None:
         _check_rl(config, mesh)
         _check_start(config)
         _check_reward(config)
+        _check_method(config)
     if config.kind == EXAMINER.kind:
         _check_examiner(config.examiner)
     if config.kind == SCALAR.kind:
@@ -73,15 +75,17 @@ def _check_rl(config: Config, mesh: Mesh) -> None:
         raise ValueError(f"group_size={rl.group_size}: the group baseline needs at least 2")
     if not rl.temperature > 0:
         raise ValueError(f"rl.temperature={rl.temperature}: expected a positive number")
-    for name in ("refill", "patience"):
+    for name in ("steps", "refill", "patience"):
         if rl[name] < 0:
-            raise ValueError(f"rl.{name}={rl[name]}: expected 0 (never) or more")
+            raise ValueError(f"rl.{name}={rl[name]}: expected 0 (none) or more")
+    if not rl.tol >= 0:
+        raise ValueError(f"rl.tol={rl.tol}: expected 0 or more")
     if rl.halvings < 0:
         raise ValueError(f"rl.halvings={rl.halvings}: expected 0 (leave no row behind) or more")
     if rl.top_p < 1 and not rl.top_k:
         raise ValueError(f"rl.top_p={rl.top_p} narrows the top k: set rl.top_k too, 100 say")
     for name, value, choices in (
-        ("estimator", rl.estimator, ESTIMATORS),
+        ("estimator", rl.estimator, tuple(ESTIMATORS)),
         ("normalisation", rl.normalisation, NORMALISATIONS),
         ("srpo.critical", rl.srpo.critical, CRITICAL),
         ("aim", rl.aim, AIMS),
@@ -90,6 +94,26 @@ def _check_rl(config: Config, mesh: Mesh) -> None:
             raise ValueError(f"rl.{name}={value!r}: expected one of {choices}")
     check_batch(rl.prompts, mesh)
     _check_rows(rl.prompts * rl.group_size, rl.loss.micro_batches, mesh)
+
+
+def _check_method(config: Config) -> None:
+    offline, rows = config.offline, config.rl.prompts * config.rl.group_size
+    for name, value, choices in (
+        ("method", config.method, METHODS),
+        ("offline.chains", offline.chains, CHAINS),
+    ):
+        if value not in choices:
+            raise ValueError(f"{name}={value!r}: expected one of {choices}")
+    if offline.pairs < 0:
+        raise ValueError(f"offline.pairs={offline.pairs}: expected 0 (as many as online) or more")
+    if not offline.beta > 0:
+        raise ValueError(f"offline.beta={offline.beta}: expected a positive number")
+    if config.method == "dpo" and rows % (2 * config.rl.loss.micro_batches):
+        raise ValueError(
+            f"rl.prompts x rl.group_size = {rows} rows: DPO has them in pairs and in micro_batches="
+            f"{config.rl.loss.micro_batches}, so expected a multiple of "
+            f"{2 * config.rl.loss.micro_batches}"
+        )
 
 
 def _check_rows(rows: int, parts: int, mesh: Mesh) -> None:

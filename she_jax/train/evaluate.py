@@ -40,6 +40,8 @@ def score(
         step_accuracy: step to the share of right verdicts, over the examples where its truth is
           known; a missing or unreadable verdict is wrong. The label is not among them: that is
           ``accuracy``.
+        wrong_reason: share of pairs, among those of which a step's truth is known, whose label is
+          right although the verdict of such a step is not.
         parse_rate: share of well-formed chains, over all chains.
         confusion: gold class 1 to 4 down, predicted 1 to 4 and "none" across.
         n: number of examples scored.
@@ -60,13 +62,15 @@ def score(
         confusion = confusion_matrix(gold, predicted, labels=[*CLASSES, UNREAD])[:4]
     present = confusion.sum(1) > 0
     f1 = _class_f1(confusion)
+    verdicts = [_right_verdicts(chain, example, schema) for chain, example in rows]
     return {
         "macro_f1": _macro_f1(gold, predicted),
         "macro_f1_se": _macro_f1_se(confusion),
         "accuracy": float(accuracy_score(gold, predicted)) if rows else None,
         "good_f1": _good_f1(gold, predicted),
         "f1": {str(c): float(f1[c - 1]) if present[c - 1] else None for c in CLASSES},
-        "step_accuracy": _step_accuracy(rows, schema),
+        "step_accuracy": _step_accuracy(verdicts, schema),
+        "wrong_reason": _wrong_reason(verdicts, gold == predicted),
         "parse_rate": float(np.mean(parsed)) if parsed else None,
         "confusion": confusion.tolist(),
         "n": len(rows),
@@ -124,12 +128,27 @@ def _macro_f1_se(confusion: Int[np.ndarray, "4 5"]) -> float | None:
     return float(_class_f1(draws.reshape(-1, 4, 5))[:, present].mean(1).std())
 
 
-def _step_accuracy(rows: list[tuple[Chain, Example]], schema: CotSchema) -> dict[str, float]:
-    right: dict[str, list[bool]] = {}
-    for chain, example in rows:
-        truth = example.steps or {}
-        for step, parsed in zip(schema.steps, chain.steps, strict=True):
-            if step.verdicts and step.name != "label" and step.name in truth:
-                verdict = parsed.verdict if parsed else None
-                right.setdefault(step.name, []).append(verdict == truth[step.name])
-    return {name: float(np.mean(right[name])) for name in schema.names if name in right}
+def _right_verdicts(chain: Chain, example: Example, schema: CotSchema) -> dict[str, bool]:
+    """Whether each step's verdict is the true one, for the steps whose truth is known."""
+    truth = example.steps or {}
+    return {
+        step.name: (parsed.verdict if parsed else None) == truth[step.name]
+        for step, parsed in zip(schema.steps, chain.steps, strict=True)
+        if step.verdicts and step.name != "label" and step.name in truth
+    }
+
+
+def _step_accuracy(verdicts: list[dict[str, bool]], schema: CotSchema) -> dict[str, float]:
+    right = {name: [own[name] for own in verdicts if name in own] for name in schema.names}
+    return {name: float(np.mean(own)) for name, own in right.items() if own}
+
+
+def _wrong_reason(
+    verdicts: list[dict[str, bool]], label_right: Bool[np.ndarray, "M"]
+) -> float | None:
+    known = [
+        bool(right and not all(own.values()))
+        for own, right in zip(verdicts, label_right, strict=True)
+        if own
+    ]
+    return float(np.mean(known)) if known else None

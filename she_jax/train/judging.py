@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from she_jax.data.dataset import Prepared, open_split
+from she_jax.train.checks import fingerprint
 from she_jax.train.evaluate import score
 from she_jax.train.metrics import Progress
 from she_jax.train.predict import Judge
@@ -31,23 +32,48 @@ def judged(
         examples = take(made, split, config.eval.pass_pairs)
         with Progress(f"pass@{k}, {when}", total=len(examples)) as progress:
             figures |= judge.pass_at(params, examples, k, config.seed, progress.update)
+    figures["judged_on"] = judged_on(config, made)
     write_json(path, figures)
     return figures
 
 
-def judge_twice(
+def judge_before(
+    config: Config, workdir: Path, judge: Judge, params: Any, made: Prepared
+) -> dict[str, Any]:
+    """The figures of what the policy begins with.
+
+    Where that is another run's policy, which was judged in the same way on the same pairs, they are
+    that run's figures.
+    """
+    path = workdir / "eval" / "before.json"
+    if config.start and not path.is_file():
+        folder, phase = Path(config.start).absolute().parent.parent, Path(config.start).name
+        there = folder / "eval" / ("before.json" if phase == "sft" else "after.json")
+        then = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        alike = all(then.get(key) == config.to_dict()[key] for key in ("seed", "eval", "model"))
+        if alike and there.is_file():
+            figures = json.loads(there.read_text(encoding="utf-8"))
+            if figures.get("judged_on") == judged_on(config, made):
+                write_json(path, figures)
+    return judged(config, workdir, judge, params, made, "before")
+
+
+def judged_on(config: Config, made: Prepared) -> str:
+    """Names the pairs that ``judged`` reads: the data set, the split, how many of it."""
+    return f"{fingerprint(made)} {config.data.eval_split} {config.data.eval_pairs}"
+
+
+def judge_validation(
     config: Config, workdir: Path, judge: Judge, params: Any, made: Prepared, step: int
 ) -> dict[str, float]:
-    """During training: the validation split, which picks the checkpoint, and the evaluation one."""
-    flat = {}
-    for split in dict.fromkeys(("validation", config.data.eval_split)):
-        limit = config.data.eval_pairs
-        figures = judge_split(judge, params, made, split, limit, f"judging {split}, step {step}")
-        write_json(workdir / "eval" / f"step_{step:06d}_{split}.json", figures)
-        names = ("macro_f1", "accuracy", "good_f1", "parse_rate")
-        flat |= {f"{split}/{name}": figures[name] for name in names if figures[name] is not None}
-        flat |= {f"{split}/step/{k}": v for k, v in figures["step_accuracy"].items()}
-    return flat
+    """During training: the validation split, which picks the checkpoint."""
+    split = "validation"
+    task = f"judging {split}, step {step}"
+    figures = judge_split(judge, params, made, split, config.data.eval_pairs, task)
+    write_json(workdir / "eval" / f"step_{step:06d}_{split}.json", figures)
+    names = ("macro_f1", "accuracy", "good_f1", "parse_rate")
+    flat = {f"{split}/{name}": figures[name] for name in names if figures[name] is not None}
+    return flat | {f"{split}/step/{k}": v for k, v in figures["step_accuracy"].items()}
 
 
 def judge_split(

@@ -16,14 +16,14 @@ from jaxtyping import Array, Bool, Float
 from she_jax.cot import Chain, CotSchema
 from she_jax.data.examinations import FULL_MARKS, with_all_truth
 from she_jax.rl.advantages import (
-    grpo_advantages,
+    ESTIMATORS,
     informative_groups,
-    srpo_advantages,
     token_advantages,
 )
-from she_jax.rl.losses import token_weights
+from she_jax.rl.losses import row_counts, token_weights
 from she_jax.rl.rewards import combine_rewards, step_batch, verify
 from she_jax.rl.sampling import jit_sample
+from she_jax.rl.steps import step_token_counts
 from she_jax.rl.update import make_scorer
 from she_jax.train.examiner import (
     Examiner,
@@ -37,7 +37,7 @@ from she_jax.train.setup import Policy
 from she_jax.train.workdir import Config
 from she_jax.types import Advantages, Example, Rollout, StepBatch, TrainBatch
 
-ESTIMATORS = ("srpo", "grpo")
+STEPWISE = ("srpo", "process", "prorag")  # the estimators that read the steps' rewards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +195,7 @@ def make_collector(
             tokens=rollout.tokens,
             positions=place,
             weights=weights,
+            counts=row_counts(len(owners), prompts.completion_length, rl.normalisation),
             advantages=by_token,
             old_logps=rollout.logps,
             ref_logps=ref_logps,
@@ -213,6 +214,7 @@ def make_collector(
             **told,
             **exploration(chains, on_host, steps, prompts.schema, len(examples)),
             "zero_variance": 1.0 - float(teaches.mean()),
+            "sampled_tokens": int(on_host.completion_mask.sum()),
             "length": float(on_host.completion_mask.sum(axis=1).mean()),
             "truncated": float(truncated.mean()),
             "parse_rate": float(np.mean([chain.well_formed for chain in chains])),
@@ -252,8 +254,8 @@ def refilled(
     advantage, and only the KL term reads it. Groups that were sampled and not taken are counted,
     ``dropped`` those that teach nothing and ``surplus`` those for which there was no place, and
     they count in the running pass rates. All other figures are of the first batch, which is what
-    the policy meets, but ``zero_variance/refilled`` and the times. DAPO's dynamic sampling (arXiv
-    2503.14476, section 3.2), with a bound.
+    the policy meets, but ``zero_variance/refilled``, ``sampled_tokens`` and the times. DAPO's
+    dynamic sampling (arXiv 2503.14476, section 3.2), with a bound.
 
     Args:
       collect: from ``make_collector``.
@@ -305,7 +307,7 @@ def _replaced(seen: Experience, more: Experience) -> Experience:
     }
     informative = np.concatenate([seen.informative, more.informative])
     figures = {
-        name: value + more.figures[name] if name.startswith("time/") else value
+        name: value + more.figures[name] if name.startswith(("time/", "sampled")) else value
         for name, value in seen.figures.items()
     }
     return Experience(
@@ -354,14 +356,15 @@ def _creditor(config: Config) -> Callable[..., tuple[Advantages, Array, Array, A
     ):
         """Credits ``rewards`` and ``outcome`` of steps that stand where ``steps`` says."""
         told = rewards, known, outcome
-        if rl.estimator == "srpo":
-            advantages = srpo_advantages(*told, group_size=rl.group_size, **rl.srpo)
-        else:
-            advantages = grpo_advantages(*told, group_size=rl.group_size)
+        sizes = step_token_counts(steps.step_ids, completion_mask, rewards.shape[1])
+        own = rl.srpo.to_dict() if rl.estimator == "srpo" else {}
+        advantages = ESTIMATORS[rl.estimator](
+            *told, group_size=rl.group_size, step_tokens=sizes, tol=rl.tol, **own
+        )
         by_token = token_advantages(advantages, steps.step_ids, completion_mask, clamp=rl.clamp)
         weights = token_weights(completion_mask, steps.step_ids, rl.normalisation)
         # By the verifier's word: a model's scores differ between any two rollouts.
-        seen = steps.step_mask & steps.verifier_known & (rl.estimator == "srpo")
+        seen = steps.step_mask & steps.verifier_known & (rl.estimator in STEPWISE)
         informative = informative_groups(
             steps.outcome, steps.verifier, seen, group_size=rl.group_size
         )

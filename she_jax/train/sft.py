@@ -1,7 +1,7 @@
 """Supervised fine-tuning with checkpoints and metrics, whatever the batches are made of."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Bool, Int
 
+from she_jax.data.chains import write_chain
+from she_jax.data.prompts import PromptFormat, positions
 from she_jax.models.sharding import shardings
 from she_jax.rl.update import jit_update_step, make_sft_step
 from she_jax.train.checkpoint import Checkpoints, StopSignal
@@ -17,7 +20,7 @@ from she_jax.train.checks import check_data, finite
 from she_jax.train.metrics import MetricsWriter, Progress, say
 from she_jax.train.setup import Policy, make_optimizer
 from she_jax.train.workdir import Config
-from she_jax.types import OutcomeBatch, SftBatch, TrainState
+from she_jax.types import Example, OutcomeBatch, SftBatch, TrainState
 
 
 def sft(
@@ -80,6 +83,35 @@ def sft(
             if stop and not last:
                 leave(stop, phase, step + 1, steps)
     return state.params, host["lines"]
+
+
+def sft_batch(
+    own: PromptFormat, examples: Sequence[Example], seed: tuple[int, int]
+) -> tuple[SftBatch, dict[str, int]]:
+    """Examples and their chains as tokens, and how many of each had to be cut."""
+    rng = np.random.default_rng(seed)
+    answers, mask, cut_chains = own.chains([write_chain(e, own.schema, rng) for e in examples])
+    batch, cut_prompts = completion_batch(own, examples, answers, mask)
+    return batch, {"cut_prompts": cut_prompts, "cut_chains": cut_chains}
+
+
+def completion_batch(
+    own: PromptFormat,
+    examples: Sequence[Example],
+    answers: Int[np.ndarray, "B C"],
+    mask: Bool[np.ndarray, "B C"],
+) -> tuple[SftBatch, int]:
+    """Completions behind their prompts, to be trained on; and how many prompts had to be cut."""
+    asked, cut = own.prompts(examples)
+    real = np.concatenate([asked.mask, mask], axis=1)
+    trained = np.concatenate([np.zeros_like(asked.mask), mask], axis=1)
+    batch = SftBatch(
+        tokens=jnp.asarray(np.concatenate([asked.tokens, answers], axis=1)),
+        positions=jnp.asarray(positions(real)),
+        weights=jnp.asarray(trained, dtype=jnp.float32),
+        prompt_length=own.prompt_length,
+    )
+    return batch, cut
 
 
 def adopt(config: Config, workdir: Path, policy: Policy) -> Any:

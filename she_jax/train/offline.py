@@ -1,0 +1,231 @@
+"""Learning from chains that are there before the first update: more SFT, and DPO.
+
+All are made with the policy as it begins, from the prompts and with the number of rollouts that
+learning online would have had: the same annotation, the same sampling, the same updates.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from she_jax.cot import CotSchema
+from she_jax.data.chains import write_chain
+from she_jax.data.dataset import ExampleSource
+from she_jax.data.examinations import FULL_MARKS
+from she_jax.data.prompts import PromptFormat
+from she_jax.rl.rewards import verify
+from she_jax.rl.update import make_scorer
+from she_jax.train.metrics import Progress, say
+from she_jax.train.online import make_pool
+from she_jax.train.predict import Judge, Sample
+from she_jax.train.setup import Policy
+from she_jax.train.sft import completion_batch
+from she_jax.train.workdir import Config
+from she_jax.types import DpoBatch, Example, SftBatch, TrainState
+
+
+class Completion(NamedTuple):
+    """A pair and one chain for it, as tokens, the end included."""
+
+    example: Example
+    tokens: tuple[int, ...]
+
+
+class Offline:
+    """What both ways of learning offline share.
+
+    Args:
+      config: of the run.
+      policy: model, prompts and devices; its parameters are not read.
+      reference: the parameters that the policy begins with.
+      source: the prompts.
+      judge: samples.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        policy: Policy,
+        reference: Any,
+        source: Sequence[Example] | ExampleSource,
+        judge: Judge,
+    ):
+        self._config, self._policy, self._reference = config, policy, reference
+        self._prompts, self._judge = offline_prompts(config, source), judge
+        self._sampled = 0
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Tokens that were sampled; all else follows from the config."""
+        return {"sampled_tokens": self._sampled}
+
+    def begin(self, state: Mapping[str, Any], start: int) -> None:
+        """Nothing is left to make ready: the chains are made anew, the same ones."""
+
+    def after(self, step: int, params: Any, figures: Mapping[str, float], last: bool) -> bool:
+        """Nothing to do."""
+        return False
+
+    def _sample(self) -> list[list[Sample]]:
+        """A group of rollouts for each prompt."""
+        with Progress("rollouts, of prompts", total=len(self._prompts)) as progress:
+            size, seed = self._config.rl.group_size, self._config.seed + 1
+            own = self._reference, self._prompts, size, seed
+            groups = self._judge.samples(*own, progress.update)
+        self._sampled = sum(len(sample.tokens) for group in groups for sample in group)
+        return groups
+
+
+class Imitation(Offline):
+    """More supervised fine-tuning, on chains for the prompts that learning online would meet.
+
+    ``offline.chains`` says which: ``written``, the data set's own (a teacher's, or gold ones: what
+    SFT reaches where someone writes them); ``rejection``, the policy's own, sampled, as far as they
+    agree with all that humans said of the pair.
+
+    Raises:
+      ValueError: if no sampled chain agrees with the annotation.
+    """
+
+    title, shown = "SFT", ("loss",)
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        own = self._policy.format
+        if self._config.offline.chains == "written":
+            self._rows = written(self._prompts, own, self._config.seed)
+            return
+        groups = self._sample()
+        self._rows = agreeing(self._prompts, groups, own.schema)
+        say(
+            f"{len(self._rows):,} of {sum(map(len, groups)):,} rollouts agree with the annotation "
+            "and differ from each other"
+        )
+        if not self._rows:
+            raise ValueError(
+                "no rollout agrees with the annotation: train a better cold start, or sample more "
+                "(rl.group_size, rl.steps)"
+            )
+
+    def batch(self, state: TrainState, step: int) -> tuple[SftBatch, dict[str, float]]:
+        """The next rows, as many as an update online has; shuffled anew each time round."""
+        rl = self._config.rl
+        rows = shuffled(self._rows, rl.prompts * rl.group_size, step, self._config.seed)
+        return as_batch(self._policy.format, rows), {}
+
+
+class Preferences(Offline):
+    """DPO on the policy's own rollouts: one with the right label is preferred to one without.
+
+    As TaoSR1 (arXiv 2508.12365) does it: sampled offline, pass@N, the policy as it begins is the
+    reference. Each rollout is in one pair at most, and no two pairs are alike.
+
+    Raises:
+      ValueError: if no group has both a right and a wrong rollout.
+    """
+
+    title, shown = "DPO", ("loss", "accuracy")
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self._pairs = preferred(self._prompts, self._sample(), self._config.seed)
+        say(f"{len(self._pairs):,} pairs of a right and a wrong rollout")
+        if not self._pairs:
+            raise ValueError(
+                "no group has both a right and a wrong rollout: sample more (rl.group_size)"
+            )
+        self._score = make_scorer(
+            self._policy.model.forward,
+            start=self._policy.format.prompt_length,
+            micro_batches=self._config.rl.loss.micro_batches,
+            group_size=2,
+        )
+
+    def batch(self, state: TrainState, step: int) -> tuple[DpoBatch, dict[str, float]]:
+        """The next pairs: as many rows as an update online has."""
+        rl = self._config.rl
+        pairs = shuffled(self._pairs, rl.prompts * rl.group_size // 2, step, self._config.seed)
+        rows = as_batch(self._policy.format, [one for pair in pairs for one in pair])
+        ref_logps = self._score(self._reference, rows.tokens, rows.positions, jnp.float32(1.0))
+        batch = DpoBatch(
+            tokens=rows.tokens,
+            positions=rows.positions,
+            weights=rows.weights,
+            ref_logps=ref_logps,
+            prompt_length=rows.prompt_length,
+        )
+        return batch, {}
+
+
+def offline_prompts(config: Config, source: Sequence[Example] | ExampleSource) -> list[Example]:
+    """The prompts that learning online would meet, in its order; ``offline.pairs`` of them."""
+    rl, pool = config.rl, make_pool(config, source, {})
+    count = config.offline.pairs or rl.steps * rl.prompts
+    drawn = [example for _ in range(-(-count // rl.prompts)) for example in pool.draw()]
+    return drawn[:count]
+
+
+def written(prompts: Sequence[Example], own: PromptFormat, seed: int) -> list[Completion]:
+    """The data set's own chain for each prompt, cut where it is longer than a completion may be."""
+    rng = np.random.default_rng(seed)
+    tokens, mask, _ = own.chains([write_chain(one, own.schema, rng) for one in prompts])
+    return [
+        Completion(one, tuple(ids[real].tolist()))
+        for one, ids, real in zip(prompts, tokens, mask, strict=True)
+    ]
+
+
+def agreeing(
+    prompts: Sequence[Example], groups: Sequence[Sequence[Sample]], schema: CotSchema
+) -> list[Completion]:
+    """The rollouts that say of every step and of the label what humans said, each chain once."""
+    kept = {
+        (example.uid, sample.text): Completion(example, sample.tokens)
+        for example, group in zip(prompts, groups, strict=True)
+        for sample in group
+        if not sample.truncated and _agrees(sample, example, schema)
+    }
+    return list(kept.values())
+
+
+def _agrees(sample: Sample, example: Example, schema: CotSchema) -> bool:
+    rewards, known = verify(sample.chain, example, schema)
+    right = sample.chain.well_formed and sample.chain.label == example.label
+    return bool(right and (rewards[known] >= FULL_MARKS).all())
+
+
+def preferred(
+    prompts: Sequence[Example], groups: Sequence[Sequence[Sample]], seed: int
+) -> list[tuple[Completion, Completion]]:
+    """Pairs of a rollout with the right label and one without, different ones, drawn by chance."""
+    rng = np.random.default_rng((seed, 0))
+    pairs = {}
+    for example, group in zip(prompts, groups, strict=True):
+        different = list({sample.text: sample for sample in group}.values())
+        order = [different[n] for n in rng.permutation(len(different))]
+        right = [s for s in order if s.chain.label == example.label and s.chain.well_formed]
+        wrong = [s for s in order if s.chain.label != example.label]
+        for better, worse in zip(right, wrong, strict=False):
+            key = example.uid, better.text, worse.text
+            pairs[key] = Completion(example, better.tokens), Completion(example, worse.tokens)
+    return list(pairs.values())
+
+
+def shuffled(rows: Sequence[Any], size: int, step: int, seed: int) -> list[Any]:
+    """Rows ``step * size`` and on of an endless series, every row once each time round."""
+    places = np.arange(step * size, (step + 1) * size)
+    rounds = np.unique(places // len(rows))
+    order = {n: np.random.default_rng((seed, 1, n)).permutation(len(rows)) for n in rounds}
+    return [rows[order[place // len(rows)][place % len(rows)]] for place in places]
+
+
+def as_batch(own: PromptFormat, rows: Sequence[Completion]) -> SftBatch:
+    """Completions behind their prompts, to be trained on."""
+    tokens = np.full((len(rows), own.completion_length), own.pad_id, np.int32)
+    mask = np.zeros(tokens.shape, bool)
+    for n, row in enumerate(rows):
+        tokens[n, : len(row.tokens)] = row.tokens
+        mask[n, : len(row.tokens)] = True
+    return completion_batch(own, [row.example for row in rows], tokens, mask)[0]

@@ -1,0 +1,130 @@
+"""Learning from the policy's own rollouts: SRPO, and the estimators it is compared with."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from she_jax.data.curriculum import PromptPool
+from she_jax.data.dataset import ExampleSource, Prepared, open_split
+from she_jax.data.pipeline import batches
+from she_jax.train.checkpoint import StopSignal
+from she_jax.train.examiner import load_examiner
+from she_jax.train.filter_run import filter_prompts
+from she_jax.train.metrics import say
+from she_jax.train.predict import Judge
+from she_jax.train.refresh import make_refresher
+from she_jax.train.rollouts import Experience, make_collector, refilled
+from she_jax.train.scalar import load_scalar
+from she_jax.train.setup import Policy
+from she_jax.train.watch import Watch
+from she_jax.train.workdir import Config
+from she_jax.types import Example, TrainBatch, TrainState
+
+
+class Online:
+    """Rollouts in groups, steps, rewards a step, advantages; for one update after another.
+
+    Args:
+      config: of the run.
+      workdir: its folder.
+      policy: model, prompts and devices; its parameters are not read.
+      reference: the cold start's parameters.
+      source: the prompts of the stage.
+      rates: their pass rates by uid, as far as they were measured.
+      judge: samples from the policy, where the examiner learns anew from it.
+    """
+
+    shown = "reward", "kl"
+
+    def __init__(
+        self,
+        config: Config,
+        workdir: Path,
+        policy: Policy,
+        reference: Any,
+        source: Sequence[Example] | ExampleSource,
+        rates: Mapping[str, float],
+        judge: Judge,
+    ):
+        self._config, self._workdir, self._policy = config, workdir, policy
+        self._reference, self._source, self._judge = reference, source, judge
+        self._pool, self._watch = make_pool(config, source, rates), Watch()
+        self._sampled = 0
+        self._refresh: Callable[[int, Any], bool] | None = None
+        self.title = config.rl.estimator.upper().replace("_", " ")
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Where the prompts stand, what the watch has seen, tokens sampled so far."""
+        pool, watch = self._pool.state, self._watch.state
+        return {"pool": pool, "watch": watch, "sampled_tokens": self._sampled}
+
+    def begin(self, state: Mapping[str, Any], start: int) -> None:
+        """Loads what examines, and goes on from such a state."""
+        config = self._config
+        self._pool.restore(state["pool"])
+        self._watch.restore(state["watch"])
+        self._sampled = state["sampled_tokens"]
+        self._examiner = load_examiner(config) if config.reward.model else None
+        scalar = load_scalar(config, self._policy) if config.reward.scalar else None
+        self._collect = make_collector(
+            config, self._policy, self._reference, self._examiner, scalar
+        )
+        if self._examiner is not None and config.reward.refresh_every:
+            shown = batches(
+                self._source, config.rl.prompts, seed=config.seed, balance=config.data.balance
+            )
+            own = config, self._workdir, self._examiner, self._judge
+            self._refresh = make_refresher(*own, shown, start)
+
+    def batch(self, state: TrainState, step: int) -> tuple[TrainBatch, dict[str, float]]:
+        """Samples with the policy as it is."""
+        key = jax.random.fold_in(state.key, step)
+        refill = self._config.rl.refill
+        self._seen = refilled(self._collect, state.params, self._pool.draw, key, refill)
+        self._pool.learn(*self._seen.rates)
+        self._sampled += int(self._seen.figures["sampled_tokens"])
+        return self._seen.batch, self._seen.figures
+
+    def after(self, step: int, params: Any, figures: Mapping[str, float], last: bool) -> bool:
+        """Writes a page of rollouts now and then, warns, refreshes the examiner."""
+        seen: Experience = self._seen
+        if step == 1 or step % self._config.rl.sample_every == 0:
+            page = self._workdir / "samples" / f"step_{step:06d}.md"
+            seen.write(page, step, self._policy.format.schema, self._examiner)
+        for warning in self._watch.warnings(figures):
+            say(f"step {step}: {warning}")
+        return self._refresh is not None and not last and self._refresh(step, params)
+
+
+def training_prompts(
+    config: Config, workdir: Path, policy: Policy, params: Any, made: Prepared, stop: StopSignal
+) -> tuple[Sequence[Example] | ExampleSource, Mapping[str, float]]:
+    """The prompts of the stage, and their pass rates by uid as far as they were measured.
+
+    All of the training split, or what a filter keeps of it with the policy as it is now.
+    """
+    source = open_split(made.path, "train")
+    if not config.filter.pairs:
+        return source, {}
+    kept = filter_prompts(config, workdir, policy, params, made, stop)
+    if kept is None:
+        raise SystemExit(0)
+    return [source[row] for row in kept.rows], kept.rates
+
+
+def make_pool(
+    config: Config, source: Sequence[Example] | ExampleSource, rates: Mapping[str, float]
+) -> PromptPool:
+    """The order in which the prompts of the stage come."""
+    rl = config.rl
+    return PromptPool(
+        source,
+        rl.prompts,
+        seed=config.seed,
+        aim=rl.aim,
+        balance=config.data.balance,
+        rates=rates,
+    )

@@ -1,0 +1,162 @@
+"""Learning from chains kept: which ones, in which order, and whole small runs."""
+
+import json
+
+import numpy as np
+import pytest
+from test_run import config, lines
+
+from she_jax.cot import CotSchema
+from she_jax.data.shopworld import World, generate
+from she_jax.train.checks import _check_method
+from she_jax.train.offline import agreeing, preferred, shuffled
+from she_jax.train.predict import Judge, Sample
+from she_jax.train.run import run
+
+SCHEMA = CotSchema()
+GOLD = World(seed=4, pairs=(40, 0, 0, 0), chains="gold")
+
+
+def sample(text, tokens=(1, 2), truncated=False):
+    return Sample(tokens=tokens, text=text, chain=SCHEMA.parse(text), truncated=truncated)
+
+
+def spoilt(text, name, verdict):
+    """A chain with another verdict of a step."""
+    rows = [line.split(": ", 1) for line in text.split("\n")]
+    told = {key: rest for key, rest in rows}
+    head = told[name].rpartition("=> ")[0]
+    told[name] = f"{head}=> {verdict}" if head else verdict
+    return "\n".join(f"{key}: {rest}" for key, rest in told.items())
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return list(generate(GOLD, "train"))
+
+
+def test_only_chains_that_agree_with_all_that_humans_said_are_kept_and_each_once(pairs):
+    example = next(e for e in pairs if e.label == 4)
+    good = example.rationale
+    rows = [
+        sample(good),
+        sample(good, tokens=(1, 2)),
+        sample(spoilt(good, "category", "near")),  # the right label for a wrong reason
+        sample(spoilt(good, "label", "3")),
+        sample(good, truncated=True),
+        sample("label: 4"),
+    ]
+    kept = agreeing([example], [rows], SCHEMA)
+    assert [one.example.uid for one in kept] == [example.uid]
+
+
+def test_a_preference_is_a_right_and_a_wrong_rollout_and_no_rollout_is_used_twice(pairs):
+    right = [pairs[0].rationale, pairs[0].rationale.replace("category: ", "category: so ")]
+    wrong = [spoilt(right[0], "label", str(pairs[0].label % 4 + 1)), "no chain", "no chain"]
+    rows = [sample(text, tokens=(n,)) for n, text in enumerate([*right, *wrong])]
+    found = preferred([pairs[0]], [rows], seed=0)
+    assert len(found) == 2
+    assert {better.tokens for better, _ in found} == {(0,), (1,)}
+    assert {worse.tokens for _, worse in found} <= {(2,), (3,), (4,)}
+    assert len({worse.tokens for _, worse in found}) == 2
+    assert preferred([pairs[0]], [rows[:2]], seed=0) == []
+    assert preferred([pairs[0]], [rows[2:]], seed=0) == []
+
+
+def test_each_row_comes_once_a_round_and_the_order_is_a_function_of_the_step():
+    rows = list(range(10))
+    series = [row for step in range(5) for row in shuffled(rows, 4, step, seed=3)]
+    assert sorted(series[:10]) == sorted(series[10:]) == rows
+    assert series[:10] != series[10:]
+    assert shuffled(rows, 4, 2, seed=3) == series[8:12]
+
+
+@pytest.fixture
+def sampled(monkeypatch):
+    """A policy that writes the truth, and a wrong label as often: the small one writes nothing."""
+
+    def samples(self, params, examples, k, seed, show):
+        groups = []
+        for example in examples:
+            good = example.rationale
+            bad = spoilt(good, "label", str(example.label % 4 + 1))
+            ids = [self.format.encode([text])[0][-20:] for text in (good, bad)]
+            own = zip(ids, (good, bad), strict=True)
+            groups.append([sample(text, tuple(tokens)) for tokens, text in own])
+        return groups
+
+    monkeypatch.setattr(Judge, "samples", samples)
+
+
+@pytest.mark.parametrize(
+    ("method", "chains"), [("sft", "written"), ("sft", "rejection"), ("dpo", "rejection")]
+)
+def test_an_offline_run_leaves_what_a_run_leaves(policy, tmp_path, sampled, method, chains):
+    changes = {
+        "start": str(policy / "checkpoints" / "sft"),
+        "method": method,
+        "offline__chains": chains,
+        "shopworld__chains": "gold",
+        "eval__pass_k": 0,
+        "rl__steps": 3,
+    }
+    run(config(**changes), tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["sampled_tokens"] > 0) == (chains == "rejection")
+    rows = [row for row in lines(tmp_path / "run") if row["phase"] == "srpo"]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    if method == "dpo":  # the first update has the rate 0
+        assert rows[0]["loss"] == pytest.approx(np.log(2), rel=1e-5)
+        assert rows[2]["loss"] != rows[0]["loss"]
+
+
+def test_trap_11_a_resumed_dpo_run_equals_the_uninterrupted_one(
+    policy, tmp_path, sampled, monkeypatch
+):
+    from she_jax.train import metrics
+
+    start = str(policy / "checkpoints" / "sft")
+    changes = {"start": start, "method": "dpo", "shopworld__chains": "gold", "eval__pass_k": 0}
+    run(config(**changes), tmp_path / "whole")
+    written = metrics.MetricsWriter.write
+
+    def die(self, phase, step, values):
+        written(self, phase, step, values)
+        if (phase, step) == ("srpo", 3):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(metrics.MetricsWriter, "write", die)
+    with pytest.raises(KeyboardInterrupt):
+        run(config(**changes), tmp_path / "run")
+    monkeypatch.setattr(metrics.MetricsWriter, "write", written)
+    run(config(**changes), tmp_path / "run")
+    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
+    one, other = (tmp_path / name / "summary.json" for name in ("run", "whole"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_policy_that_never_agrees_is_said(policy, tmp_path, monkeypatch):
+    def samples(self, params, examples, k, seed, show):
+        return [[sample("no chain")] * k for _ in examples]
+
+    monkeypatch.setattr(Judge, "samples", samples)
+    for method, message in (("sft", "no rollout agrees"), ("dpo", "no group has both")):
+        changes = {"start": str(policy / "checkpoints" / "sft"), "method": method}
+        with pytest.raises(ValueError, match=message):
+            run(config(**changes, eval__pass_k=0), tmp_path / method)
+
+
+def test_rows_that_are_no_pairs_are_refused():
+    with pytest.raises(ValueError, match="= 9 rows: DPO has them in pairs"):
+        _check_method(config(method="dpo", rl__prompts=3, rl__group_size=3))
+
+
+def test_without_updates_a_run_ends_with_the_cold_start(policy, tmp_path):
+    """And its figures are not made a second time where they are there."""
+    changes = {"start": str(policy / "checkpoints" / "sft"), "rl__steps": 0, "eval__pass_k": 0}
+    run(config(**changes), tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    before = json.loads((policy / "eval" / "before.json").read_text())
+    assert summary == before | {"before": before}
+    assert np.isfinite(summary["macro_f1"])
+    assert not (tmp_path / "run" / "checkpoints" / "srpo").exists()
