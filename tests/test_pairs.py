@@ -129,9 +129,9 @@ def test_kinds_of_many_conditions(shop):
 
 @pytest.mark.parametrize("shop", MANY, ids=str)
 @pytest.mark.parametrize("label", [1, 2, 3, 4])
-def test_one_condition_decides_where_many_are_asked(shop, label):
+def test_a_few_conditions_decide_where_many_are_asked(shop, label):
     rng = random.Random(3)
-    near = unstated = rest = asked = 0
+    near = met = total = asked = 0
     for query in queries(shop, 1_000):
         if not query.conditions:
             continue
@@ -146,14 +146,14 @@ def test_one_condition_decides_where_many_are_asked(shop, label):
         asked += 1
         near += category == "near"
         if label == 2:
-            assert outcomes.count("conflict") == 1
-            unstated, rest = unstated + outcomes.count("unstated"), rest + len(outcomes) - 1
+            assert "conflict" in outcomes
         if label == 3:
-            assert outcomes.count("unstated") == (category == "match")
+            assert "unstated" in outcomes or category == "near"
             assert "conflict" not in outcomes
-    assert near / asked == pytest.approx({2: 0.3, 3: 0.5}.get(label, 0.0), abs=0.07)
-    if label == 2:
-        assert unstated / rest == pytest.approx(0.15, abs=0.04)
+        met += outcomes.count("met")
+        total += len(outcomes)
+    assert near / asked == pytest.approx({2: 0.3, 3: 0.5}.get(label, 0.0), abs=0.1)
+    assert met / total > {1: 0.2, 2: 0.35, 3: 0.6, 4: 0.999}[label]
 
 
 def test_a_few_conditions_leave_the_details_out():

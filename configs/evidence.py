@@ -1,0 +1,292 @@
+"""The evidence: arms x seeds from the same cold starts, and the tables and plots that compare them.
+
+    python launch.py --config=configs/evidence.py --workdir=runs/evidence
+
+runs what is not done yet, most important arms first, two runs side by side, and writes
+``evidence.json``, ``tables.md`` and plots into the folder. What was stopped, killed or failed goes
+on with the same command. ``--config.only=srpo,grpo`` runs these arms alone. On an accelerator set
+``--config.workers=1``.
+
+Every arm begins with the cold start of its seed, meets the same prompts and takes
+``recipe.rl.steps`` updates. Its learning rate is the one of ``rates`` that does best on the first
+seed's validation split, or that of the arm it is a variant of. Nothing is chosen on a test split.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import reward_model, scalar_reward, stage1
+
+# Beside ``recipe.reward.model`` and ``.scalar``: the reward models trained for an arm's cold start.
+EXAMINER, SCALAR = "{examiner}", "{scalar}"
+# A model's scores are never quite equal: what deviates less teaches nothing.
+EXAMINED = {"reward.model": EXAMINER, "rl.tol": 0.05}
+# Conditions a query besides the recipe's, and the room that prompts and chains of them take.
+CHECKS = {2: (36, 84), 8: (56, 176)}
+COVERAGES = (0.5, 0.2, 0.0)  # share of the steps that humans annotated, besides the recipe's
+
+
+def get_config() -> Any:
+    """The recipe of one run, those of the reward models, and what each arm changes."""
+    config: Any = ConfigDict()
+    config.kind = "evidence"
+    config.seeds = (0, 1, 2, 3, 4)  # on the first one the rates are chosen
+    config.workers = 2  # runs side by side, each with its share of the CPUs
+    config.cpu_devices = 1  # of each of them
+    config.only = ""  # these arms alone, with commas between them; "" for all
+    config.rates = (1e-4, 3e-4, 1e-3)  # of learning to choose from, rl.learning_rate
+    config.main = "srpo"  # the arm that the others are compared with
+
+    config.recipe = _recipe()
+    config.recipe.cpu_devices = config.get_ref("cpu_devices")
+    config.examiner = _examiner()
+    config.examiner.cpu_devices = config.get_ref("cpu_devices")
+    config.scalar = _scalar()
+    config.scalar.cpu_devices = config.get_ref("cpu_devices")
+
+    # Worlds and chains that need a cold start of their own: what they change in the recipe.
+    starts = {"main": {}, "label_first": {"chain.label_first": True}}
+    starts |= {
+        f"checks_{n}": {
+            "chain.checks": n,
+            "model.prompt_length": prompt,
+            "model.completion_length": chain,
+        }
+        for n, (prompt, chain) in CHECKS.items()
+    }
+    config.starts = ConfigDict({name: _nested(own) for name, own in starts.items()})
+    arms = _arms()
+    config.arms = ConfigDict(arms)
+    config.order = tuple(arms)  # in which they are run; a ConfigDict keeps none
+    config.plots = ConfigDict(_plots())
+    return config.lock()
+
+
+# -------------------------------------------------------------------------- sizes
+
+
+def _recipe() -> Any:
+    config = stage1.get_config().unlock()
+    config.update_from_flattened_dict(
+        {
+            "chain.checks": 4,
+            "model.prompt_length": 44,
+            "model.completion_length": 116,
+            "shopworld.pairs": (40_000, 1_024, 2_048, 1_024),
+            "sft.steps": 1_800,
+            "sft.checkpoint_every": 600,
+            "filter.pairs": 0,
+            "rl.aim": "even",
+            "rl.refill": 0,
+            "rl.prompts": 16,
+            "rl.group_size": 8,
+            "rl.steps": 60,
+            "rl.eval_every": 20,
+            "eval.pass_k": 0,
+        }
+    )
+    return config
+
+
+def _examiner() -> Any:
+    config = reward_model.get_config().unlock()
+    config.update_from_flattened_dict(
+        {
+            "sft.steps": 1_500,
+            "examiner.pairs": 10_000,
+            "examiner.policy_pairs": 5_000,
+            "examiner.eval_pairs": 256,
+            "examiner.votes": 0,
+        }
+    )
+    return config
+
+
+def _scalar() -> Any:
+    config = scalar_reward.get_config().unlock()
+    config.update_from_flattened_dict(
+        {"sft.steps": 400, "scalar.pairs": 2_000, "scalar.eval_pairs": 256}
+    )
+    return config
+
+
+def _stages() -> dict[str, dict[str, Any]]:
+    """Of full SHE: three stages, each with a filter of its own.
+
+    What the filters sample (640 prompts, 4 rollouts each) is taken off the updates: 40 in place of
+    60, so that it has as many rollouts as the others.
+    """
+    filters = {"filter.rollouts": 4, "filter.low": 0.2, "filter.high": 0.9, "rl.aim": "medium"}
+    tail = {"filter.front": ("negation", "alternative", "question")}
+    return {
+        "stage1": filters | _stage(updates=20, skip=0, pairs=320),
+        "stage2": filters | _stage(updates=10, skip=320, pairs=160) | {"rl.learning_rate": 1.5e-4},
+        "stage3": filters
+        | tail
+        | _stage(updates=10, skip=480, pairs=160)
+        | {"rl.learning_rate": 1e-4},
+    }
+
+
+def _stage(*, updates: int, skip: int, pairs: int) -> dict[str, Any]:
+    return {
+        "rl.steps": updates,
+        "rl.eval_every": updates // 2,
+        "filter.skip": skip,
+        "filter.pairs": pairs,
+        "filter.size": pairs // 2,
+    }
+
+
+# -------------------------------------------------------------------------- arms
+
+
+def _arm(
+    title: str,
+    table: str,
+    settings: dict[str, Any],
+    *,
+    start: str = "main",
+    seeds: int = 5,
+    tuned: bool | str = True,
+    trained: bool = True,
+    stages: dict[str, dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    return {
+        "title": title,  # in tables and plots
+        "table": table,  # in which it is a row
+        "start": start,  # one of ``starts``
+        "seeds": seeds,  # it is run with the first so many
+        "tuned": tuned,  # over ``rates``; or the arm whose rate it takes; or False, the recipe's
+        "trained": trained,  # False: the cold start itself is the row
+        "settings": _nested(settings),  # what it changes in the recipe
+        # Of a curriculum, what each stage changes besides. A learning rate of its own is a share of
+        # the recipe's, and so it is of the rate that is chosen.
+        "stages": {name: _nested(own) for name, own in (stages or {}).items()},
+    }
+
+
+def _arms() -> dict[str, dict[str, Any]]:
+    """In the order in which they are run, after what they need."""
+    return _main() | _checks() | _coverages() | _estimators() | _ablations()
+
+
+def _main() -> dict[str, dict[str, Any]]:
+    scalar = {"rl.estimator": "grpo", "reward.scalar": SCALAR, "rl.tol": 0.05}
+    chains = {"method": "sft", "offline.chains": "written"}
+    gold = chains | {"shopworld.chains": "gold"}
+    return {
+        "cold_start": _arm("cold start", "main", {}, tuned=False, trained=False),
+        "grpo": _arm("GRPO", "main", {"rl.estimator": "grpo"}),
+        "srpo": _arm("SRPO", "main", {"rl.estimator": "srpo"}),
+        "dpo": _arm("DPO", "main", {"method": "dpo"}),
+        "sft_rejection": _arm(
+            "SFT, own right chains", "main", {"method": "sft", "offline.chains": "rejection"}
+        ),
+        "she": _arm("full SHE", "main", {}, seeds=3, tuned="srpo", stages=_stages()),
+        # As many chains as the others sample: a new one for every row.
+        "sft_teacher": _arm(
+            "SFT, teacher's chains", "main", chains | {"offline.pairs": 7_680}, seeds=3
+        ),
+        "sft_gold": _arm("SFT, gold chains (ceiling)", "main", gold, seeds=3),
+        "grpo_scalar": _arm("GRPO, scalar reward model", "main", scalar, seeds=3),
+    }
+
+
+def _checks() -> dict[str, dict[str, Any]]:
+    return {
+        f"checks_{n}_{name}": _arm(
+            f"{name.upper()}, {n} checks",
+            "checks",
+            {"rl.estimator": name},
+            start=f"checks_{n}",
+            seeds=3,
+            tuned=name,
+        )
+        for n in CHECKS
+        for name in ("grpo", "srpo")
+    }
+
+
+def _coverages() -> dict[str, dict[str, Any]]:
+    kinds = {"verifier": ("verifier only", {}), "hybrid": ("hybrid", EXAMINED)}
+    return {
+        f"{name}_coverage_{100 * share:.0f}": _arm(
+            f"SRPO, {title}, {share:.0%} annotated",
+            "coverage",
+            own | {"shopworld.coverage": share},
+            seeds=3,
+            tuned="srpo",
+        )
+        for share in COVERAGES
+        for name, (title, own) in kinds.items()
+    }
+
+
+def _estimators() -> dict[str, dict[str, Any]]:
+    # Without its dynamic sampling (rl.refill), which would sample more than the others do.
+    dapo = {"rl.estimator": "grpo", "rl.kl_weight": 0.0, "rl.loss.clip_high": 0.28}
+    constant = {"rl.estimator": "dr_grpo", "rl.normalisation": "constant"}
+    own = {
+        "dapo": ("DAPO, no resampling", dapo),
+        "dr_grpo": ("Dr.GRPO", constant),
+        "rloo": ("RLOO", {"rl.estimator": "rloo"}),
+        "process": ("process supervision", {"rl.estimator": "process"}),
+        "prorag": ("dual granularity (ProRAG)", {"rl.estimator": "prorag"}),
+    }
+    return {name: _arm(title, "estimators", own, seeds=3) for name, (title, own) in own.items()}
+
+
+def _ablations() -> dict[str, dict[str, Any]]:
+    critical, label_first = "rl.srpo.critical", {"start": "label_first", "seeds": 3}
+    own = {
+        "srpo_all": ("SRPO, all steps count", {critical: "all"}),
+        "srpo_outcome_consistent": ("SRPO, outcome-consistent", {critical: "outcome_consistent"}),
+        "srpo_half": ("SRPO, step weight 0.5", {"rl.srpo.w_step": 0.5}),
+    }
+    arms = {
+        name: _arm(title, "ablations", values, seeds=3, tuned="srpo")
+        for name, (title, values) in own.items()
+    }
+    model = EXAMINED | {"reward.combine": "model_only"}
+    arms["srpo_model"] = _arm("SRPO, examiner only", "ablations", model, seeds=3, tuned="srpo")
+    for name in ("grpo", "srpo"):
+        title = f"{name.upper()}, label first"
+        settings = {"rl.estimator": name}
+        arms[f"label_first_{name}"] = _arm(title, "ablations", settings, tuned=name, **label_first)
+    return arms
+
+
+def _plots() -> dict[str, Any]:
+    """Which arms the plots show; a line's points are arms, placed by what their config says."""
+    return {
+        "curves": ("srpo", "grpo", "dpo", "sft_rejection", "sft_gold"),
+        "confusion": ("cold_start", "grpo", "srpo"),
+        # The lead is that of the first line over each of the others.
+        "checks": (
+            ("SRPO", ("checks_2_srpo", "srpo", "checks_8_srpo")),
+            ("GRPO", ("checks_2_grpo", "grpo", "checks_8_grpo")),
+        ),
+        "coverage": (
+            ("SRPO, hybrid", ("srpo", *_names("hybrid_coverage"))),
+            ("SRPO, verifier only", ("srpo", *_names("verifier_coverage"))),
+            ("GRPO", ("grpo",)),
+        ),
+    }
+
+
+def _names(prefix: str) -> tuple[str, ...]:
+    return tuple(f"{prefix}_{100 * share:.0f}" for share in COVERAGES)
+
+
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """``{"a.b": 1}`` as ``{"a": {"b": 1}}``, the form in which a ConfigDict takes it."""
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, name = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return tree

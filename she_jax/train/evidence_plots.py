@@ -1,0 +1,182 @@
+"""The plots of the evidence, drawn from what ``evidence_figures.collect`` found."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from she_jax.train.evidence_figures import by_seed, leads, lines
+from she_jax.train.filter_page import STYLE
+
+COLOURS = ("#1f5f9e", "#b4602a", "#4f8a4c", "#8a5a9e", "#777777", "#b89b2e")
+SMOOTH = 5  # updates in a running mean of the entropy
+BAND = "mean ± standard deviation over seeds"
+
+
+def draw(found: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Draws what there are figures for, as PNG files.
+
+    Args:
+      found: what ``collect`` returns.
+      folder: where they go; a plot of an earlier call that has no figures now is removed.
+
+    Returns:
+      The files that were written.
+    """
+    plots: dict[str, Callable[[Mapping[str, Any]], Figure | None]] = {
+        "curves": _curves,
+        "entropy": _entropy,
+        "confusion": _confusion,
+        "checks": _checks,
+        "coverage": _coverage,
+    }
+    written = []
+    with style.context(["default", STYLE]):  # whatever the user's own matplotlib settings are
+        for name, plot in plots.items():
+            path = folder / f"{name}.png"
+            path.unlink(missing_ok=True)
+            if (figure := plot(found)) is not None:
+                figure.savefig(path, dpi=150)
+                written.append(path)
+    return written
+
+
+# -------------------------------------------------------------------------- over updates
+
+
+def _curves(found: Mapping[str, Any]) -> Figure | None:
+    return _series(found, "curve", "macro F1, validation", marker="o")
+
+
+def _entropy(found: Mapping[str, Any]) -> Figure | None:
+    return _series(found, "entropies", "policy entropy (nats a token)", smooth=SMOOTH)
+
+
+def _series(
+    found: Mapping[str, Any], key: str, title: str, *, marker: str = "", smooth: int = 1
+) -> Figure | None:
+    """A line an arm over the updates, with its band over the seeds."""
+    drawn = [(arm["title"], *_band(arm, key, smooth)) for arm in _arms(found, "curves", key)]
+    if not drawn:
+        return None
+    figure = Figure(figsize=(6.4, 3.8))
+    axis = figure.subplots()
+    for colour, (name, steps, mean, sd) in zip(_colours(len(drawn)), drawn, strict=True):
+        axis.plot(steps, mean, label=name, color=colour, marker=marker, markersize=4, linewidth=1.8)
+        axis.fill_between(steps, mean - sd, mean + sd, color=colour, alpha=0.15, linewidth=0)
+    running = f", running mean of {smooth}" if smooth > 1 else ""
+    _label(axis, f"update{running}", title)
+    axis.legend(fontsize=8)
+    axis.set_title(BAND, fontsize=9)
+    return figure
+
+
+def _band(arm: Mapping[str, Any], key: str, smooth: int) -> tuple[np.ndarray, ...]:
+    """The updates that all seeds have; mean and standard deviation (0 for one seed) at each."""
+    runs = [dict(map(tuple, run[key])) for run in arm["seeds"].values() if run[key]]
+    steps = sorted(set.intersection(*(set(run) for run in runs)))
+    values = np.array([[run[step] for step in steps] for run in runs])
+    if smooth > 1 and len(steps) >= smooth:
+        window = np.ones(smooth) / smooth
+        values = np.array([np.convolve(own, window, mode="valid") for own in values])
+        steps = steps[smooth // 2 : len(steps) - smooth + 1 + smooth // 2]
+    return np.array(steps), values.mean(0), _deviation(values)
+
+
+def _deviation(values: np.ndarray) -> np.ndarray:
+    return values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1:])
+
+
+def _arms(found: Mapping[str, Any], plot: str, key: str) -> list[dict[str, Any]]:
+    """The arms of a plot that have figures for it."""
+    every = [found["arms"].get(name) for name in found["plots"][plot]]
+    return [arm for arm in every if arm and any(run[key] for run in arm["seeds"].values())]
+
+
+# -------------------------------------------------------------------------- confusion
+
+
+def _confusion(found: Mapping[str, Any]) -> Figure | None:
+    """Gold down, predicted across; shares of a gold class, all seeds together."""
+    arms = _arms(found, "confusion", "test")
+    if not arms:
+        return None
+    figure = Figure(figsize=(0.4 + 3.1 * len(arms), 3.1))
+    axes = figure.subplots(1, len(arms), squeeze=False)[0]
+    for axis, arm in zip(axes, arms, strict=True):
+        counts = np.sum([run["test"]["confusion"] for run in arm["seeds"].values()], axis=0)
+        shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for (row, column), share in np.ndenumerate(shares):
+            ink = "white" if share > 0.5 else "#1d2329"
+            axis.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=8, color=ink)
+        axis.set_xticks(range(5), ["1", "2", "3", "4", "none"])
+        axis.set_yticks(range(4), ["1", "2", "3", "4"])
+        axis.set_xlabel("predicted class")
+        axis.set_title(f"{arm['title']} ({len(arm['seeds'])} seeds)", fontsize=9)
+    axes[0].set_ylabel("gold class")
+    return figure
+
+
+# -------------------------------------------------------------------------- against a size
+
+
+def _checks(found: Mapping[str, Any]) -> Figure | None:
+    """The lead of the first line, by number of checks."""
+    rows = leads(found, "checks")
+    if not rows:
+        return None
+    figure = Figure(figsize=(9.6, 3.6))
+    axes = figure.subplots(1, 2)
+    first = found["plots"]["checks"][0][0]
+    others = list(dict.fromkeys(title for _, title, _ in rows))
+    for axis, measure in zip(axes, ("macro F1, test", "step accuracy, test"), strict=True):
+        for colour, other in zip(_colours(len(others)), others, strict=True):
+            own = [
+                (place, told[measure])
+                for place, title, told in rows
+                if title == other and measure in told
+            ]
+            places, gaps = [place for place, _ in own], [one.mean for _, one in own]
+            reach = [0.0 if one.high is None else one.high - one.mean for _, one in own]
+            bars = {"marker": "o", "capsize": 3, "linewidth": 1.8, "color": colour}
+            axis.errorbar(places, gaps, yerr=reach, label=f"{first} less {other}", **bars)
+        axis.axhline(0, color="#777777", linestyle=":", linewidth=1)
+        axis.set_xticks(sorted({place for place, *_ in rows}))
+        _label(axis, "attribute checks in the chain", f"lead in {measure}")
+    axes[0].legend(fontsize=8)
+    figure.suptitle("paired over seeds, 95% intervals", fontsize=9, fontweight="normal")
+    return figure
+
+
+def _coverage(found: Mapping[str, Any]) -> Figure | None:
+    """Macro F1 of each line, by the share of steps that are annotated."""
+    drawn = [(title, line) for title, line in lines(found, "coverage") if line]
+    if not drawn:
+        return None
+    figure = Figure(figsize=(6.4, 3.8))
+    axis = figure.subplots()
+    for colour, (title, line) in zip(_colours(len(drawn)), drawn, strict=True):
+        values = [list(by_seed(arm, "test", "macro_f1").values()) for arm in line.values()]
+        means = [float(np.mean(own)) for own in values]
+        spreads = [float(_deviation(np.array(own))) for own in values]
+        bars = {"marker": "o", "capsize": 3, "linewidth": 1.8, "color": colour}
+        axis.errorbar(list(line), means, yerr=spreads, label=title, **bars)
+    _label(axis, "share of the steps that humans annotated", "macro F1, test")
+    axis.legend(fontsize=8)
+    axis.set_title(BAND, fontsize=9)
+    return figure
+
+
+def _label(axis: Axes, across: str, up: str) -> None:
+    axis.set_xlabel(across)
+    axis.set_ylabel(up)
+    axis.grid(alpha=0.3)
+
+
+def _colours(count: int) -> Sequence[str]:
+    return [COLOURS[n % len(COLOURS)] for n in range(count)]

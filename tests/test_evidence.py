@@ -1,0 +1,357 @@
+"""The evidence's jobs: their order, what they need, the choice of a rate, and their processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+from test_run import SMALL
+
+from configs import evidence as recipe
+from she_jax.train.checkpoint import StopSignal
+from she_jax.train.evidence import run_evidence
+from she_jax.train.evidence_plan import Job, best_rate, job_config, plan, row, tried
+
+ROOT = Path(__file__).parent.parent
+MACRO_F1 = {"grpo": 0.6, "srpo": 0.7, "rloo": 0.5}  # what the stand-in reaches
+
+
+def small(arms, **changes):
+    """The recipe with other arms: name to what ``_arm`` takes besides title and table."""
+    config = recipe.get_config().copy_and_resolve_references().unlock()
+    own = {}
+    for name, values in arms.items():
+        rest = {"seeds": 1} | values
+        settings = rest.pop("settings", {})
+        own[name] = recipe._arm(name, "main", settings, **rest)
+    config.arms, config.order = ConfigDict(own), tuple(own)
+    config.main = next(iter(own))
+    config.plots = {"curves": (), "confusion": (), "checks": (), "coverage": ()}
+    config.seeds, config.rates = (0, 1), (1e-4, 3e-4)
+    config.update(changes)
+    return config.lock()
+
+
+def stand_in(config, folder):
+    """Leaves what a run would, or what ``data.path`` says instead; notes that it was there."""
+    with (folder.parents[1] / "started").open("a") as file:
+        file.write(f"{folder.relative_to(folder.parents[1])}\n")
+    fate = "" if config.kind != "train" else config.data.path
+    if fate == "fails":
+        raise ValueError("a rate that is too high")
+    if fate == "killed":
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+    if fate == "waits":
+        with StopSignal() as stop:
+            (folder.parent / f"{folder.name}.pid").write_text(str(os.getpid()))
+            while not stop:
+                time.sleep(0.02)
+        (folder.parent / f"{folder.name}.saved").touch()
+        raise SystemExit(stop.exit_code)
+    print("all went well")
+    leave(folder, MACRO_F1[config.rl.estimator] - config.rl.learning_rate)
+
+
+def leave(folder, macro_f1):
+    """A run's figures, as far as the plan reads them."""
+    folder.mkdir(parents=True)
+    line = {"phase": "eval", "step": 20, "validation/macro_f1": macro_f1}
+    (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    part = {"macro_f1": macro_f1, "accuracy": 0.5, "good_f1": 0.5, "parse_rate": 1.0}
+    part |= {"f1": {"1": 0.5}, "step_accuracy": {"query": 0.9}, "confusion": [[1] * 5] * 4}
+    (folder / "summary.json").write_text(json.dumps(part))
+
+
+def names(config):
+    return [job.name for job in plan(config, config.order)]
+
+
+# ---------------------------------------------------------------------- the plan
+
+
+def test_starts_come_first_then_the_rates_of_the_first_seed_then_the_other_seeds():
+    config = small({"base": {"trained": False, "seeds": 2}, "grpo": {"seeds": 2}})
+    assert names(config) == [
+        "seed0/start-main",
+        "seed1/start-main",
+        "seed0/grpo-0.0001",
+        "seed0/grpo-0.0003",
+        "seed1/grpo-rate",
+    ]
+    last = plan(config, config.order)[-1]
+    assert last.needs == ("seed1/start-main",)
+    assert last.after == ("seed0/grpo-0.0001", "seed0/grpo-0.0003")
+
+
+def test_an_arm_that_takes_anothers_rate_brings_its_runs_along():
+    """Also where it is asked for alone; and its own cold start besides."""
+    config = small(
+        {"grpo": {}, "other": {"start": "checks_2", "tuned": "grpo"}},
+    )
+    jobs = plan(config, ["other"])
+    assert [job.name for job in jobs] == [
+        "seed0/start-main",
+        "seed0/grpo-0.0001",
+        "seed0/grpo-0.0003",
+        "seed0/start-checks_2",
+        "seed0/other-rate",
+    ]
+    assert (jobs[-1].like, jobs[-1].needs) == ("grpo", ("seed0/start-checks_2",))
+
+
+def test_reward_models_come_before_the_arms_that_ask_for_them():
+    """The examiner once, of the first seed; a scalar one a seed, since it reads tokens."""
+    settings = {"reward.model": recipe.EXAMINER, "reward.scalar": recipe.SCALAR}
+    config = small({"arm": {"seeds": 2, "tuned": False, "settings": settings}})
+    jobs = plan(config, config.order)
+    assert [job.name for job in jobs] == [
+        "seed0/start-main",
+        "examiner-main",
+        "seed0/scalar-main",
+        "seed0/arm-0.0003",
+        "seed1/start-main",
+        "seed1/scalar-main",
+        "seed1/arm-0.0003",
+    ]
+    assert jobs[-1].needs == (
+        "seed1/start-main",
+        "seed0/start-main",
+        "examiner-main",
+        "seed1/scalar-main",
+    )
+    own = job_config(config, Path("runs/x"), jobs[-1])
+    assert own.reward.model == "runs/x/examiner-main"
+    assert own.reward.scalar == "runs/x/seed1/scalar-main"
+    examiner = job_config(config, Path("runs/x"), jobs[1])
+    assert (examiner.kind, examiner.checkpoint) == ("reward_model", "runs/x/seed0/start-main")
+
+
+def test_a_job_is_the_recipe_with_what_its_arm_changes():
+    config = small({"arm": {"start": "checks_2", "settings": {"rl.srpo.w_step": 0.5}, "seeds": 2}})
+    job = Job(kind="arm", of="arm", seed=1, rate=1e-3)
+    own = job_config(config, Path("w"), job)
+    assert (own.rl.srpo.w_step, own.rl.learning_rate, own.chain.checks) == (0.5, 1e-3, 2)
+    assert (own.seed, own.shopworld.seed, own.data.dir) == (1, 1, "w/seed1/data")
+    assert own.start == "w/seed1/start-checks_2/checkpoints/sft"
+    start = job_config(config, Path("w"), Job(kind="start", of="checks_2", seed=1))
+    assert (start.start, start.rl.steps, start.data.dir) == ("", 0, own.data.dir)
+    assert own.sft == start.sft
+    assert config.recipe.rl.srpo.w_step == 1.0  # the recipe itself is as it was
+
+
+def test_the_stages_of_a_curriculum_keep_the_proportions_of_their_rates():
+    stages = {"a": {"rl.steps": 40}, "b": {"rl.steps": 20, "rl.learning_rate": 1e-4}}
+    config = small({"she": {"stages": stages}})
+    own = job_config(config, Path("w"), Job(kind="arm", of="she", seed=0, rate=6e-4))
+    assert own.kind == "curriculum"
+    assert [stage.rl.learning_rate for stage in own.stages.values()] == pytest.approx([6e-4, 2e-4])
+    assert [stage.rl.steps for stage in own.stages.values()] == [40, 20]
+    assert own.stages.a.start == "w/seed0/start-main/checkpoints/sft"
+    assert own.stages.b.start == ""
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ({"settings": {"rl.speed": 3}}, r"arms.arm.settings.*speed"),
+        ({"settings": {"rl.steps": "many"}}, r"arms.arm.settings.*many"),
+        ({"start": "moon"}, "arms.arm.start='moon': expected one of"),
+        ({"seeds": 3}, "arms.arm.seeds=3: expected 1 to 2"),
+        ({"tuned": "nobody"}, "tuned='nobody': expected an arm that is tuned itself"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_said_before_anything_runs(tmp_path, arm, message):
+    with pytest.raises(ValueError, match=message):
+        run_evidence(small({"arm": arm}), tmp_path / "run", stand_in)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"only": "grpo, nobody"}, "only: no arm is named 'nobody'"),
+        ({"order": ()}, "order: 'grpo' is missing"),
+        ({"main": "nobody"}, "main: no arm is named"),
+        ({"workers": 0}, "workers=0: expected at least 1"),
+        ({"rates": (1e-4, 1e-4)}, "expected some learning rates, each another one"),
+    ],
+)
+def test_names_and_numbers_that_cannot_be(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        run_evidence(small({"grpo": {}}, **changes), tmp_path / "run", stand_in)
+
+
+def test_every_job_of_the_real_recipe_has_a_config():
+    """No arm changes a key that the recipe does not have."""
+    config = recipe.get_config()
+    jobs = plan(config, config.order)
+    assert len({job.name for job in jobs}) == len(jobs)
+    for job in jobs:
+        before = {one.name for one in jobs[: jobs.index(job)]}
+        assert before.issuperset(job.needs + job.after)
+        own = job_config(config, Path("w"), replace(job, rate=job.rate or 1e-4))
+        assert own.is_locked
+
+
+# ---------------------------------------------------------------------- the rates
+
+
+def test_the_rate_that_reached_most_on_validation_is_taken(tmp_path):
+    config = small({"grpo": {"seeds": 2}}, rates=(1e-3, 3e-4, 1e-4))
+    assert row(config, "grpo", {}).rate is None
+    for rate, score in ((1e-3, 0.5), (3e-4, 0.7), (1e-4, 0.6)):
+        leave(tmp_path / f"seed0/grpo-{rate:g}", score)
+    scores = tried(config, tmp_path, "grpo")
+    assert scores == {1e-4: 0.6, 3e-4: 0.7, 1e-3: 0.5}
+    assert row(config, "grpo", scores).name == "seed0/grpo-0.0003"
+
+
+def test_a_rate_that_reached_nothing_was_tried_too(tmp_path):
+    config = small({"grpo": {}}, rates=(1e-4,))
+    leave(tmp_path / "seed0/grpo-0.0001", 0.0)
+    assert tried(config, tmp_path, "grpo") == {1e-4: 0.0}
+
+
+def test_of_rates_that_reached_the_same_the_lowest_is_taken():
+    assert best_rate({3e-4: 0.7, 1e-4: 0.7, 1e-3: 0.6}) == 1e-4
+
+
+def test_the_best_of_all_judgings_counts_those_of_all_stages(tmp_path):
+    config = small({"she": {}}, rates=(1e-4,))
+    folder = tmp_path / "seed0/she-0.0001"
+    for stage, score in (("stage1", 0.8), ("stage2", 0.7)):
+        leave(folder / stage, score)
+    (folder / "summary.json").write_text("{}")
+    assert tried(config, tmp_path, "she") == {1e-4: 0.8}
+
+
+# ---------------------------------------------------------------------- the processes
+
+
+def test_a_run_in_processes_survives_what_fails_and_goes_on(tmp_path, capfd):
+    arms = {
+        "grpo": {"seeds": 2, "settings": {"rl.estimator": "grpo"}},
+        "fails": {"settings": {"data.path": "fails"}},
+        "heir": {"tuned": "fails"},
+        "killed": {"tuned": False, "settings": {"data.path": "killed"}},
+    }
+    config = small(arms, rates=(1e-4,))
+    with pytest.raises(ValueError, match="3 of 7 jobs are not done") as error:
+        run_evidence(config, tmp_path, stand_in)
+    said = str(error.value)
+    assert "seed0/fails-0.0001: exit code 1, see" in said
+    assert "seed0/killed-0.0003: killed by SIGTERM" in said
+    assert "seed0/heir-rate: no learning rate for it: none of the runs of fails" in said
+    shown = capfd.readouterr().out
+    assert "ValueError: a rate that is too high" in shown  # the end of its log
+    assert "evidence: 4/7" in shown
+    started = (tmp_path / "started").read_text().split()
+    assert set(started[:2]) == {"seed0/start-main", "seed1/start-main"}
+    assert started.count("seed1/grpo-0.0001") == 1  # with the rate that was chosen
+    assert (tmp_path / "seed0/grpo-0.0001.log").read_text() == "all went well\n"
+    found = json.loads((tmp_path / "evidence.json").read_text())
+    assert list(found["arms"]["grpo"]["seeds"]) == ["0", "1"]
+
+    (tmp_path / "started").unlink()
+    with pytest.raises(ValueError, match="jobs are not done"):
+        run_evidence(config, tmp_path, stand_in)  # tries again what failed, and that alone
+    again = (tmp_path / "started").read_text().split()
+    assert sorted(again) == ["seed0/fails-0.0001", "seed0/killed-0.0003"]
+
+    (tmp_path / "started").unlink()
+    run_evidence(small(arms, rates=(1e-4,), only="grpo"), tmp_path, stand_in)
+    assert not (tmp_path / "started").exists()
+    other = small(arms | {"grpo": {"seeds": 2, "settings": {"rl.estimator": "rloo"}}})
+    with pytest.raises(ValueError, match=r"rl\.estimator: grpo then, rloo now"):
+        run_evidence(other, tmp_path, stand_in)
+
+
+@pytest.fixture
+def waiting(tmp_path):
+    """A command at work: two jobs that wait for a signal, in processes of their own."""
+    script = tmp_path / "command.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+        "if __name__ == '__main__':\n"
+        "    from pathlib import Path\n"
+        "    from test_evidence import small, stand_in\n"
+        "    from she_jax.train.evidence import run_evidence\n"
+        "    waits = {'trained': False, 'seeds': 2}\n"
+        "    config = small({'base': waits}).unlock()\n"
+        "    config.recipe.data.path = 'waits'\n"
+        f"    run_evidence(config, Path({str(tmp_path / 'run')!r}), stand_in)\n"
+    )
+    command = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+    files = [tmp_path / f"run/seed{seed}/start-main.pid" for seed in (0, 1)]
+    deadline = time.monotonic() + 120
+    while not all(file.is_file() and file.read_text() for file in files):
+        assert command.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    yield command, [int(file.read_text()) for file in files], tmp_path / "run"
+    command.kill()
+
+
+def gone(pid):
+    """Whether a process has ended; one that nobody waits for has, too."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state == "Z"
+
+
+def test_a_signal_reaches_the_jobs_which_save_and_leave(waiting):
+    command, pids, folder = waiting
+    shares = [os.sched_getaffinity(pid) for pid in pids]
+    assert shares[0] | shares[1] == os.sched_getaffinity(0)
+    assert len(os.sched_getaffinity(0)) < 2 or not shares[0] & shares[1]
+    with pytest.raises(ValueError, match="another command is at work"):
+        run_evidence(small({"base": {"trained": False}}), folder, stand_in)
+    command.send_signal(signal.SIGTERM)
+    said, _ = command.communicate(timeout=60)
+    assert command.returncode == 143
+    assert "SIGTERM: 2 jobs are asked to save and leave" in said
+    assert all((folder / f"seed{seed}/start-main.saved").is_file() for seed in (0, 1))
+    assert all(gone(pid) for pid in pids)
+
+
+def test_no_job_outlives_a_parent_that_was_killed(waiting):
+    command, pids, folder = waiting
+    command.kill()
+    command.communicate(timeout=60)
+    deadline = time.monotonic() + 60
+    while not all(gone(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert all((folder / f"seed{seed}/start-main.saved").is_file() for seed in (0, 1))
+
+
+# ---------------------------------------------------------------------- real runs
+
+
+def test_two_rows_from_the_cold_start_to_the_tables(tmp_path):
+    """The smallest runs there are: the cold start, and an arm that begins with it."""
+    settings = {"rl.estimator": "grpo"}
+    config = small({"grpo": {"settings": settings, "tuned": False}, "base": {"trained": False}})
+    config.unlock().recipe.update_from_flattened_dict(
+        SMALL | {"chain.checks": 2, "rl.steps": 2, "rl.eval_every": 1, "eval.pass_k": 0}
+    )
+    run_evidence(config.lock(), tmp_path)
+    found = json.loads((tmp_path / "evidence.json").read_text())
+    assert found["bad"] == {}
+    grpo, base = (found["arms"][name]["seeds"]["0"] for name in ("grpo", "base"))
+    assert [step for step, _ in grpo["curve"]] == [1, 2]
+    assert min(grpo["sampled_tokens"], grpo["trained_tokens"], grpo["entropy"]) > 0
+    assert (base["sampled_tokens"], base["entropy"], base["curve"]) == (None, None, [])
+    before = json.loads((tmp_path / "seed0/grpo-0.0003/summary.json").read_text())["before"]
+    assert before["macro_f1"] == base["test"]["macro_f1"]
+    assert "| wrong reason, test |" in (tmp_path / "tables.md").read_text()

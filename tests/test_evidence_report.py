@@ -1,0 +1,254 @@
+"""The evidence's figures, tables and plots, from folders made by hand."""
+
+import json
+
+import pytest
+from scipy import stats
+from test_evidence import small
+
+from she_jax.train.evidence_figures import (
+    Paired,
+    by_seed,
+    collect,
+    leads,
+    lines,
+    paired,
+    read_run,
+)
+from she_jax.train.evidence_plots import draw
+from she_jax.train.evidence_report import markdown, spread, tables, write_report
+
+ARMS = {
+    "srpo": {"seeds": 2, "tuned": False},
+    "grpo": {"seeds": 2, "tuned": False, "settings": {"rl.estimator": "grpo"}},
+    "base": {"seeds": 2, "trained": False},
+    "few": {"seeds": 2, "tuned": False, "start": "checks_2"},
+    "few_grpo": {"seeds": 2, "tuned": False, "start": "checks_2"},
+    "half": {"tuned": False, "settings": {"shopworld.coverage": 0.5}},
+}
+PLOTS = {
+    "curves": ("srpo", "grpo"),
+    "confusion": ("base", "srpo"),
+    "checks": (("SRPO", ("few", "srpo")), ("GRPO", ("few_grpo", "grpo"))),
+    "coverage": (("SRPO", ("srpo", "half")), ("GRPO", ("grpo",))),
+}
+
+
+def scored(macro_f1):
+    """Figures as ``score`` has them; whatever is not macro F1 follows from it."""
+    return {
+        "macro_f1": macro_f1,
+        "accuracy": macro_f1 + 0.01,
+        "good_f1": None,
+        "f1": {"1": macro_f1, "2": 0.25, "3": None, "4": 0.75},
+        "step_accuracy": {"query": macro_f1, "category": macro_f1 + 0.1},
+        "wrong_reason": 1 - macro_f1,
+        "parse_rate": 1.0,
+        "confusion": [[9, 1, 0, 0, 0], [2, 8, 0, 0, 0], [0, 0, 5, 5, 0], [0, 0, 0, 9, 1]],
+        "n": 40,
+        "by_kind": {},
+    }
+
+
+def leave(folder, macro_f1, *, phase="srpo", updates=12, sampled=5_000):
+    """A run: entropies 1, 2, ..., a judging every four updates."""
+    folder.mkdir(parents=True)
+    metrics = []
+    for step in range(1, updates + 1):
+        own = {"loss": 0.5, "tokens": 100, "time/step": 0.5}
+        metrics.append({"phase": phase, "step": step, "entropy": float(step)} | own)
+        if step % 4 == 0 and phase == "srpo":
+            best = {"validation/macro_f1": macro_f1 - (updates - step) / 100}
+            metrics.append({"phase": "eval", "step": step} | best)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    summary = scored(macro_f1) | {"longtail": scored(macro_f1 - 0.2), "before": {}}
+    summary |= {"checkpoint": updates}
+    summary |= {"sampled_tokens": sampled} if phase == "srpo" else {}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return summary
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Config and folder of a whole evidence, two seeds."""
+    config = small(ARMS).unlock()
+    config.plots = PLOTS
+    reached = {
+        "seed{}/srpo-0.0003": (0.8, 0.9),
+        "seed{}/grpo-0.0003": (0.7, 0.76),
+        "seed{}/few-0.0003": (0.8, 0.81),
+        "seed{}/few_grpo-0.0003": (0.8, 0.8),
+        "seed{}/half-0.0003": (0.75,),
+    }
+    for name, figures in reached.items():
+        for seed, macro_f1 in enumerate(figures):
+            leave(tmp_path / name.format(seed), macro_f1)
+    for seed in (0, 1):
+        leave(tmp_path / f"seed{seed}/start-main", 0.5, phase="sft")
+    return config.lock(), tmp_path
+
+
+def test_the_figures_of_a_run(tmp_path):
+    leave(tmp_path / "run", 0.8)
+    run = read_run(tmp_path / "run")
+    assert run["test"]["macro_f1"] == 0.8
+    assert run["test"]["steps"] == pytest.approx(0.85)
+    assert run["longtail"]["wrong_reason"] == pytest.approx(0.4)
+    assert run["entropy"] == pytest.approx(7.5)  # the mean of 3 to 12
+    assert (run["sampled_tokens"], run["trained_tokens"], run["seconds"]) == (5_000, 1_200, 6.0)
+    assert run["curve"] == [[4, pytest.approx(0.72)], [8, pytest.approx(0.76)], [12, 0.8]]
+    assert run["entropies"][0] == [1, 1.0]
+
+
+def test_a_cold_start_has_costs_and_no_curve(tmp_path):
+    leave(tmp_path / "run", 0.5, phase="sft")
+    run = read_run(tmp_path / "run")
+    assert (run["entropy"], run["sampled_tokens"], run["curve"]) == (None, None, [])
+    assert (run["trained_tokens"], run["seconds"]) == (1_200, 6.0)
+
+
+def test_a_curriculum_goes_on_counting(tmp_path):
+    stages = {
+        name: leave(tmp_path / "run" / name, reached, updates=4, sampled=sampled)
+        for name, reached, sampled in (("stage1", 0.7, 300), ("stage2", 0.8, 500))
+    }
+    summary = scored(0.8) | {"stages": stages}
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
+    run = read_run(tmp_path / "run")
+    assert run["curve"] == [[4, 0.7], [8, 0.8]]
+    assert (run["sampled_tokens"], run["trained_tokens"], run["seconds"]) == (800, 800, 4.0)
+    assert [step for step, _ in run["entropies"]] == list(range(1, 9))
+    assert run["longtail"] is None
+
+
+def test_paired_differences_by_hand():
+    """d = .1, .2, .3: mean .2, sd .1, se .1/sqrt(3), t(.975, 2) = 4.3027."""
+    ours, theirs = {"0": 0.8, "1": 0.9, "2": 1.0}, {"2": 0.7, "1": 0.7, "0": 0.7, "7": 0.0}
+    found = paired(ours, theirs)
+    assert found is not None
+    assert found.n == 3
+    assert found.mean == pytest.approx(0.2)
+    assert found.low == pytest.approx(0.2 - 4.302653 * 0.1 / 3**0.5)
+    assert found.high == pytest.approx(0.2 + 4.302653 * 0.1 / 3**0.5)
+    other = stats.ttest_rel([0.8, 0.9, 1.0], [0.7, 0.7, 0.7])
+    assert found.p == pytest.approx(other.pvalue)
+
+
+def test_what_cannot_be_compared():
+    assert paired({"0": 0.5}, {"1": 0.5}) is None
+    assert paired({"0": 0.75}, {"0": 0.5}) == Paired(1, 0.25, None, None, None)
+    assert paired({"0": 0.75, "1": 0.75}, {"0": 0.5, "1": 0.5}) == Paired(2, 0.25, 0.25, 0.25, None)
+
+
+def test_a_mean_and_its_spread():
+    """sd of .8 and .9 with n - 1 is .1 / sqrt(2)."""
+    assert spread([0.8, 0.9]) == "0.850 ± 0.071"
+    assert spread([0.8]) == "0.800 ± -"
+    assert spread([12_000.0, 13_000.0]) == "12,500 ± 707"
+    assert spread([]) == "-"
+
+
+def test_a_table_keeps_its_columns():
+    assert markdown(("", "a|b"), [("x", "1")]) == "|  | a\\|b |\n| --- | --- |\n| x | 1 |"
+
+
+def test_the_tables_say_what_is_there(made):
+    text = tables(collect(*made))
+    assert "| srpo | 2 of 2 | 0.0003 |" in text
+    assert "| base | 2 of 2 | - |" in text
+    labels = "|  | macro F1, test | macro F1, long tail | accuracy, test | accuracy, long tail |"
+    assert labels in text  # good F1 is nowhere known, so it has no column
+    row = "| srpo | 0.850 ± 0.071 | 0.650 ± 0.071 | 0.860 ± 0.071 | 0.660 ± 0.071 |"
+    assert row in text
+    assert "| half | 0.750 ± - |" in text
+    assert "| srpo | 7.500 ± 0.000 | 5,000 ± 0 | 1,200 ± 0 | 6.000 ± 0.000 |" in text
+    assert "| base | - | - | 1,200 ± 0 | 6.000 ± 0.000 |" in text
+    assert "|  | class 1 | class 2 | class 4 |" in text  # none has class 3
+    assert max(line.count("|") for line in text.splitlines()) <= 8
+    assert "## srpo less each other arm" in text
+    # d = .1 and .14: mean .12, se .02, t(.975, 1) = 12.706
+    assert "| grpo | +0.120 [-0.134, +0.374], p=0.11, n=2 |" in text
+    assert "| few |" not in text[text.index("less each other arm") : text.index("## The lead")]
+    assert "Not there yet" not in text
+    assert "Not to be read" not in text
+
+
+def test_leads_pair_the_arms_of_one_place(made):
+    found = collect(*made)
+    told = {(place, title): own["macro F1, test"] for place, title, own in leads(found, "checks")}
+    assert list(told) == [(2, "GRPO"), (4, "GRPO")]
+    assert told[2, "GRPO"].mean == pytest.approx(0.005)
+    assert told[4, "GRPO"].mean == pytest.approx(0.12)
+    told = {place: own["macro F1, test"] for place, _, own in leads(found, "coverage")}
+    assert told[0.5].mean == pytest.approx(0.05)  # a line of one arm is everywhere
+    assert told[1.0].mean == pytest.approx(0.12)
+    (_, ours), (_, theirs) = lines(found, "coverage")
+    assert list(ours) == list(theirs) == [0.5, 1.0]
+
+
+def test_what_cannot_be_read_is_named_and_stops_nothing(made):
+    config, folder = made
+    path = folder / "seed1/grpo-0.0003/summary.json"
+    path.write_text(path.read_text()[:40])
+    (folder / "seed0/few-0.0003/metrics.jsonl").write_text('{"phase": "srpo"')
+    (folder / "seed0/half-0.0003/summary.json").write_text('["no run"]')
+    found = write_report(config, folder)
+    assert list(found["bad"]) == [
+        "seed1/grpo-0.0003",
+        "seed0/few-0.0003",
+        "seed0/half-0.0003",
+    ]
+    assert by_seed(found["arms"]["grpo"], "test", "macro_f1") == {"0": 0.7}
+    text = (folder / "tables.md").read_text()
+    assert "- grpo: 1 of 2 seeds\n" in text
+    assert "- half: 1 of 1 seeds\n" in text
+    assert "- seed1/grpo-0.0003: JSONDecodeError" in text
+    assert "metrics.jsonl, line 1" in text
+    written = json.loads((folder / "evidence.json").read_text())
+    assert written["paired"]["grpo"]["macro F1, test"]["n"] == 1
+
+
+def test_a_rate_that_was_chosen_stands_beside_what_it_was_chosen_from(tmp_path):
+    config = small({"srpo": {"seeds": 2}})
+    for rate, reached in ((1e-4, 0.6), (3e-4, 0.7)):
+        leave(tmp_path / f"seed0/srpo-{rate:g}", reached)
+    leave(tmp_path / "seed1/srpo-0.0003", 0.9)
+    leave(tmp_path / "seed1/srpo-0.0001", 0.1)  # not of the rate that was chosen
+    found = collect(config, tmp_path)
+    arm = found["arms"]["srpo"]
+    assert (arm["rate"], arm["tried"]) == (3e-4, {"0.0001": 0.6, "0.0003": 0.7})
+    assert by_seed(arm, "test", "macro_f1") == {"0": 0.7, "1": 0.9}
+    assert "| srpo | 0.600 | 0.700 | 0.0003 |" in tables(found)
+    (tmp_path / "seed0/srpo-0.0001/summary.json").unlink()
+    assert "- srpo: its rate is chosen among 1 of 2\n" in tables(collect(config, tmp_path))
+
+
+def test_nothing_done_is_a_report_too(tmp_path):
+    config = small(ARMS).unlock()
+    config.plots = PLOTS
+    found = write_report(config.lock(), tmp_path)
+    assert "- srpo: 2 of 2 seeds\n" in (tmp_path / "tables.md").read_text()
+    assert draw(found, tmp_path) == []
+
+
+def test_the_plots_are_drawn_of_what_is_there(made):
+    config, folder = made
+    found = collect(config, folder)
+    written = draw(found, folder)
+    names = ["curves", "entropy", "confusion", "checks", "coverage"]
+    assert [path.name for path in written] == [f"{name}.png" for name in names]
+    for path in written:
+        assert path.read_bytes().startswith(b"\x89PNG")
+    for arm in found["arms"].values():
+        arm["seeds"] = {}
+    assert draw(found, folder) == []
+    assert not any(path.exists() for path in written)  # none that would show something older
+
+
+def test_the_figures_survive_json(made):
+    """A notebook draws the plots from evidence.json alone."""
+    config, folder = made
+    write_report(config, folder)
+    found = json.loads((folder / "evidence.json").read_text())
+    assert len(draw(found, folder)) == 5
+    assert tables(found) == (folder / "tables.md").read_text()
