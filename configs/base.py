@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can follow
     """The defaults: a small decoder from scratch on ShopWorld, sized for two CPU cores."""
     config: Any = ConfigDict()
-    config.kind = "train"  # train | curriculum | filter | evaluate | reward_model | scalar_reward
+    config.kind = "train"  # what launch.py does with it; see she_jax.train.run.KINDS
     config.seed = 0  # parameters, order of the data and sampling
     config.export = False  # also write the judge as a Hugging Face directory, <workdir>/export
     config.checkpoint = ""  # evaluate: a run's folder, a Hugging Face directory or a .gguf file

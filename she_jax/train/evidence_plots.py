@@ -18,31 +18,38 @@ BAND = "mean ± standard deviation over seeds"
 
 
 def draw(found: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Draws what there are figures for, as PNG files.
+    """Saves the pictures as PNG files.
 
     Args:
       found: what ``collect`` returns.
-      folder: where they go; a plot of an earlier call that has no figures now is removed.
+      folder: where they go; one of an earlier call that has no figures now is removed.
 
     Returns:
       The files that were written.
     """
-    plots: dict[str, Callable[[Mapping[str, Any]], Figure | None]] = {
-        "curves": _curves,
-        "entropy": _entropy,
-        "confusion": _confusion,
-        "checks": _checks,
-        "coverage": _coverage,
-    }
-    written = []
+    drawn, written = pictures(found), []
     with style.context(["default", STYLE]):  # whatever the user's own matplotlib settings are
-        for name, plot in plots.items():
+        for name in PICTURES:
             path = folder / f"{name}.png"
             path.unlink(missing_ok=True)
-            if (figure := plot(found)) is not None:
-                figure.savefig(path, dpi=150)
+            if name in drawn:
+                drawn[name].savefig(path, dpi=150)
                 written.append(path)
     return written
+
+
+def pictures(found: Mapping[str, Any]) -> dict[str, Figure]:
+    """Draws what there are figures for.
+
+    Args:
+      found: what ``collect`` returns.
+
+    Returns:
+      Those of ``curves``, ``entropy``, ``confusion``, ``checks`` and ``coverage``, in this order.
+    """
+    with style.context(["default", STYLE]):
+        drawn = {name: picture(found) for name, picture in PICTURES.items()}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
 # -------------------------------------------------------------------------- over updates
@@ -180,3 +187,12 @@ def _label(axis: Axes, across: str, up: str) -> None:
 
 def _colours(count: int) -> Sequence[str]:
     return [COLOURS[n % len(COLOURS)] for n in range(count)]
+
+
+PICTURES: dict[str, Callable[[Mapping[str, Any]], Figure | None]] = {
+    "curves": _curves,
+    "entropy": _entropy,
+    "confusion": _confusion,
+    "checks": _checks,
+    "coverage": _coverage,
+}
