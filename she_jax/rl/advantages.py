@@ -40,7 +40,7 @@ def srpo_advantages(
     w_step: float | Float[Array, ""] = 1.0,
     critical: str = "first_error",
     after_error: float | Float[Array, ""] = 0.5,
-    correct_from: float | Float[Array, ""] = 0.5,
+    correct_from: float | Float[Array, ""] | Float[Array, "B S"] = 0.5,
     eps: float = 1e-4,
     tol: float = 1e-6,
 ) -> Advantages:
@@ -71,7 +71,8 @@ def srpo_advantages(
       w_step: weight of the step part, >= 0.
       critical: how the steps are weighed, as above.
       after_error: weight of the steps after the first wrong one, in [0, 1].
-      correct_from: a step is right from this reward on, in (0, 1].
+      correct_from: a step is right from this reward on, in (0, 1]; one for all or one a step. A
+        verifier that gives credit in part wants 1 here: a half-right step is a wrong one.
 
     Raises:
       ValueError: if ``critical`` is unknown, too.
@@ -81,7 +82,8 @@ def srpo_advantages(
     mask = _groups(jnp.asarray(step_mask), group_size)
     whole = _outcome_advantages(outcome, group_size, eps, tol)
     d = _normalise(reward, mask, eps, tol)
-    wrong = mask & (reward < correct_from)
+    right_from = _groups(jnp.broadcast_to(correct_from, step_rewards.shape), group_size)
+    wrong = mask & (reward < right_from)
     if critical == "first_error":
         wrong_before = (jnp.cumsum(wrong, axis=2) - wrong) > 0
         c = (wrong | wrong.any(axis=1, keepdims=True)) * jnp.where(wrong_before, after_error, 1.0)

@@ -37,6 +37,7 @@ from she_jax.train.setup import Policy
 from she_jax.train.workdir import Config
 from she_jax.types import Advantages, Example, Rollout, StepBatch, TrainBatch
 
+PRECISE = ("precedence", "gate", "verifier_only")  # the verifier's word stands where there is one
 STEPWISE = ("srpo", "process", "prorag")  # the estimators that read the steps' rewards
 
 
@@ -151,7 +152,7 @@ def make_collector(
         micro_batches=rl.loss.micro_batches,
         group_size=shared,
     )
-    credit = jax.jit(_creditor(config))
+    credit = jax.jit(make_creditor(config))
 
     def collect(params: Any, examples: Sequence[Example], key: Array) -> Experience:
         """Samples, reads, examines, credits."""
@@ -343,7 +344,7 @@ def exploration(
     return figures
 
 
-def _creditor(config: Config) -> Callable[..., tuple[Advantages, Array, Array, Array]]:
+def make_creditor(config: Config) -> Callable[..., tuple[Advantages, Array, Array, Array]]:
     """Advantages by step and by token, token weights, and which groups carry signal."""
     rl = config.rl
 
@@ -357,7 +358,11 @@ def _creditor(config: Config) -> Callable[..., tuple[Advantages, Array, Array, A
         """Credits ``rewards`` and ``outcome`` of steps that stand where ``steps`` says."""
         told = rewards, known, outcome
         sizes = step_token_counts(steps.step_ids, completion_mask, rewards.shape[1])
-        own = rl.srpo.to_dict() if rl.estimator == "srpo" else {}
+        own: dict[str, Any] = {}
+        if rl.estimator == "srpo":
+            # What the verifier finds half right is wrong; an examiner's word is a probability.
+            exact = steps.verifier_known & (config.reward.combine in PRECISE)
+            own = rl.srpo.to_dict() | {"correct_from": jnp.where(exact, FULL_MARKS, 0.5)}
         advantages = ESTIMATORS[rl.estimator](
             *told, group_size=rl.group_size, step_tokens=sizes, tol=rl.tol, **own
         )
