@@ -6,6 +6,10 @@ import pathlib
 import nbclient
 import nbformat
 import pytest
+from test_evidence_report import make
+
+from she_jax.train.evidence_plots import PICTURES
+from she_jax.train.evidence_report import write_report
 
 COLABS = sorted((pathlib.Path(__file__).parent.parent / "colabs").glob("*.ipynb"))
 
@@ -26,17 +30,66 @@ def test_a_notebook_opens_anywhere_and_carries_no_outputs(path):
     assert not any(cell.get("outputs") for cell in notebook.cells)
 
 
-# The kernel's client is asyncio and zmq; what those say of each other is not about the notebook.
+@pytest.fixture
+def execute(monkeypatch, tmp_path):
+    """Runs a notebook, by its name, with more in the environment; returns its code cells."""
+
+    def run(name, **environment):
+        (path,) = (path for path in COLABS if path.stem == name)
+        root = str(path.parent.parent)
+        python_path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+        own = {"MPLBACKEND": "agg", "IPYTHONDIR": str(tmp_path), "PYTHONPATH": python_path}
+        for key, value in (own | environment).items():
+            monkeypatch.setenv(key, value)
+        notebook = read(path)
+        folder = {"metadata": {"path": str(path.parent)}}
+        nbclient.NotebookClient(notebook, timeout=240, resources=folder).execute()
+        return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+    return run
+
+
+def shown(cells, kind):
+    """What the cells show of one MIME type."""
+    outputs = [output for cell in cells for output in cell.outputs]
+    return [output.data[kind] for output in outputs if kind in output.get("data", {})]
+
+
+def printed(cell):
+    return "".join(output.get("text", "") for output in cell.outputs)
+
+
+@pytest.mark.filterwarnings("ignore")  # asyncio and zmq, of each other: not of the notebook
+def test_trap_12_every_cell_of_the_step_notebook_runs(execute):
+    assert "grad_norm" in printed(execute("srpo_step")[-1])
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("path", COLABS, ids=lambda path: path.stem)
-def test_trap_12_every_cell_of_a_notebook_runs(path, monkeypatch, tmp_path):
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
-    root = str(path.parent.parent)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]))
-    notebook = read(path)
-    folder = {"metadata": {"path": str(path.parent)}}
-    nbclient.NotebookClient(notebook, timeout=240, resources=folder).execute()
-    last = [cell for cell in notebook.cells if cell.cell_type == "code"][-1]
-    printed = "".join(output.get("text", "") for output in last.outputs)
-    assert "grad_norm" in printed
+def test_trap_12_every_cell_of_the_evidence_notebook_runs(execute, tmp_path):
+    folder = tmp_path / "evidence"
+    write_report(make(folder), folder)
+    cells = execute("evidence", EVIDENCE=str(folder))
+    assert "11 of 11 runs are done" in printed(cells[1])
+    assert len(shown(cells, "image/png")) == len(PICTURES)
+    *_, paired, everything = shown(cells, "text/markdown")
+    assert "| grpo | +0.120 [-0.134, +0.374], p=0.11, n=2 |" in paired
+    assert "### Reasoning" not in paired
+    assert everything == (folder / "tables.md").read_text()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_evidence_notebook_shows_a_folder_that_is_half_finished(execute, tmp_path):
+    folder = tmp_path / "evidence"
+    config = make(folder)
+    for seed in (0, 1):
+        (folder / f"seed{seed}/srpo-0.0003/summary.json").unlink()
+        (folder / f"seed{seed}/few-0.0003/summary.json").unlink()
+    (folder / "seed1/grpo-0.0003/summary.json").write_text("{")
+    write_report(config, folder)
+    cells = execute("evidence", EVIDENCE=str(folder))
+    assert "6 of 11 runs are done" in printed(cells[1])
+    absent, bad, checks, paired, _ = shown(cells, "text/markdown")
+    assert "- srpo: 2 of 2 seeds" in absent
+    assert "- seed1/grpo-0.0003: JSONDecodeError" in bad
+    assert checks == paired == "*Not there yet: the runs it needs are not done.*"
+    assert len(shown(cells, "image/png")) == len(PICTURES) - 1

@@ -15,7 +15,7 @@ from she_jax.train.evidence_figures import (
     paired,
     read_run,
 )
-from she_jax.train.evidence_plots import draw
+from she_jax.train.evidence_plots import COLOURS, draw, pictures
 from she_jax.train.evidence_report import markdown, spread, tables, write_report
 
 ARMS = {
@@ -68,9 +68,8 @@ def leave(folder, macro_f1, *, phase="srpo", updates=12, sampled=5_000):
     return summary
 
 
-@pytest.fixture
-def made(tmp_path):
-    """Config and folder of a whole evidence, two seeds."""
+def make(folder):
+    """Leaves a whole evidence, two seeds; returns its config."""
     config = small(ARMS).unlock()
     config.plots = PLOTS
     reached = {
@@ -82,10 +81,16 @@ def made(tmp_path):
     }
     for name, figures in reached.items():
         for seed, macro_f1 in enumerate(figures):
-            leave(tmp_path / name.format(seed), macro_f1)
+            leave(folder / name.format(seed), macro_f1)
     for seed in (0, 1):
-        leave(tmp_path / f"seed{seed}/start-main", 0.5, phase="sft")
-    return config.lock(), tmp_path
+        leave(folder / f"seed{seed}/start-main", 0.5, phase="sft")
+    return config.lock()
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Config and folder of a whole evidence."""
+    return make(tmp_path), tmp_path
 
 
 def test_the_figures_of_a_run(tmp_path):
@@ -243,6 +248,21 @@ def test_the_plots_are_drawn_of_what_is_there(made):
         arm["seeds"] = {}
     assert draw(found, folder) == []
     assert not any(path.exists() for path in written)  # none that would show something older
+
+
+def test_an_arm_keeps_its_colour_when_another_is_missing(made):
+    found = collect(*made)
+    found["arms"]["srpo"]["seeds"] = {}
+    (line,) = pictures(found)["curves"].axes[0].lines
+    assert (line.get_label(), line.get_color()) == ("grpo", COLOURS[1])
+
+
+def test_error_bars_of_one_place_stand_side_by_side(made):
+    axis = pictures(collect(*made))["coverage"].axes[0]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["50%", "100%"]
+    ours, theirs = (bars.lines[0].get_xdata() for bars in axis.containers)
+    assert list(theirs - ours) == pytest.approx([0.012, 0.012])
+    assert list((theirs + ours) / 2) == pytest.approx([0.5, 1.0])
 
 
 def test_the_figures_survive_json(made):

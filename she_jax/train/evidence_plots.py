@@ -1,6 +1,7 @@
 """The plots of the evidence, drawn from what ``evidence_figures.collect`` found."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from she_jax.train.evidence_figures import by_seed, leads, lines
 from she_jax.train.filter_page import STYLE
 
 COLOURS = ("#1f5f9e", "#b4602a", "#4f8a4c", "#8a5a9e", "#777777", "#b89b2e")
+BESIDE = 0.012  # shares between the error bars of two lines, which would hide each other
 SMOOTH = 5  # updates in a running mean of the entropy
 BAND = "mean ± standard deviation over seeds"
 
@@ -67,17 +70,20 @@ def _series(
     found: Mapping[str, Any], key: str, title: str, *, marker: str = "", smooth: int = 1
 ) -> Figure | None:
     """A line an arm over the updates, with its band over the seeds."""
-    drawn = [(arm["title"], *_band(arm, key, smooth)) for arm in _arms(found, "curves", key)]
+    drawn = _arms(found, "curves", key)
     if not drawn:
         return None
-    figure = Figure(figsize=(6.4, 3.8))
+    figure = Figure(figsize=(7.6, 3.8))
     axis = figure.subplots()
-    for colour, (name, steps, mean, sd) in zip(_colours(len(drawn)), drawn, strict=True):
-        axis.plot(steps, mean, label=name, color=colour, marker=marker, markersize=4, linewidth=1.8)
+    for colour, arm in drawn:
+        steps, mean, sd = _band(arm, key, smooth)
+        look = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.8}
+        axis.plot(steps, mean, label=arm["title"], **look)
         axis.fill_between(steps, mean - sd, mean + sd, color=colour, alpha=0.15, linewidth=0)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     running = f", running mean of {smooth}" if smooth > 1 else ""
     _label(axis, f"update{running}", title)
-    axis.legend(fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8)  # beside: lines go anywhere
     axis.set_title(BAND, fontsize=9)
     return figure
 
@@ -98,10 +104,15 @@ def _deviation(values: np.ndarray) -> np.ndarray:
     return values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1:])
 
 
-def _arms(found: Mapping[str, Any], plot: str, key: str) -> list[dict[str, Any]]:
-    """The arms of a plot that have figures for it."""
-    every = [found["arms"].get(name) for name in found["plots"][plot]]
-    return [arm for arm in every if arm and any(run[key] for run in arm["seeds"].values())]
+def _arms(found: Mapping[str, Any], plot: str, key: str) -> list[tuple[str, dict[str, Any]]]:
+    """The arms of a plot that have figures for it, each with its colour, whatever is missing."""
+    names = found["plots"][plot]
+    every = [(colour, found["arms"].get(name)) for colour, name in zip(cycle(COLOURS), names)]
+    return [
+        (colour, arm)
+        for colour, arm in every
+        if arm and any(run[key] for run in arm["seeds"].values())
+    ]
 
 
 # -------------------------------------------------------------------------- confusion
@@ -114,7 +125,7 @@ def _confusion(found: Mapping[str, Any]) -> Figure | None:
         return None
     figure = Figure(figsize=(0.4 + 3.1 * len(arms), 3.1))
     axes = figure.subplots(1, len(arms), squeeze=False)[0]
-    for axis, arm in zip(axes, arms, strict=True):
+    for axis, (_, arm) in zip(axes, arms, strict=True):
         counts = np.sum([run["test"]["confusion"] for run in arm["seeds"].values()], axis=0)
         shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
         axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -124,7 +135,8 @@ def _confusion(found: Mapping[str, Any]) -> Figure | None:
         axis.set_xticks(range(5), ["1", "2", "3", "4", "none"])
         axis.set_yticks(range(4), ["1", "2", "3", "4"])
         axis.set_xlabel("predicted class")
-        axis.set_title(f"{arm['title']} ({len(arm['seeds'])} seeds)", fontsize=9)
+        count = len(arm["seeds"])
+        axis.set_title(f"{arm['title']} ({count} seed{'s' * (count > 1)})", fontsize=9)
     axes[0].set_ylabel("gold class")
     return figure
 
@@ -138,16 +150,18 @@ def _checks(found: Mapping[str, Any]) -> Figure | None:
     if not rows:
         return None
     figure = Figure(figsize=(9.6, 3.6))
-    axes = figure.subplots(1, 2)
+    axes = figure.subplots(1, 2, sharey=True)
     first = found["plots"]["checks"][0][0]
-    others = list(dict.fromkeys(title for _, title, _ in rows))
+    others = [title for title, _ in found["plots"]["checks"][1:]]
     for axis, measure in zip(axes, ("macro F1, test", "step accuracy, test"), strict=True):
-        for colour, other in zip(_colours(len(others)), others, strict=True):
+        for colour, other in zip(cycle(COLOURS), others):
             own = [
                 (place, told[measure])
                 for place, title, told in rows
                 if title == other and measure in told
             ]
+            if not own:
+                continue
             places, gaps = [place for place, _ in own], [one.mean for _, one in own]
             reach = [0.0 if one.high is None else one.high - one.mean for _, one in own]
             bars = {"marker": "o", "capsize": 3, "linewidth": 1.8, "color": colour}
@@ -155,26 +169,33 @@ def _checks(found: Mapping[str, Any]) -> Figure | None:
         axis.axhline(0, color="#777777", linestyle=":", linewidth=1)
         axis.set_xticks(sorted({place for place, *_ in rows}))
         _label(axis, "attribute checks in the chain", f"lead in {measure}")
-    axes[0].legend(fontsize=8)
+        axis.yaxis.set_tick_params(labelleft=True)
+    axes[0].legend(fontsize=8, loc="upper left")
     figure.suptitle("paired over seeds, 95% intervals", fontsize=9, fontweight="normal")
     return figure
 
 
 def _coverage(found: Mapping[str, Any]) -> Figure | None:
     """Macro F1 of each line, by the share of steps that are annotated."""
-    drawn = [(title, line) for title, line in lines(found, "coverage") if line]
-    if not drawn:
+    every = lines(found, "coverage")
+    places = sorted({place for _, line in every for place in line})
+    if not places:
         return None
-    figure = Figure(figsize=(6.4, 3.8))
+    figure = Figure(figsize=(7.6, 3.8))
     axis = figure.subplots()
-    for colour, (title, line) in zip(_colours(len(drawn)), drawn, strict=True):
+    for n, (colour, (title, line)) in enumerate(zip(cycle(COLOURS), every)):
+        if not line:
+            continue
         values = [list(by_seed(arm, "test", "macro_f1").values()) for arm in line.values()]
         means = [float(np.mean(own)) for own in values]
         spreads = [float(_deviation(np.array(own))) for own in values]
+        beside = [place + BESIDE * (n - (len(every) - 1) / 2) for place in line]
         bars = {"marker": "o", "capsize": 3, "linewidth": 1.8, "color": colour}
-        axis.errorbar(list(line), means, yerr=spreads, label=title, **bars)
+        axis.errorbar(beside, means, yerr=spreads, label=title, **bars)
+    axis.set_xlim(-0.05, 1.05)
+    axis.set_xticks(places, [f"{place:.0%}" for place in places])
     _label(axis, "share of the steps that humans annotated", "macro F1, test")
-    axis.legend(fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8)
     axis.set_title(BAND, fontsize=9)
     return figure
 
@@ -183,10 +204,6 @@ def _label(axis: Axes, across: str, up: str) -> None:
     axis.set_xlabel(across)
     axis.set_ylabel(up)
     axis.grid(alpha=0.3)
-
-
-def _colours(count: int) -> Sequence[str]:
-    return [COLOURS[n % len(COLOURS)] for n in range(count)]
 
 
 PICTURES: dict[str, Callable[[Mapping[str, Any]], Figure | None]] = {
