@@ -209,7 +209,7 @@ def write_chain(
         category = "match"
     checks, outcomes = [], []
     for condition in conditions:
-        text, outcome = _check(rng, condition, product, slip, compares="check_3" in schema.names)
+        text, outcome = _check(rng, condition, product, slip)
         checks.append(text)
         outcomes.append(outcome)
     attributes = attributes_verdict(outcomes)
@@ -235,18 +235,9 @@ def write_chain(
 
 
 def _check(
-    rng: random.Random,
-    condition: Condition,
-    product: Product,
-    slip: TeacherErrors,
-    *,
-    compares: bool,
+    rng: random.Random, condition: Condition, product: Product, slip: TeacherErrors
 ) -> tuple[str, str]:
-    """An asked attribute beside the offered one, and the outcome the writer sees.
-
-    Where a writer ``compares``, the two are also said to be the same or not: a policy that sees
-    many checks of one thing alone learns to compare from that word, not from the outcomes.
-    """
+    """An asked attribute beside the offered one, and the outcome the writer sees."""
     offered = product.stated.get(condition.attribute)
     outcome = condition_verdict(condition, offered)
     if offered is None:
@@ -257,10 +248,7 @@ def _check(
         outcome = "met" if band < BAND[condition.value] else "conflict"
         asked = f"{condition.item} {BANDS[BAND[condition.value]]}"
         return f"{asked} / {offered} {BANDS[band]}", outcome
-    text = f"{condition.item} / {offered}"
-    if compares:
-        text += " same" if offered == condition.value else " other"
-    return text, outcome
+    return f"{condition.item} / {offered}", outcome
 
 
 def _example(
