@@ -27,7 +27,7 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.data.dir = ""  # where the TFDS data set goes; "" for <workdir>/data
     config.data.max_bad_share = 0.05  # share of rows that may be unusable
     config.data.balance = False  # draw the classes in equal shares while training
-    config.data.eval_split = "test"  # split that is judged before, during and after
+    config.data.eval_split = "test"  # split that is judged before and after
     config.data.eval_pairs = 0  # judge the first so many pairs of it; 0 for all
 
     # ShopWorld's options; see she_jax.data.shopworld.World and TeacherErrors.
@@ -123,6 +123,7 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.rl.srpo.w_step = 1.0
     config.rl.srpo.critical = "first_error"  # first_error | all | outcome_consistent
     config.rl.srpo.after_error = 0.5
+    config.rl.srpo.correct_from = 1.0  # a step is right from this reward of the verifier's on
 
     # Diversified data filtering; see she_jax.data.filtering.FilterConfig.
     config.filter = filtering()

@@ -7,9 +7,11 @@ runs what is not done yet, most important arms first, two runs side by side, and
 on with the same command. ``--config.only=srpo,grpo`` runs these arms alone. On an accelerator set
 ``--config.workers=1``.
 
-Every arm begins with the cold start of its seed, meets the same prompts and takes
-``recipe.rl.steps`` updates. Its learning rate is the one of ``rates`` that does best on the first
-seed's validation split, or that of the arm it is a variant of. Nothing is chosen on a test split.
+Every arm begins with the cold start of its seed, meets the same prompts, samples as many rollouts
+and takes ``recipe.rl.steps`` updates; but full SHE, whose filters' rollouts are taken off its
+updates, and the teacher's chains, of which there is a new one for every row. Its learning rate is
+the one of ``rates`` that does best on the first seed's validation split, or that of the arm it is a
+variant of. Nothing is chosen on a test split.
 """
 
 from typing import Any
@@ -35,7 +37,7 @@ def get_config() -> Any:
     config.workers = 2  # runs side by side, each with its share of the CPUs
     config.cpu_devices = 1  # of each of them
     config.only = ""  # these arms alone, with commas between them; "" for all
-    config.rates = (3e-5, 1e-4, 3e-4, 1e-3)  # of learning to choose from, rl.learning_rate
+    config.rates = (1e-5, 3e-5, 1e-4, 3e-4)  # of learning to choose from, rl.learning_rate
     config.main = "srpo"  # the arm that the others are compared with
 
     config.recipe = _recipe()
@@ -210,7 +212,8 @@ def _checks() -> dict[str, dict[str, Any]]:
 
 
 def _coverages() -> dict[str, dict[str, Any]]:
-    kinds = {"verifier": ("verifier only", {}), "hybrid": ("hybrid", EXAMINED)}
+    tol = {"rl.tol": EXAMINED["rl.tol"]}  # the two differ in the examiner alone
+    kinds = {"verifier": ("verifier only", tol), "hybrid": ("hybrid", EXAMINED)}
     return {
         f"{name}_coverage_{100 * share:.0f}": _arm(
             f"SRPO, {title}, {share:.0%} annotated",
@@ -232,7 +235,8 @@ def _estimators() -> dict[str, dict[str, Any]]:
         "dapo": ("DAPO, no resampling", dapo),
         "dr_grpo": ("Dr.GRPO", constant),
         "rloo": ("RLOO", {"rl.estimator": "rloo"}),
-        "process": ("process supervision", {"rl.estimator": "process"}),
+        # Sums over steps, which a clamp of 2 would make all alike; its paper has none.
+        "process": ("process supervision", {"rl.estimator": "process", "rl.clamp": 100.0}),
         "prorag": ("dual granularity (ProRAG)", {"rl.estimator": "prorag"}),
     }
     return {name: _arm(title, "estimators", own, seeds=3) for name, (title, own) in own.items()}

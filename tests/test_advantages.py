@@ -78,6 +78,21 @@ def test_srpo_first_error_skips_a_right_step_that_nobody_has_wrong():
     np.testing.assert_allclose(strict.step, [[1], [-1]], rtol=1e-5)
 
 
+def test_srpo_charges_a_step_without_tokens_to_the_next_one_with_some():
+    """Rollout 1 leaves out step 1, which rollout 0 has right: its step 2 pays. Nothing follows step
+    3 of rollout 1, so what it owes is lost."""
+    rewards = np.array([[1, 1, 1, 1], [1, 0, 1, 0]], dtype=np.float32)
+    args = (rewards, np.ones((2, 4), dtype=bool), np.zeros(2, dtype=np.float32))
+    tokens = np.array([[3, 2, 2, 1], [3, 0, 2, 0]])
+    options = {"group_size": 2, "after_error": 0.5, "eps": 0.0}
+    got = srpo_advantages(*args, step_tokens=tokens, **options)
+    np.testing.assert_allclose(got.step, [[0, 1, 0, 1], [0, 0, -1, 0]], rtol=1e-5)
+    all_written = srpo_advantages(*args, step_tokens=np.maximum(tokens, 1), **options)
+    plain = srpo_advantages(*args, **options)
+    np.testing.assert_array_equal(all_written.step, plain.step)
+    np.testing.assert_allclose(plain.step, [[0, 1, 0, 1], [0, -1, 0, -0.5]], rtol=1e-5)
+
+
 def test_srpo_by_hand_outcome_consistent():
     """A good step of a failed rollout and a bad one of a good rollout are masked."""
     got = srpo_advantages(

@@ -1,6 +1,7 @@
 """Learning from chains kept: which ones, in which order, and whole small runs."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -60,6 +61,8 @@ def test_a_preference_is_a_right_and_a_wrong_rollout_and_no_rollout_is_used_twic
     assert {worse.tokens for _, worse in found} <= {(2,), (3,), (4,)}
     assert len({worse.tokens for _, worse in found}) == 2
     assert preferred([pairs[0]], [rows[:2]], seed=0) == []
+    cut = [sample(right[0], truncated=True), rows[2]]  # right as far as it goes, but without an end
+    assert preferred([pairs[0]], [cut], seed=0) == []
     assert preferred([pairs[0]], [rows[2:]], seed=0) == []
 
 
@@ -133,6 +136,23 @@ def test_trap_11_a_resumed_dpo_run_equals_the_uninterrupted_one(
     assert lines(tmp_path / "run") == lines(tmp_path / "whole")
     one, other = (tmp_path / name / "summary.json" for name in ("run", "whole"))
     assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_run_goes_on_with_the_chains_it_began_with_or_not_at_all(policy, tmp_path, sampled):
+    start = str(policy / "checkpoints" / "sft")
+    changes = {"start": start, "method": "dpo", "shopworld__chains": "gold", "eval__pass_k": 0}
+    run(config(**changes), tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "srpo" / "4")
+    whole = Judge.samples
+
+    def others(self, *args):
+        return whole(self, *args)[::-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Judge, "samples", others)
+        with pytest.raises(ValueError, match="not those of the last checkpoint"):
+            run(config(**changes), tmp_path / "run")
 
 
 def test_a_policy_that_never_agrees_is_said(policy, tmp_path, monkeypatch):

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from she_jax.cot import CotSchema
 from she_jax.rl.advantages import srpo_advantages
-from she_jax.rl.rewards import COMBINATIONS, combine_rewards, outcome_reward, step_batch, verify
+from she_jax.rl.rewards import (
+    COMBINATIONS,
+    combine_rewards,
+    left_out,
+    outcome_reward,
+    step_batch,
+    verify,
+)
 from she_jax.types import Example, StepBatch
 
 SCHEMA = CotSchema()
@@ -119,20 +126,33 @@ def test_an_optional_step_that_nobody_asked_for():
     assert judged(extra, EXAMPLE, CHECKS)[1][3:6] == [False, False, False]
 
 
-def test_a_step_left_out_is_charged_to_the_one_in_its_place():
-    """Else a policy learns to leave out what it often gets wrong."""
+def test_a_check_left_out_counts_as_one_that_is_wrong():
+    """Where humans annotated it; else a policy learns to leave out what it often gets wrong."""
     one = RIGHT.replace("attributes:", "check_1: => met\nattributes:")
     names = ("check_1", "check_2")
     checked = with_fields(
         steps=GOLD | dict.fromkeys(names, "met"), annotations=(*EXAMPLE.annotations, *names)
     )
-    rewards, known = judged(one, checked, CHECKS)
-    assert CHECKS.names[3:7] == ("check_1", "check_2", "check_3", "attributes")
-    assert rewards[3:8] == [1, 0, 0, 0, 1]  # attributes and label
-    assert known[3:8] == [True, False, False, True, True]
-    # Nobody knows that a second one was asked for.
     half = with_fields(steps=checked.steps, annotations=(*EXAMPLE.annotations, "check_1"))
-    assert judged(one, half, CHECKS)[0][3:8] == [1, 0, 0, 1, 1]
+    chain = CHECKS.parse(one)
+    assert CHECKS.names[3:7] == ("check_1", "check_2", "check_3", "attributes")
+    assert left_out(chain, checked, CHECKS).tolist() == [k == 4 for k in range(8)]
+    assert not left_out(chain, half, CHECKS).any()  # nobody knows that a second one was asked for
+    _, known = verify(chain, checked, CHECKS)
+    assert not known[4]  # the chain itself says nothing of it
+    tokens = np.zeros((2, 3), np.int32)
+    steps = step_batch(
+        [chain, chain],
+        [checked, half],
+        CHECKS,
+        tokens=tokens,
+        completion_mask=tokens == 0,
+        newlines=np.zeros(1, np.int32),
+        truncated=np.zeros(2, bool),
+    )
+    assert steps.step_mask[:, 4].tolist() == steps.verifier_known[:, 4].tolist() == [True, False]
+    assert steps.verifier[:, 4].tolist() == [0, 0]
+    assert combine_rewards(steps, "verifier_only")[1][:, 4].tolist() == [True, False]
 
 
 def test_outcome_reward():

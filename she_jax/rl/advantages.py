@@ -11,7 +11,7 @@ group has no spread. All estimators take the same, beside constants of their own
     outcome: reward R of the whole rollout.
     group_size: G, rollouts a prompt.
     step_tokens: how many tokens each step has (see ``she_jax.rl.steps.step_token_counts``); read by
-      ``prorag_advantages`` only, and None weighs the steps alike.
+      ``srpo_advantages`` and ``prorag_advantages``, None says that all have as many.
     eps: added to every standard deviation that divides (the population's, divided by n).
     tol: a standard deviation up to this counts as none, and what it would scale is 0.
 
@@ -62,6 +62,9 @@ def srpo_advantages(
     - ``outcome_consistent``: 0 where the signs of d and of the outcome's advantage disagree, else
       1.
 
+    A step without tokens, one that a rollout left out, is charged to the next one that has some:
+    the step that was written in its place.
+
     Reconstruction: SRPO's equations (arXiv 2510.07972) could not be obtained. The normalisation per
     step index is SRaR's (arXiv 2605.17291); the critical weights, ``after_error`` and
     ``correct_from`` are our reading of "critical correct and incorrect steps".
@@ -77,7 +80,6 @@ def srpo_advantages(
     Raises:
       ValueError: if ``critical`` is unknown, too.
     """
-    del step_tokens
     reward = _groups(jnp.where(step_mask, step_rewards, 0.0), group_size)
     mask = _groups(jnp.asarray(step_mask), group_size)
     whole = _outcome_advantages(outcome, group_size, eps, tol)
@@ -93,9 +95,10 @@ def srpo_advantages(
         c = (d * whole[:, :, None] >= 0).astype(d.dtype)
     else:
         raise ValueError(f"critical={critical!r}: expected one of {CRITICAL}")
-    return Advantages(
-        outcome=w_outcome * whole.reshape(-1), step=(w_step * c * d).reshape(step_rewards.shape)
-    )
+    step = (w_step * c * d).reshape(step_rewards.shape)
+    if step_tokens is not None:
+        step = _onto_written(step, step_tokens > 0)
+    return Advantages(outcome=w_outcome * whole.reshape(-1), step=step)
 
 
 def grpo_advantages(
@@ -287,6 +290,18 @@ def informative_groups(
     reward = _groups(jnp.where(step_mask, step_rewards, 0.0), group_size)
     steps = _normalise(reward, _groups(jnp.asarray(step_mask), group_size), 1.0, tol)
     return (whole != 0).any(axis=1) | (steps != 0).any(axis=(1, 2))
+
+
+def _onto_written(
+    step: Float[Array, "B S"], written: Bool[Array | np.ndarray, "B S"]
+) -> Float[Array, "B S"]:
+    """Moves what stands at a step without tokens to the next step with some; lost if none comes."""
+    owed, columns = jnp.zeros(step.shape[0], step.dtype), []
+    for k in range(step.shape[1]):
+        total = owed + step[:, k]
+        columns.append(jnp.where(written[:, k], total, 0.0))
+        owed = jnp.where(written[:, k], 0.0, total)
+    return jnp.stack(columns, axis=1)
 
 
 def _groups(rows: Array, group_size: int) -> Array:

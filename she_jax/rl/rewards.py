@@ -34,9 +34,6 @@ def verify(
       before it, such as "asks for".
     - An optional step that the truth does not have (a ``check_3`` where two attributes were asked)
       earns 0, and is known if humans annotated any step of its family (``check_1``, ...) here.
-    - An optional step that humans annotated and the chain leaves out has no tokens to credit: the
-      step that is written in its place earns 0, and is known. Else leaving out what is hard to get
-      right would cost nothing.
 
     Reconstruction: the paper's annotation verifier (arXiv 2510.07972) is not described in what
     could be obtained.
@@ -49,17 +46,22 @@ def verify(
     Returns:
       Rewards in [0, 1], and where they are known; the reward is 0 where they are not.
     """
-    judged: list[float | None] = []
-    skipped = False
-    for step, parsed in zip(schema.steps, chain.steps, strict=True):
-        if parsed is None:
-            judged.append(None)
-            skipped |= step.optional and _truth(step, example) is not None
-        else:
-            judged.append(0.0 if skipped else _judge(step, parsed, example))
-            skipped = False
+    judged = [
+        None if parsed is None else _judge(step, parsed, example)
+        for step, parsed in zip(schema.steps, chain.steps, strict=True)
+    ]
     rewards = np.array([reward or 0.0 for reward in judged], dtype=np.float32)
     return rewards, np.array([reward is not None for reward in judged])
+
+
+def left_out(chain: Chain, example: Example, schema: CotSchema) -> Bool[np.ndarray, "S"]:
+    """The optional steps that humans annotated and the chain does not have."""
+    return np.array(
+        [
+            parsed is None and step.optional and _truth(step, example) is not None
+            for step, parsed in zip(schema.steps, chain.steps, strict=True)
+        ]
+    )
 
 
 def outcome_reward(
@@ -95,6 +97,9 @@ def step_batch(
 ) -> StepBatch:
     """Sees a batch of rollouts as steps with the verifier's rewards; no examiner has spoken yet.
 
+    An optional step that humans annotated and a rollout leaves out counts as one that it has and
+    got wrong, though it has no tokens: else leaving out what is hard would cost nothing.
+
     Args:
       chains: one a rollout, parsed from exactly what the completion decodes to.
       examples: one a rollout, so each prompt's example G times over.
@@ -116,6 +121,8 @@ def step_batch(
     lines = np.full((len(chains), max(len(c.line_steps) for c in chains)), -1, dtype=np.int32)
     for row, chain in zip(lines, chains, strict=True):
         row[: len(chain.line_steps)] = chain.line_steps
+    owed = np.stack([left_out(c, ex, schema) for c, ex in zip(chains, examples, strict=True)])
+    has = np.array([[step is not None for step in chain.steps] for chain in chains])
     verified = [verify(chain, ex, schema) for chain, ex in zip(chains, examples, strict=True)]
     outcome = [
         outcome_reward(chain, example, truncated=bool(cut), format_weight=format_weight)
@@ -124,9 +131,9 @@ def step_batch(
     shape = len(chains), len(schema.steps)
     return StepBatch(
         step_ids=jnp.asarray(step_ids(tokens, completion_mask, newlines, lines)),
-        step_mask=jnp.asarray([[step is not None for step in chain.steps] for chain in chains]),
+        step_mask=jnp.asarray(has | owed),
         verifier=jnp.asarray(np.stack([rewards for rewards, _ in verified])),
-        verifier_known=jnp.asarray(np.stack([known for _, known in verified])),
+        verifier_known=jnp.asarray(np.stack([known for _, known in verified]) | owed),
         model_score=jnp.zeros(shape, jnp.float32),
         model_known=jnp.zeros(shape, bool),
         outcome=jnp.asarray(outcome, dtype=jnp.float32),
@@ -144,8 +151,9 @@ def combine_rewards(
       elsewhere nobody knows.
     - ``verifier_only``, ``model_only``: the other is not listened to.
 
-    A step that the rollout lacks is never known. A reward is 0 where it is not known, and takes no
-    part in its group's statistics if the mask goes to the estimator beside it.
+    A step that the rollout lacks is known only if it was left out (see ``step_batch``). A reward is
+    0 where it is not known, and takes no part in its group's statistics if the mask goes to the
+    estimator beside it.
 
     Reconstruction: the abstract of SHE (arXiv 2510.07972) names both parts of the hybrid; how they
     are put together could not be obtained. That a gated step is unknown, not wrong, is a guess.

@@ -60,8 +60,8 @@ def check(config: Config, workdir: Path) -> None:
     if config.kind == "train":
         _check_rl(config, mesh)
         _check_start(config)
-        _check_reward(config)
         _check_method(config)
+        _check_reward(config)
     if config.kind == EXAMINER.kind:
         _check_examiner(config.examiner)
     if config.kind == SCALAR.kind:
@@ -78,6 +78,10 @@ def _check_rl(config: Config, mesh: Mesh) -> None:
     for name in ("steps", "refill", "patience"):
         if rl[name] < 0:
             raise ValueError(f"rl.{name}={rl[name]}: expected 0 (none) or more")
+    if not 0 < rl.srpo.correct_from <= 1:
+        raise ValueError(
+            f"rl.srpo.correct_from={rl.srpo.correct_from}: expected a reward in (0, 1]"
+        )
     if not rl.tol >= 0:
         raise ValueError(f"rl.tol={rl.tol}: expected 0 or more")
     if rl.halvings < 0:
@@ -97,7 +101,7 @@ def _check_rl(config: Config, mesh: Mesh) -> None:
 
 
 def _check_method(config: Config) -> None:
-    offline, rows = config.offline, config.rl.prompts * config.rl.group_size
+    rl, offline, rows = config.rl, config.offline, config.rl.prompts * config.rl.group_size
     for name, value, choices in (
         ("method", config.method, METHODS),
         ("offline.chains", offline.chains, CHAINS),
@@ -106,6 +110,15 @@ def _check_method(config: Config) -> None:
             raise ValueError(f"{name}={value!r}: expected one of {choices}")
     if offline.pairs < 0:
         raise ValueError(f"offline.pairs={offline.pairs}: expected 0 (as many as online) or more")
+    own = (rl.temperature, rl.top_k, rl.top_p, rl.refill, rl.aim)
+    if config.method != "online" and own != (1.0, 0, 1.0, 0, "even"):
+        raise ValueError(
+            f"method={config.method!r} samples once, at temperature 1 from the whole vocabulary, "
+            "and takes the prompts as they come: set rl.temperature=1, rl.top_k=0, rl.top_p=1, "
+            "rl.refill=0 and rl.aim=even"
+        )
+    if config.method != "online" and (config.reward.model or config.reward.scalar):
+        raise ValueError(f"method={config.method!r} reads annotation alone: no reward model")
     if not offline.beta > 0:
         raise ValueError(f"offline.beta={offline.beta}: expected a positive number")
     if config.method == "dpo" and rows % (2 * config.rl.loss.micro_batches):
@@ -244,12 +257,13 @@ def finite(
     Raises:
       ValueError: if the loss or the gradient is no longer a number; nothing is saved after that.
     """
+    part = "rl" if phase == "srpo" else "sft"
     numbers = {name: float(value) for name, value in figures.items()}
     if not math.isfinite(numbers["loss"]) or not math.isfinite(numbers["grad_norm"]):
         raise ValueError(
             f"{phase} step {step + 1}: loss {numbers['loss']}, gradient norm "
             f"{numbers['grad_norm']}. Stopped; the last good checkpoint is step "
-            f"{saved.latest_step} in {saved.directory}. As a rule a lower {phase} learning_rate "
-            "helps, in another --workdir"
+            f"{saved.latest_step} in {saved.directory}. As a rule a lower "
+            f"{part}.learning_rate helps, in another --workdir"
         )
     return numbers

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from hashlib import sha256
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -185,7 +186,7 @@ class Crew:
             rated = self._rated(job)
             folder = self._workdir / rated.name
             values = job_config(self._config, self._workdir, rated).to_dict()
-            write_json(Path(f"{folder}.json"), values)
+            write_json(Path(f"{folder}.json"), {"config": values, "code": code()})
             process = get_context("spawn").Process(
                 target=_work, args=(self._job, values, folder, self._cpus[worker])
             )
@@ -250,9 +251,12 @@ def _leave_with_parent() -> None:
 def _check_done(config: Config, workdir: Path, jobs: list[Job]) -> None:
     """Checks that what is done was done with the config that it would have now.
 
+    What was done with another version of the package is said, and stays.
+
     Raises:
       ValueError: listing the keys that differ.
     """
+    other, version = [], code()
     for job in jobs:
         for rate in config.rates if job.like else (job.rate,):
             own = replace(job, rate=rate)
@@ -260,7 +264,9 @@ def _check_done(config: Config, workdir: Path, jobs: list[Job]) -> None:
             now = flat(json.loads(json.dumps(job_config(config, workdir, own).to_dict())))
             if not done(workdir, own) or not record.is_file():
                 continue
-            then = flat(json.loads(record.read_text(encoding="utf-8")))
+            written = json.loads(record.read_text(encoding="utf-8"))
+            other += [own.name] if written["code"] != version else []
+            then = flat(written["config"])
             lines = [
                 f"  {key}: {then.get(key, 'absent')} then, {now.get(key, 'absent')} now"
                 for key in sorted(then.keys() | now.keys())
@@ -273,6 +279,14 @@ def _check_done(config: Config, workdir: Path, jobs: list[Job]) -> None:
                     + "\n"
                     "Give a new folder with --workdir, the old values, or delete that run"
                 )
+    if names := list(dict.fromkeys(other)):
+        say(f"done with another version of she_jax, and kept: {', '.join(names)}")
+
+
+def code() -> str:
+    """Tells one version of the package from another."""
+    files = sorted(Path(__file__).resolve().parents[1].rglob("*.py"))
+    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
 @contextmanager

@@ -24,8 +24,10 @@ A figure is the mean over seeds ± the standard deviation over seeds (n - 1; "-"
 Seeds: those that are done, of those that are planned. Rate: the learning rate, chosen on the
 validation split of the first seed, or another arm's. Wrong reason: the share of pairs whose label
 is right although a step's verdict is not. Step accuracy: the mean over the steps. Entropy: nats a
-token, the mean of the last ten updates. Cost: of the updates of one run and what they sampled; the
-cold start, reward models, the choice of a rate and a filter's rollouts come on top."""
+token, the mean of the last ten updates. Cost: of the updates of one run and what it sampled to
+learn from; seconds are of the updates, with the sampling where it is online. The cold start, reward
+models, the choice of a rate and a filter's rollouts come on top. An examiner learnt from annotated
+pairs of its own, besides those that a row names."""
 PAIRED = """\
 Over the seeds that both have: the mean difference, its 95% interval (Student's t over seeds) and
 the p value of the paired t test, not corrected for the number of comparisons. One seed has no
@@ -174,7 +176,10 @@ def _rates(shown: Mapping[str, dict[str, Any]]) -> str:
     for arm in tuned:
         scores = [arm["tried"].get(rate) for rate in rates]
         cells = ["-" if score is None else f"{score:.3f}" for score in scores]
-        rows.append((arm["title"], *cells, _rate(arm["rate"])))
+        known = [rate for rate in rates if rate in arm["tried"]]
+        edge = len(known) > 1 and _rate(arm["rate"]) in (known[0], known[-1])
+        taken = _rate(arm["rate"]) + (" (at the edge)" if edge else "")
+        rows.append((arm["title"], *cells, taken))
     return markdown(("", *rates, "taken"), rows)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from she_jax.data.dataset import Prepared, open_split
+from she_jax.train.checkpoint import Checkpoints
 from she_jax.train.checks import fingerprint
 from she_jax.train.evaluate import score
 from she_jax.train.metrics import Progress
@@ -51,11 +52,21 @@ def judge_before(
         there = folder / "eval" / ("before.json" if phase == "sft" else "after.json")
         then = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         alike = all(then.get(key) == config.to_dict()[key] for key in ("seed", "eval", "model"))
-        if alike and there.is_file():
+        ended = phase == "sft" or _same_step(workdir, folder)
+        if alike and ended and there.is_file():
             figures = json.loads(there.read_text(encoding="utf-8"))
             if figures.get("judged_on") == judged_on(config, made):
                 write_json(path, figures)
     return judged(config, workdir, judge, params, made, "before")
+
+
+def _same_step(workdir: Path, other: Path) -> bool:
+    """Whether this run begins with the very checkpoint that the other one was judged with."""
+    summary = other / "summary.json"
+    if not summary.is_file():  # it is still being trained
+        return False
+    best = json.loads(summary.read_text(encoding="utf-8")).get("checkpoint")
+    return best in Checkpoints(workdir / "checkpoints" / "sft").steps
 
 
 def judged_on(config: Config, made: Prepared) -> str:

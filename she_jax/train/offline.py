@@ -5,6 +5,7 @@ learning online would have had: the same annotation, the same sampling, the same
 """
 
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from she_jax.data.chains import write_chain
 from she_jax.data.dataset import ExampleSource
 from she_jax.data.examinations import FULL_MARKS
 from she_jax.data.prompts import PromptFormat
-from she_jax.rl.rewards import verify
+from she_jax.rl.rewards import left_out, verify
 from she_jax.rl.update import make_scorer
 from she_jax.train.metrics import Progress, say
 from she_jax.train.online import make_pool
@@ -54,15 +55,26 @@ class Offline:
     ):
         self._config, self._policy, self._reference = config, policy, reference
         self._prompts, self._judge = offline_prompts(config, source), judge
+        self._rows: list[tuple[Completion, ...]] = []  # what an update takes one by one
         self._sampled = 0
 
     @property
     def state(self) -> dict[str, Any]:
-        """Tokens that were sampled; all else follows from the config."""
-        return {"sampled_tokens": self._sampled}
+        """Tokens that were sampled, and what tells one set of chains from another."""
+        told = repr([[one.tokens for one in row] for row in self._rows])
+        return {"sampled_tokens": self._sampled, "chains": sha256(told.encode()).hexdigest()}
 
     def begin(self, state: Mapping[str, Any], start: int) -> None:
-        """Nothing is left to make ready: the chains are made anew, the same ones."""
+        """Checks that the chains, which are made anew, are the ones that a checkpoint began with.
+
+        Raises:
+          ValueError: if they are not.
+        """
+        if state["chains"] != self.state["chains"]:
+            raise ValueError(
+                "the chains sampled now are not those of the last checkpoint: go on with the same "
+                "machine, devices and versions, or start anew in another --workdir"
+            )
 
     def after(self, step: int, params: Any, figures: Mapping[str, float], last: bool) -> bool:
         """Nothing to do."""
@@ -95,10 +107,10 @@ class Imitation(Offline):
         super().__init__(*args)
         own = self._policy.format
         if self._config.offline.chains == "written":
-            self._rows = written(self._prompts, own, self._config.seed)
+            self._rows = [(one,) for one in written(self._prompts, own, self._config.seed)]
             return
         groups = self._sample()
-        self._rows = agreeing(self._prompts, groups, own.schema)
+        self._rows = [(one,) for one in agreeing(self._prompts, groups, own.schema)]
         say(
             f"{len(self._rows):,} of {sum(map(len, groups)):,} rollouts agree with the annotation "
             "and differ from each other"
@@ -113,7 +125,8 @@ class Imitation(Offline):
         """The next rows, as many as an update online has; shuffled anew each time round."""
         rl = self._config.rl
         rows = shuffled(self._rows, rl.prompts * rl.group_size, step, self._config.seed)
-        return as_batch(self._policy.format, rows), {}
+        batch, cut = as_batch(self._policy.format, [one for row in rows for one in row])
+        return batch, {"cut_prompts": cut}
 
 
 class Preferences(Offline):
@@ -130,9 +143,9 @@ class Preferences(Offline):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        self._pairs = preferred(self._prompts, self._sample(), self._config.seed)
-        say(f"{len(self._pairs):,} pairs of a right and a wrong rollout")
-        if not self._pairs:
+        self._rows += preferred(self._prompts, self._sample(), self._config.seed)
+        say(f"{len(self._rows):,} pairs of a right and a wrong rollout")
+        if not self._rows:
             raise ValueError(
                 "no group has both a right and a wrong rollout: sample more (rl.group_size)"
             )
@@ -146,8 +159,8 @@ class Preferences(Offline):
     def batch(self, state: TrainState, step: int) -> tuple[DpoBatch, dict[str, float]]:
         """The next pairs: as many rows as an update online has."""
         rl = self._config.rl
-        pairs = shuffled(self._pairs, rl.prompts * rl.group_size // 2, step, self._config.seed)
-        rows = as_batch(self._policy.format, [one for pair in pairs for one in pair])
+        pairs = shuffled(self._rows, rl.prompts * rl.group_size // 2, step, self._config.seed)
+        rows, cut = as_batch(self._policy.format, [one for pair in pairs for one in pair])
         ref_logps = self._score(self._reference, rows.tokens, rows.positions, jnp.float32(1.0))
         batch = DpoBatch(
             tokens=rows.tokens,
@@ -156,7 +169,7 @@ class Preferences(Offline):
             ref_logps=ref_logps,
             prompt_length=rows.prompt_length,
         )
-        return batch, {}
+        return batch, {"cut_prompts": cut}
 
 
 def offline_prompts(config: Config, source: Sequence[Example] | ExampleSource) -> list[Example]:
@@ -170,7 +183,11 @@ def offline_prompts(config: Config, source: Sequence[Example] | ExampleSource) -
 def written(prompts: Sequence[Example], own: PromptFormat, seed: int) -> list[Completion]:
     """The data set's own chain for each prompt, cut where it is longer than a completion may be."""
     rng = np.random.default_rng(seed)
-    tokens, mask, _ = own.chains([write_chain(one, own.schema, rng) for one in prompts])
+    tokens, mask, cut = own.chains([write_chain(one, own.schema, rng) for one in prompts])
+    if cut:
+        say(
+            f"{cut:,} of {len(prompts):,} chains are cut at model.completion_length, and have no end"
+        )
     return [
         Completion(one, tuple(ids[real].tolist()))
         for one, ids, real in zip(prompts, tokens, mask, strict=True)
@@ -193,7 +210,8 @@ def agreeing(
 def _agrees(sample: Sample, example: Example, schema: CotSchema) -> bool:
     rewards, known = verify(sample.chain, example, schema)
     right = sample.chain.well_formed and sample.chain.label == example.label
-    return bool(right and (rewards[known] >= FULL_MARKS).all())
+    whole = not left_out(sample.chain, example, schema).any()
+    return bool(right and whole and (rewards[known] >= FULL_MARKS).all())
 
 
 def preferred(
@@ -205,7 +223,8 @@ def preferred(
     for example, group in zip(prompts, groups, strict=True):
         different = list({sample.text: sample for sample in group}.values())
         order = [different[n] for n in rng.permutation(len(different))]
-        right = [s for s in order if s.chain.label == example.label and s.chain.well_formed]
+        whole = [s for s in order if s.chain.well_formed and not s.truncated]
+        right = [s for s in whole if s.chain.label == example.label]
         wrong = [s for s in order if s.chain.label != example.label]
         for better, worse in zip(right, wrong, strict=False):
             key = example.uid, better.text, worse.text
@@ -221,11 +240,11 @@ def shuffled(rows: Sequence[Any], size: int, step: int, seed: int) -> list[Any]:
     return [rows[order[place // len(rows)][place % len(rows)]] for place in places]
 
 
-def as_batch(own: PromptFormat, rows: Sequence[Completion]) -> SftBatch:
-    """Completions behind their prompts, to be trained on."""
+def as_batch(own: PromptFormat, rows: Sequence[Completion]) -> tuple[SftBatch, int]:
+    """Completions behind their prompts, to be trained on; and how many prompts had to be cut."""
     tokens = np.full((len(rows), own.completion_length), own.pad_id, np.int32)
     mask = np.zeros(tokens.shape, bool)
     for n, row in enumerate(rows):
         tokens[n, : len(row.tokens)] = row.tokens
         mask[n, : len(row.tokens)] = True
-    return completion_batch(own, [row.example for row in rows], tokens, mask)[0]
+    return completion_batch(own, [row.example for row in rows], tokens, mask)

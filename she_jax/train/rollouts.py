@@ -37,7 +37,6 @@ from she_jax.train.setup import Policy
 from she_jax.train.workdir import Config
 from she_jax.types import Advantages, Example, Rollout, StepBatch, TrainBatch
 
-PRECISE = ("precedence", "gate", "verifier_only")  # the verifier's word stands where there is one
 STEPWISE = ("srpo", "process", "prorag")  # the estimators that read the steps' rewards
 
 
@@ -360,9 +359,12 @@ def make_creditor(config: Config) -> Callable[..., tuple[Advantages, Array, Arra
         sizes = step_token_counts(steps.step_ids, completion_mask, rewards.shape[1])
         own: dict[str, Any] = {}
         if rl.estimator == "srpo":
-            # What the verifier finds half right is wrong; an examiner's word is a probability.
-            exact = steps.verifier_known & (config.reward.combine in PRECISE)
-            own = rl.srpo.to_dict() | {"correct_from": jnp.where(exact, FULL_MARKS, 0.5)}
+            # The threshold is for the verifier's word; an examiner's is a probability.
+            mixed = config.reward.combine == "mean"
+            exact = steps.verifier_known & ~(mixed & steps.model_known)
+            exact &= config.reward.combine != "model_only"
+            own = rl.srpo.to_dict()
+            own["correct_from"] = jnp.where(exact, min(rl.srpo.correct_from, FULL_MARKS), 0.5)
         advantages = ESTIMATORS[rl.estimator](
             *told, group_size=rl.group_size, step_tokens=sizes, tol=rl.tol, **own
         )

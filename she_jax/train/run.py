@@ -106,6 +106,8 @@ def run_curriculum(config: Config, workdir: Path) -> None:
     """
     for name, stage in config.stages.items():
         check(alone(stage), workdir / name)
+        if not stage.rl.steps:
+            raise ValueError(f"stages.{name}.rl.steps=0: expected at least 1, for the next stage")
     start, figures = "", {}
     for name, stage in config.stages.items():
         own: Config = ConfigDict(stage.to_dict() | {"start": start or stage.start, "before": {}})
