@@ -185,9 +185,7 @@ def written(prompts: Sequence[Example], own: PromptFormat, seed: int) -> list[Co
     rng = np.random.default_rng(seed)
     tokens, mask, cut = own.chains([write_chain(one, own.schema, rng) for one in prompts])
     if cut:
-        say(
-            f"{cut:,} of {len(prompts):,} chains are cut at model.completion_length, and have no end"
-        )
+        say(f"{cut:,} of {len(prompts):,} chains are cut: raise model.completion_length")
     return [
         Completion(one, tuple(ids[real].tolist()))
         for one, ids, real in zip(prompts, tokens, mask, strict=True)
