@@ -37,7 +37,7 @@ def get_config() -> Any:
     config.workers = 2  # runs side by side, each with its share of the CPUs
     config.cpu_devices = 1  # of each of them
     config.only = ""  # these arms alone, with commas between them; "" for all
-    config.rates = (1e-5, 3e-5, 1e-4, 3e-4)  # of learning to choose from, rl.learning_rate
+    config.rates = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)  # of learning to choose from, rl.learning_rate
     config.main = "srpo"  # the arm that the others are compared with
 
     config.recipe = _recipe()

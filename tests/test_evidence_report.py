@@ -223,7 +223,7 @@ def test_a_rate_that_was_chosen_stands_beside_what_it_was_chosen_from(tmp_path):
     arm = found["arms"]["srpo"]
     assert (arm["rate"], arm["tried"]) == (3e-4, {"0.0001": 0.6, "0.0003": 0.7})
     assert by_seed(arm, "test", "macro_f1") == {"0": 0.7, "1": 0.9}
-    assert "| srpo | 0.600 | 0.700 | 0.0003 |" in tables(found)
+    assert "| srpo | 0.600 | 0.700 | 0.0003 (at the edge) |" in tables(found)
     (tmp_path / "seed0/srpo-0.0001/summary.json").unlink()
     assert "- srpo: its rate is chosen among 1 of 2\n" in tables(collect(config, tmp_path))
 

@@ -75,10 +75,13 @@ def _series(
         return None
     figure = Figure(figsize=(7.6, 3.8))
     axis = figure.subplots()
+    most = max(len(arm["seeds"]) for _, arm in drawn)
     for colour, arm in drawn:
         steps, mean, sd = _band(arm, key, smooth)
+        count = len(arm["seeds"])  # a mean of fewer seeds is not to be compared by the eye
+        fewer = f" ({count} seed{'s' * (count > 1)})" if count < most else ""
         look = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.8}
-        axis.plot(steps, mean, label=arm["title"], **look)
+        axis.plot(steps, mean, label=arm["title"] + fewer, **look)
         axis.fill_between(steps, mean - sd, mean + sd, color=colour, alpha=0.15, linewidth=0)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     running = f", running mean of {smooth}" if smooth > 1 else ""

@@ -101,7 +101,8 @@ class Imitation(Offline):
       ValueError: if no sampled chain agrees with the annotation.
     """
 
-    title, shown = "SFT", ("loss",)
+    title = "SFT"
+    shown: tuple[str, ...] = ("loss",)
 
     def __init__(self, *args: Any):
         super().__init__(*args)
@@ -139,7 +140,8 @@ class Preferences(Offline):
       ValueError: if no group has both a right and a wrong rollout.
     """
 
-    title, shown = "DPO", ("loss", "accuracy")
+    title = "DPO"
+    shown: tuple[str, ...] = ("loss", "accuracy")
 
     def __init__(self, *args: Any):
         super().__init__(*args)

@@ -36,7 +36,7 @@ class Online:
       judge: samples from the policy, where the examiner learns anew from it.
     """
 
-    shown = "reward", "kl"
+    shown: tuple[str, ...] = ("reward", "kl")
 
     def __init__(
         self,
