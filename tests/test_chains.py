@@ -66,6 +66,18 @@ def test_every_pair_gets_a_well_formed_chain(query, product, title, label, impli
         assert parsed.label == label
 
 
+def test_checks_whose_truth_is_known_are_written():
+    """A policy that begins without them would be charged for leaving them out."""
+    schema = CotSchema.build(checks=2)
+    steps = {"check_1": "met", "attributes": "met"}
+    parsed = schema.parse(chain(dataclasses.replace(LAMP, label=4, steps=steps), 0, schema))
+    found = dict(zip(schema.names, parsed.steps, strict=True))
+    assert parsed.well_formed
+    assert found["check_1"] is not None
+    assert found["check_1"].verdict == "met"
+    assert found["check_2"] is None
+
+
 @pytest.mark.parametrize(
     ("label", "expected"),
     [

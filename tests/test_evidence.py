@@ -266,8 +266,15 @@ def test_a_run_in_processes_survives_what_fails_and_goes_on(tmp_path, capfd):
     assert sorted(again) == ["seed0/fails-0.0001", "seed0/killed-0.0003"]
 
     (tmp_path / "started").unlink()
+    capfd.readouterr()
     run_evidence(small(arms, rates=(1e-4,), only="grpo"), tmp_path, stand_in)
     assert not (tmp_path / "started").exists()
+    assert "another version" not in capfd.readouterr().out
+    record = tmp_path / "seed0" / "grpo-0.0001.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"code": "older"}))
+    run_evidence(small(arms, rates=(1e-4,), only="grpo"), tmp_path, stand_in)
+    said = " ".join(capfd.readouterr().out.split())
+    assert "with another version of she_jax, and kept: seed0/grpo-0.0001 " in said + " "
     other = small(arms | {"grpo": {"seeds": 2, "settings": {"rl.estimator": "rloo"}}})
     with pytest.raises(ValueError, match=r"rl\.estimator: grpo then, rloo now"):
         run_evidence(other, tmp_path, stand_in)

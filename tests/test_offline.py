@@ -138,6 +138,19 @@ def test_trap_11_a_resumed_dpo_run_equals_the_uninterrupted_one(
     assert one.read_bytes() == other.read_bytes()
 
 
+def test_a_run_whose_updates_are_done_samples_no_more(policy, tmp_path, sampled, monkeypatch):
+    """Killed between its last checkpoint and its summary."""
+    start = str(policy / "checkpoints" / "sft")
+    changes = {"start": start, "method": "dpo", "shopworld__chains": "gold", "eval__pass_k": 0}
+    run(config(**changes, rl__steps=2), tmp_path / "run")
+    summary = tmp_path / "run" / "summary.json"
+    before = summary.read_bytes()
+    summary.unlink()
+    monkeypatch.setattr(Judge, "samples", None)
+    run(config(**changes, rl__steps=2), tmp_path / "run")
+    assert summary.read_bytes() == before
+
+
 def test_a_run_goes_on_with_the_chains_it_began_with_or_not_at_all(policy, tmp_path, sampled):
     start = str(policy / "checkpoints" / "sft")
     changes = {"start": start, "method": "dpo", "shopworld__chains": "gold", "eval__pass_k": 0}

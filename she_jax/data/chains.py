@@ -47,8 +47,9 @@ def write_chain(example: Example, schema: CotSchema, rng: np.random.Generator) -
     """A chain of thought for a judged pair, in one of several phrasings.
 
     A ``rationale`` that the schema reads as well formed is taken as it is. Otherwise the steps
-    ``query``, ``product``, ``category``, ``attributes`` and ``label`` are written, optional steps
-    are left out, and any other step of the schema is copied from ``example.steps``.
+    ``query``, ``product``, ``category``, ``attributes`` and ``label`` are written, and any other
+    step of the schema is copied from ``example.steps``; an optional one that is not there is left
+    out.
 
     Args:
       example: the pair, with its label; a verdict in ``example.steps`` is never contradicted.
@@ -72,12 +73,11 @@ def write_chain(example: Example, schema: CotSchema, rng: np.random.Generator) -
     }
     for step in schema.steps:
         known = (example.steps or {}).get(step.name)
-        if not step.optional and known and step.name not in {*texts, *verdicts}:
+        if known and step.name not in {*texts, *verdicts}:
             (verdicts if step.verdicts else texts)[step.name] = known
-    required = {step.name for step in schema.steps if not step.optional}
     return schema.write(
-        {name: text for name, text in texts.items() if name in required},
-        {name: verdict for name, verdict in verdicts.items() if name in required},
+        {name: text for name, text in texts.items() if name in schema.names},
+        {name: verdict for name, verdict in verdicts.items() if name in schema.names},
     )
 
 

@@ -83,7 +83,7 @@ class Shop:
 
     @property
     def detailed(self) -> bool:
-        """Whether it knows ``DETAILS``, and labels as a rule hang on one condition."""
+        """Whether it knows ``DETAILS``, and labels often hang on one condition."""
         return self.checks > 2
 
     def attributes(self, department: str) -> Mapping[str, Mapping[str, tuple[str, ...]]]:

@@ -72,7 +72,6 @@ def learn(
     before = judge_before(config, workdir, judge, reference, made)
     if not rl.steps:
         return before | {"before": before}, reference
-    lessons = make_lessons(judge)
     optimizer = make_optimizer(rl)
     # A copy, since the update is given its state for good and the reference must stay.
     start_policy = Policy(**vars(policy) | {"params": jax.tree.map(jnp.copy, reference)})
@@ -80,9 +79,12 @@ def learn(
     del start_policy
     saved = Checkpoints(workdir / "checkpoints" / "srpo", warn=say)
     host = {"lines": lines, "best": -1.0, "stale": 0, "data": fingerprint(made)}
-    host |= {"lessons": lessons.state}
     start, state, host = saved.restore(state) or (0, state, host)
     check_data(host, fingerprint(made))
+    lessons = None
+    if start < rl.steps and not settled(rl, host["stale"]):
+        lessons = make_lessons(judge)  # which may sample for a while
+        host = {"lessons": lessons.state} | host
     if not saved.steps:  # what the stage begins with stays if nothing better comes of it
         limit, task = config.data.eval_pairs, "judging validation, before"
         began_with = judge_split(judge, reference, made, "validation", limit, task)["macro_f1"]
@@ -90,7 +92,7 @@ def learn(
         saved.save(0, state, host, best=True)
     if stop:
         leave(stop, "srpo", start, rl.steps)
-    if start < rl.steps and not settled(rl, host["stale"]):
+    if lessons is not None:
         lessons.begin(host["lessons"], start)
         update = jit_update_step(make_step(config, policy, optimizer), policy.mesh, state)
         state = _updates(

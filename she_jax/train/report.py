@@ -120,6 +120,8 @@ def before_after_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> T
     if "longtail" in before:
         tails = [one.get("longtail", {}).get("macro_f1") for one in (before, after)]
         rows.append(("macro F1, long tail", *tails))
+    if before.get("wrong_reason") is not None:
+        rows.append(("wrong reason", before["wrong_reason"], after.get("wrong_reason")))
     rows.append(("parse rate", before.get("parse_rate"), after.get("parse_rate")))
     sampled = [key for key in before if key.startswith("pass_at_")]
     rows += [(key.replace("_at_", "@"), before[key], after.get(key)) for key in sampled]

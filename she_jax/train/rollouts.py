@@ -407,7 +407,7 @@ def _examined(
 ) -> tuple[StepBatch, dict[str, float]]:
     """The steps with the examiner's word beside the verifier's, and how the two get on."""
     told = examine_chains(examiner, chains, examples, schema, key)
-    mask = np.asarray(steps.step_mask)
+    mask = np.array([[step is not None for step in chain.steps] for chain in chains])
     verifier, known = np.asarray(steps.verifier), np.asarray(steps.verifier_known) & mask
     figures = {
         "examiner/asked": examiner.asked,

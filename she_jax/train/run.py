@@ -52,6 +52,7 @@ def run(config: Config, workdir: Path) -> None:
         run_curriculum(config, workdir)
         return
     if config.kind == "evidence":
+        # Imported here: it locks files with fcntl, which not every system has.
         from she_jax.train.evidence import run_evidence
 
         run_evidence(config, workdir)
