@@ -43,6 +43,7 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.shopworld.errors.unstated = 0.6
     config.shopworld.errors.near = 0.6
     config.shopworld.errors.price = 0.6
+    config.shopworld.errors.likeness = 0.6
 
     # The chain of thought; see she_jax.cot.CotSchema.build.
     config.chain = ConfigDict()

@@ -195,6 +195,14 @@ DETAILS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
     },
 }
 
+# Attributes of which worlds with checks take some values for substitutes of others.
+SUBSTITUTED = (
+    "brand",
+    "colour",
+    "material",
+    *("closure", "lining", "pattern", "cut", "weather", "finish", "style", "shape", "room"),
+)
+
 # Department -> a need a shopper may name -> (attribute, the value that answers it).
 NEEDS: dict[str, dict[str, tuple[str, str]]] = {
     "footwear": {

@@ -1,7 +1,7 @@
 """ShopWorld's queries and products: what they are, what is true of them, how they are drawn.
 
-A shop whose chains have more than two checks also sells and asks for ``DETAILS``, and there a label
-often hangs on one condition: most of them are met.
+A shop whose chains have checks also sells and asks for ``DETAILS``; there one value may stand in
+for another (``likeness``), which has to be known, and a label often hangs on one condition.
 """
 
 import hashlib
@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
-from she_jax.data.catalogue import ATTRIBUTES, BRANDS, DEPARTMENTS, DETAILS, NEEDS
+from she_jax.data.catalogue import (
+    ATTRIBUTES,
+    BRANDS,
+    DEPARTMENTS,
+    DETAILS,
+    NEEDS,
+    SUBSTITUTED,
+)
 
 KINDS = ("plain", "attribute", "brand", "negation", "alternative", "question")
 
@@ -35,6 +42,8 @@ _VALUE_SYNONYMS = {
     for department, named in _WITH_DETAILS.items()
 }
 _LONGTAIL_SHARE = 16  # one combination of type and value in so many is kept from training
+_ALIKE_SHARE = 3  # one pair of values in so many is alike
+_DOUBTFUL_SHARE = 2  # a fallible teacher doubts one pair in so many
 
 
 class Condition(NamedTuple):
@@ -83,8 +92,8 @@ class Shop:
 
     @property
     def detailed(self) -> bool:
-        """Whether it knows ``DETAILS``, and labels often hang on one condition."""
-        return self.checks > 2
+        """Whether it knows ``DETAILS`` and substitutes, and labels often hang on one condition."""
+        return self.checks > 0
 
     def attributes(self, department: str) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
         """The attributes of a department, beside the brand."""
@@ -101,7 +110,20 @@ class Shop:
         """The values that products of a type can state to give a condition this outcome."""
         attribute, known = condition.attribute, self.attributes(CATEGORY[type_name][0])
         values = self.values(type_name, attribute) if attribute in ("brand", *known) else []
-        return [v for v in values if condition_verdict(condition, v) == outcome]
+        return [v for v in values if self.verdict(condition, v) == outcome]
+
+    def likeness(self, attribute: str, asked: str, offered: str) -> str:
+        """same, alike or other; ``likeness`` where it knows substitutes."""
+        if self.detailed:
+            return likeness(attribute, asked, offered)
+        return "same" if asked == offered else "other"
+
+    def verdict(self, condition: Condition, offered: str | None) -> str:
+        """met, unstated or conflict, for what a product states of the condition's attribute."""
+        if offered is None:
+            return "unstated"
+        alike = self.likeness(condition.attribute, condition.value, offered)
+        return condition_verdict(condition, offered, alike)
 
     def askable(self, type_name: str, attribute: str, op: str) -> list[Condition]:
         """The conditions on an attribute that each type of the category can meet."""
@@ -117,13 +139,31 @@ def category_verdict(asked: str, offered: str) -> str:
     return "near" if CATEGORY[asked] == CATEGORY[offered] else "mismatch"
 
 
-def condition_verdict(condition: Condition, offered: str | None) -> str:
-    """met, unstated or conflict, for what a product states of the condition's attribute."""
-    if offered is None:
-        return "unstated"
+def likeness(attribute: str, asked: str, offered: str) -> str:
+    """same; alike, where shoppers who ask for one value are content with the other; or other.
+
+    Which values are alike follows from no rule: it is knowledge, as that ESCI's substitutes take.
+    """
+    if asked == offered:
+        return "same"
+    if attribute not in SUBSTITUTED:
+        return "other"
+    pair = sorted((asked, offered))
+    return "other" if words_hash("alike", *pair) % _ALIKE_SHARE else "alike"
+
+
+def is_doubtful(attribute: str, asked: str, offered: str) -> bool:
+    """Whether a fallible teacher may be wrong about the likeness of two values."""
+    pair = sorted((asked, offered))
+    known = asked == offered or attribute not in SUBSTITUTED
+    return not known and words_hash("doubtful", *pair) % _DOUBTFUL_SHARE == 0
+
+
+def condition_verdict(condition: Condition, offered: str, alike: str) -> str:
+    """met or conflict, for what a product states and how like it is to what was asked."""
     if condition.op == "cheaper":
         return "met" if BAND[offered] < BAND[condition.value] else "conflict"
-    return "met" if (offered == condition.value) == (condition.op == "is") else "conflict"
+    return "met" if (alike != "other") == (condition.op == "is") else "conflict"
 
 
 def attributes_verdict(outcomes: list[str]) -> str:

@@ -28,6 +28,7 @@ from she_jax.data.pairs import (
     condition_verdict,
     draw_product,
     draw_query,
+    is_doubtful,
     is_longtail,
     label_rule,
     list_product,
@@ -48,12 +49,16 @@ class TeacherErrors:
       unstated: takes an asked attribute that the product leaves unstated for met.
       near: takes a near product type for a match.
       price: takes whatever brand is offered for a budget brand.
+      likeness: takes values that are alike for others, or the other way round, where the pair of
+        them is doubtful (``pairs.is_doubtful``): a hundred beliefs, each to be put right by itself.
+        Without checks nothing is alike.
     """
 
     negation: float = 0.6
     unstated: float = 0.6
     near: float = 0.6
     price: float = 0.6
+    likeness: float = 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +75,9 @@ class World:
         label always).
       chains: who writes the rationale: ``teacher``, ``gold`` or ``none``.
       checks: give each asked attribute a step of its own (``CotSchema.build``), 0, 2, 4 or 8 of
-        them. With 4 or 8, queries ask for half as many to so many attributes, of which there are
-        more (``DETAILS``), and as a rule one of them decides; else they ask for two at most.
+        them. Then queries ask for half as many to so many attributes, of which there are more
+        (``DETAILS``), some values stand in for others, and often one condition decides; without
+        checks, queries ask for two attributes at most.
       label_first: the label stands before the reasoning.
       errors: the teacher's error rates.
     """
@@ -148,7 +154,7 @@ def generate(world: World, split: str) -> Iterator[Example]:
         for i in range(done, min(done + 4, total)):
             label = _label(rng, world.class_balance, drawn, can_conflict=bool(query.conditions))
             product = draw_product(rng, shop, query, label)
-            yield _example(world, schema, rng, query, product, f"{split}-{i:06d}")
+            yield _example(world, shop, schema, rng, query, product, f"{split}-{i:06d}")
             drawn[label] += 1
 
 
@@ -171,8 +177,8 @@ def _label(
     return rng.choices((1, 2, 3, 4), lacking if sum(lacking) else (1, 0, 1, 1))[0]
 
 
-def _truth(query: Query, product: Product) -> tuple[dict[str, str], int]:
-    outcomes = [condition_verdict(c, product.stated.get(c.attribute)) for c in query.conditions]
+def _truth(shop: Shop, query: Query, product: Product) -> tuple[dict[str, str], int]:
+    outcomes = [shop.verdict(c, product.stated.get(c.attribute)) for c in query.conditions]
     category, attributes = category_verdict(query.type, product.type), attributes_verdict(outcomes)
     steps = {
         "query": "; ".join([query.type, *(c.item for c in query.conditions)]),
@@ -189,6 +195,7 @@ def _numbered(outcomes: list[str]) -> dict[str, str]:
 
 def write_chain(
     rng: random.Random,
+    shop: Shop,
     schema: CotSchema,
     query: Query,
     product: Product,
@@ -199,7 +206,7 @@ def write_chain(
     Args:
       errors: the teacher's error rates; None for the gold chain.
     """
-    slip = errors or TeacherErrors(negation=0, unstated=0, near=0, price=0)
+    slip = errors or TeacherErrors(negation=0, unstated=0, near=0, price=0, likeness=0)
     conditions = [
         c._replace(op="is") if c.op == "not" and rng.random() < slip.negation else c
         for c in query.conditions
@@ -209,7 +216,7 @@ def write_chain(
         category = "match"
     checks, outcomes = [], []
     for condition in conditions:
-        text, outcome = _check(rng, condition, product, slip)
+        text, outcome = _check(rng, shop, condition, product, slip)
         checks.append(text)
         outcomes.append(outcome)
     attributes = attributes_verdict(outcomes)
@@ -235,38 +242,47 @@ def write_chain(
 
 
 def _check(
-    rng: random.Random, condition: Condition, product: Product, slip: TeacherErrors
+    rng: random.Random, shop: Shop, condition: Condition, product: Product, slip: TeacherErrors
 ) -> tuple[str, str]:
-    """An asked attribute beside the offered one, and the outcome the writer sees."""
+    """An asked attribute beside the offered one, and the outcome the writer sees.
+
+    Where there are substitutes, how like the two are is also said: a policy that sees many checks
+    of one thing learns to compare from that word, not from the outcomes.
+    """
     offered = product.stated.get(condition.attribute)
-    outcome = condition_verdict(condition, offered)
     if offered is None:
-        outcome = "met" if rng.random() < slip.unstated else outcome
+        outcome = "met" if rng.random() < slip.unstated else "unstated"
         return f"{condition.item} / none", outcome
     if condition.op == "cheaper":
         band = 0 if rng.random() < slip.price else BAND[offered]
         outcome = "met" if band < BAND[condition.value] else "conflict"
         asked = f"{condition.item} {BANDS[BAND[condition.value]]}"
         return f"{asked} / {offered} {BANDS[band]}", outcome
-    return f"{condition.item} / {offered}", outcome
+    pair = (condition.attribute, condition.value, offered)
+    alike = shop.likeness(*pair)
+    if shop.detailed and is_doubtful(*pair) and rng.random() < slip.likeness:
+        alike = "other" if alike == "alike" else "alike"
+    text = f"{condition.item} / {offered}" + (f" {alike}" if shop.detailed else "")
+    return text, condition_verdict(condition, offered, alike)
 
 
 def _example(
     world: World,
+    shop: Shop,
     schema: CotSchema,
     rng: random.Random,
     query: Query,
     product: Product,
     uid: str,
 ) -> Example:
-    steps, label = _truth(query, product)
+    steps, label = _truth(shop, query, product)
     steps = {name: truth for name, truth in steps.items() if name in schema.names}
     rationale = None
     if world.chains != "none":
         errors = world.errors if world.chains == "teacher" else None
-        # With many checks a chain has a generator of its own: the pairs are the same with any.
-        own = random.Random(f"{world.seed}/{uid}") if world.checks > 2 else rng
-        rationale = write_chain(own, schema, query, product, errors)
+        # With checks a chain has a generator of its own: the pairs are the same with any.
+        own = random.Random(f"{world.seed}/{uid}") if shop.detailed else rng
+        rationale = write_chain(own, shop, schema, query, product, errors)
     listing = list_product(rng, product)
     annotated = tuple(name for name in steps if rng.random() < world.coverage)
     # By the pair's name, not by a draw: the pairs are the same whatever the share.

@@ -56,7 +56,12 @@ def check(config: Config, workdir: Path) -> None:
         _check_filter(config)
     if config.kind == "filter":
         return
-    _check_rows(sft.batch_size, sft.micro_batches, mesh)
+    rows = sft.batch_size
+    if config.kind == "train":
+        rows //= 2  # two pairs a row
+        if sft.batch_size % 2:
+            raise ValueError(f"sft.batch_size={sft.batch_size}: expected an even number")
+    _check_rows(rows, sft.micro_batches, mesh)
     if config.kind == "train":
         _check_rl(config, mesh)
         _check_start(config)

@@ -23,7 +23,17 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from she_jax.train.checkpoint import StopSignal
-from she_jax.train.evidence_plan import Job, arms, best_rate, done, flat, job_config, plan, tried
+from she_jax.train.evidence_plan import (
+    Job,
+    arms,
+    best_rate,
+    done,
+    flat,
+    job_config,
+    plan,
+    tried,
+    worth_trying,
+)
 from she_jax.train.metrics import Progress, say
 from she_jax.train.report import write_json
 from she_jax.train.workdir import Config
@@ -149,11 +159,11 @@ class Crew:
                 continue
             else:
                 try:
-                    rated = self._rated(job)
+                    needed, rated = self._needed(job), self._rated(job)
                 except (OSError, ValueError) as error:
                     self.failed[name] = f"no learning rate for it: {error}"
                 else:
-                    if not done(self._workdir, rated):
+                    if needed and not done(self._workdir, rated):
                         continue
                     self._done.add(name)
             self._waiting.remove(job)
@@ -162,6 +172,12 @@ class Crew:
     def _ready(self, job: Job) -> bool:
         ended = self._done | self.failed.keys()
         return self._done.issuperset(job.needs) and ended.issuperset(job.after)
+
+    def _needed(self, job: Job) -> bool:
+        """Whether a job is to be run at all: not with a rate far from where rates do well."""
+        if job.rate is None or not job.after:
+            return True
+        return job.rate in worth_trying(self._config, tried(self._config, self._workdir, job.of))
 
     def _rated(self, job: Job) -> Job:
         """The job with the learning rate that is chosen by now.

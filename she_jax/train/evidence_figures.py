@@ -22,6 +22,7 @@ from she_jax.train.evidence_plan import (
     seeds,
     tried,
     tuned_on,
+    worth_trying,
 )
 from she_jax.train.workdir import Config
 
@@ -42,9 +43,9 @@ def collect(config: Config, workdir: Path) -> dict[str, Any]:
 
     Returns:
       ``main`` and ``plots`` as in the config; ``arms``, name to title, table, start, number of
-      checks, coverage, number of seeds ``planned``, ``rate``, the arm it is ``tuned_on``, of how
-      many ``rates``, ``tried`` (what each of them reached on the validation split) and ``seeds``, a
-      seed to what ``read_run`` returns; ``bad``, what could not be read, with the reason.
+      checks, coverage, number of seeds ``planned``, ``rate``, the arm it is ``tuned_on``, how many
+      ``rates`` are to be tried, ``tried`` (what each of them reached on the validation split) and
+      ``seeds``, a seed to what ``read_run`` returns; ``bad``, what could not be read, and why.
     """
     bad: dict[str, str] = {}
     found: dict[str, Any] = {}
@@ -71,7 +72,7 @@ def collect(config: Config, workdir: Path) -> dict[str, Any]:
             "planned": len(seeds(config, name)),
             "rate": first.rate,
             "tuned_on": like,
-            "rates": len(config.rates) if like else 0,
+            "rates": len(worth_trying(config, scores or {})) if like else 0,
             "tried": {f"{rate:g}": score for rate, score in (scores or {}).items()},
             "seeds": runs,
         }

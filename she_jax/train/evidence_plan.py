@@ -29,7 +29,8 @@ class Job:
       rate: an arm's learning rate; None as long as it is not chosen.
       like: the arm on whose runs the rate is chosen, where it is None.
       needs: names of the jobs that must be done before.
-      after: names of the jobs that must have ended before, well or not.
+      after: names of the jobs that must have ended before, well or not. An arm's that has a rate
+        is done only if these show that the rate is worth trying, see ``worth_trying``.
     """
 
     kind: str
@@ -121,10 +122,29 @@ def _jobs(config: Config, arm: str, seed: int) -> list[Job]:
     if not like:
         return [*before, replace(job, rate=_own_rate(config, arm))]
     if (like, seed) == (arm, first):
-        return [*before, *(replace(job, rate=rate) for rate in config.rates)]
+        return [*before, *_grid(config, job)]
     grid = _jobs(config, like, first)
     tried = tuple(one.name for one in grid if one.of == like and one.kind == "arm")
     return [*grid, *before, replace(job, like=like, after=tried)]
+
+
+def _grid(config: Config, job: Job) -> list[Job]:
+    """A job with each of the rates, those in the middle first."""
+    jobs = [replace(job, rate=rate) for rate in sorted(config.rates)]
+    start, end = _middle(len(jobs))
+    below = [
+        replace(jobs[n], after=tuple(one.name for one in jobs[n + 1 : end])) for n in range(start)
+    ]
+    above = [
+        replace(jobs[n], after=tuple(one.name for one in jobs[start:n]))
+        for n in range(end, len(jobs))
+    ]
+    return [*jobs[start:end], *reversed(below), *above]
+
+
+def _middle(count: int) -> tuple[int, int]:
+    """Where the three middle ones of so many begin and end."""
+    return max(count // 2 - 1, 0), min(count // 2 + 2, count)
 
 
 def row(config: Config, arm: str, scores: Mapping[float, float]) -> Job:
@@ -287,6 +307,21 @@ def tried(config: Config, workdir: Path, arm: str) -> dict[float, float]:
         if done(workdir, job) and (score := reached(workdir / job.name)) is not None:
             scores[rate] = score
     return scores
+
+
+def worth_trying(config: Config, scores: Mapping[float, float]) -> list[float]:
+    """The rates to try, given what some reached: three, and on to where the outermost was best."""
+    rates = sorted(config.rates)
+    start, end = _middle(len(rates))
+    while inner := {rate: scores[rate] for rate in rates[start:end] if rate in scores}:
+        best = best_rate(inner)
+        if start and best == rates[start]:
+            start -= 1
+        elif end < len(rates) and best == rates[end - 1]:
+            end += 1
+        else:
+            break
+    return rates[start:end]
 
 
 def best_rate(scores: Mapping[float, float]) -> float:

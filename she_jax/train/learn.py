@@ -78,13 +78,13 @@ def learn(
     state = new_state(start_policy, optimizer, config.seed + 1)
     del start_policy
     saved = Checkpoints(workdir / "checkpoints" / "srpo", warn=say)
-    host = {"lines": lines, "best": -1.0, "stale": 0, "data": fingerprint(made)}
+    host: Any = {"lines": lines, "best": -1.0, "stale": 0, "data": fingerprint(made)}
     start, state, host = saved.restore(state) or (0, state, host)
     check_data(host, fingerprint(made))
     lessons = None
     if start < rl.steps and not settled(rl, host["stale"]):
         lessons = make_lessons(judge)  # which may sample for a while
-        host = {"lessons": lessons.state} | host
+        host.setdefault("lessons", lessons.state)
     if not saved.steps:  # what the stage begins with stays if nothing better comes of it
         limit, task = config.data.eval_pairs, "judging validation, before"
         began_with = judge_split(judge, reference, made, "validation", limit, task)["macro_f1"]

@@ -1,5 +1,6 @@
 """Supervised fine-tuning with checkpoints and metrics, whatever the batches are made of."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,9 @@ from she_jax.train.metrics import MetricsWriter, Progress, say
 from she_jax.train.setup import Policy, make_optimizer
 from she_jax.train.workdir import Config
 from she_jax.types import Example, OutcomeBatch, SftBatch, TrainState
+
+# Lengths of a row that holds two, in rows that hold one: few, as each takes a compilation.
+WIDTHS = (1.0, 1.25, 1.375, 1.625, 2.0)
 
 
 def sft(
@@ -88,11 +92,40 @@ def sft(
 def sft_batch(
     own: PromptFormat, examples: Sequence[Example], seed: tuple[int, int]
 ) -> tuple[SftBatch, dict[str, int]]:
-    """Examples and their chains as tokens, and how many of each had to be cut."""
+    """Examples and their chains as tokens, two a row, and how many of each had to be cut."""
     rng = np.random.default_rng(seed)
     answers, mask, cut_chains = own.chains([write_chain(e, own.schema, rng) for e in examples])
     batch, cut_prompts = completion_batch(own, examples, answers, mask)
-    return batch, {"cut_prompts": cut_prompts, "cut_chains": cut_chains}
+    return two_a_row(batch), {"cut_prompts": cut_prompts, "cut_chains": cut_chains}
+
+
+def two_a_row(batch: SftBatch) -> SftBatch:
+    """A batch with half as many rows, the longest of them with the shortest, and so on.
+
+    Neither sees the other: loss and gradient are those of the batch. Rows are seldom full, so there
+    are fewer tokens to work through; how long the new rows are is one of ``WIDTHS``.
+
+    Args:
+      batch: an even number of rows, without a mask.
+    """
+    rows = [np.asarray(x) for x in (batch.tokens, batch.positions, batch.weights)]
+    real = rows[1] >= 0
+    sizes = real.sum(axis=1)
+    order = np.argsort(sizes, kind="stable")
+    couples = np.stack([order[::-1], order], axis=1)[: len(order) // 2]
+    widths = [math.ceil(share * real.shape[1]) for share in WIDTHS]
+    shape = len(couples), next(w for w in widths if w >= sizes[couples].sum(axis=1).max())
+    packed = [np.full(shape, fill, x.dtype) for x, fill in zip(rows, (0, -1, 0), strict=True)]
+    mask = np.zeros((*shape, shape[1]), bool)
+    for row, couple in enumerate(couples):
+        end = 0
+        for one in couple:
+            start, end = end, end + sizes[one]
+            for x, y in zip(packed, rows, strict=True):
+                x[row, start:end] = y[one, real[one]]
+            mask[row, start:end, start:end] = np.tri(end - start, dtype=bool)
+    tokens, positions, weights, mask = map(jnp.asarray, (*packed, mask))
+    return SftBatch(tokens=tokens, positions=positions, weights=weights, mask=mask)
 
 
 def completion_batch(
