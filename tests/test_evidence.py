@@ -16,7 +16,15 @@ from test_run import SMALL
 from configs import evidence as recipe
 from she_jax.train.checkpoint import StopSignal
 from she_jax.train.evidence import run_evidence
-from she_jax.train.evidence_plan import Job, best_rate, job_config, plan, row, tried
+from she_jax.train.evidence_plan import (
+    Job,
+    best_rate,
+    job_config,
+    plan,
+    row,
+    tried,
+    worth_trying,
+)
 
 ROOT = Path(__file__).parent.parent
 MACRO_F1 = {"grpo": 0.6, "srpo": 0.7, "rloo": 0.5}  # what the stand-in reaches
@@ -223,6 +231,31 @@ def test_of_rates_that_reached_the_same_the_lowest_is_taken():
     assert best_rate({3e-4: 0.7, 1e-4: 0.7, 1e-3: 0.6}) == 1e-4
 
 
+@pytest.mark.parametrize(
+    ("reached", "rates"),
+    [
+        ((), (2, 3, 4)),
+        ((0, 0, 7, 8, 7, 0, 0), (2, 3, 4)),
+        ((0, 0, 0, 0, 1, 2, 1), (2, 3, 4, 5, 6)),  # 5 is best, and 6 shows that it is
+        ((9, 8, 7, 6, 5, 4, 3), (0, 1, 2, 3, 4)),
+        ((9, 3, 7, 6, 5, 4, 3), (1, 2, 3, 4)),  # 0 was not to be known of
+        ((8, 8, 8, 8, 8, 8, 8), (0, 1, 2, 3, 4)),
+        ((None, None, None, None, 1, 0, 0), (2, 3, 4, 5)),
+    ],
+)
+def test_rates_are_tried_outwards_as_long_as_the_outermost_is_best(reached, rates):
+    config = small({"grpo": {}}, rates=(6.0, 5.0, 0.0, 1.0, 2.0, 3.0, 4.0))
+    scores = {float(n): score for n, score in enumerate(reached) if score is not None}
+    assert worth_trying(config, scores) == list(rates)
+
+
+def test_few_rates_are_all_tried():
+    for rates in ((1e-4,), (1e-4, 3e-4), (3e-5, 1e-4, 3e-4)):
+        config = small({"grpo": {}}, rates=rates)
+        assert worth_trying(config, {}) == list(rates)
+        assert [job.after for job in plan(config, ["grpo"])] == [()] * (1 + len(rates))
+
+
 def test_the_best_of_all_judgings_counts_those_of_all_stages(tmp_path):
     config = small({"she": {}}, rates=(1e-4,))
     folder = tmp_path / "seed0/she-0.0001"
@@ -278,6 +311,19 @@ def test_a_run_in_processes_survives_what_fails_and_goes_on(tmp_path, capfd):
     other = small(arms | {"grpo": {"seeds": 2, "settings": {"rl.estimator": "rloo"}}})
     with pytest.raises(ValueError, match=r"rl\.estimator: grpo then, rloo now"):
         run_evidence(other, tmp_path, stand_in)
+
+
+def test_rates_that_need_not_be_tried_are_left_out(tmp_path, capfd):
+    """The stand-in does best with the lowest."""
+    grpo = {"seeds": 2, "settings": {"rl.estimator": "grpo"}}
+    config = small({"grpo": grpo}, rates=(1e-5, 3e-5, 1e-4, 3e-4, 1e-3))
+    run_evidence(config, tmp_path, stand_in)
+    started = (tmp_path / "started").read_text().split()
+    assert set(started[2:5]) == {f"seed0/grpo-{rate}" for rate in ("3e-05", "0.0001", "0.0003")}
+    assert started[5:] == ["seed0/grpo-1e-05", "seed1/grpo-1e-05"]
+    assert "evidence: 8/8" in capfd.readouterr().out
+    arm = json.loads((tmp_path / "evidence.json").read_text())["arms"]["grpo"]
+    assert (arm["rates"], len(arm["tried"]), arm["rate"]) == (4, 4, 1e-5)
 
 
 @pytest.fixture
