@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from she_jax.cot import CotSchema
-from she_jax.train.rollouts import Experience, exploration, refilled
+from she_jax.train.experience import Experience, refilled
+from she_jax.train.rollouts import exploration
 from she_jax.types import Example, Rollout, StepBatch, TrainBatch
 
 G, S, T = 2, 5, 3

@@ -1,6 +1,6 @@
 """Learning from the policy's own rollouts: SRPO, and the estimators it is compared with."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ from she_jax.data.dataset import ExampleSource, Prepared, open_split
 from she_jax.data.pipeline import batches
 from she_jax.train.checkpoint import StopSignal
 from she_jax.train.examiner import load_examiner
+from she_jax.train.experience import Experience, refilled
 from she_jax.train.filter_run import filter_prompts
 from she_jax.train.metrics import say
 from she_jax.train.predict import Judge
-from she_jax.train.refresh import make_refresher
-from she_jax.train.rollouts import Experience, make_collector, refilled
+from she_jax.train.refresh import Refresher
+from she_jax.train.rollouts import Collector
 from she_jax.train.scalar import load_scalar
 from she_jax.train.setup import Policy
 from she_jax.train.watch import Watch
@@ -52,7 +53,7 @@ class Online:
         self._reference, self._source, self._judge = reference, source, judge
         self._pool, self._watch = make_pool(config, source, rates), Watch()
         self._sampled = 0
-        self._refresh: Callable[[int, Any], bool] | None = None
+        self._refresh: Refresher | None = None
         self.title = config.rl.estimator.upper().replace("_", " ")
 
     @property
@@ -69,15 +70,13 @@ class Online:
         self._sampled = state["sampled_tokens"]
         self._examiner = load_examiner(config) if config.reward.model else None
         scalar = load_scalar(config, self._policy) if config.reward.scalar else None
-        self._collect = make_collector(
-            config, self._policy, self._reference, self._examiner, scalar
-        )
+        self._collect = Collector(config, self._policy, self._reference, self._examiner, scalar)
         if self._examiner is not None and config.reward.refresh_every:
             shown = batches(
                 self._source, config.rl.prompts, seed=config.seed, balance=config.data.balance
             )
             own = config, self._workdir, self._examiner, self._judge
-            self._refresh = make_refresher(*own, shown, start)
+            self._refresh = Refresher(*own, shown, start)
 
     def batch(self, state: TrainState, step: int) -> tuple[TrainBatch, dict[str, float]]:
         """Samples with the policy as it is."""
