@@ -174,7 +174,7 @@ def _arm(
 
 def _arms() -> dict[str, dict[str, Any]]:
     """In the order in which they are run, after what they need."""
-    return _main() | _checks() | _coverages() | _estimators() | _ablations()
+    return _main() | _checks() | _longer() | _coverages() | _estimators() | _ablations()
 
 
 def _main() -> dict[str, dict[str, Any]]:
@@ -216,6 +216,20 @@ def _checks() -> dict[str, dict[str, Any]]:
             tuned=name,
         )
         for n in CHECKS
+        for name in ("grpo", "srpo")
+    }
+
+
+def _longer() -> dict[str, dict[str, Any]]:
+    longer = {"rl.steps": 360, "rl.eval_every": 60}
+    return {
+        f"long_{name}": _arm(
+            f"{name.upper()}, 360 updates",
+            "three times as many updates",
+            {"rl.estimator": name} | longer,
+            seeds=3,
+            tuned=name,
+        )
         for name in ("grpo", "srpo")
     }
 
