@@ -83,9 +83,10 @@ def _recipe() -> Any:
             "filter.pairs": 0,
             "rl.aim": "even",
             "rl.refill": 0,
-            "rl.prompts": 8,
-            "rl.group_size": 8,
+            "rl.prompts": 16,
+            "rl.group_size": 4,
             "rl.loss.micro_batches": 4,
+            "rl.srpo.w_outcome": 0.0,  # the label is a step like the others
             "rl.steps": 120,
             "rl.eval_every": 40,
             "eval.pass_k": 0,
@@ -117,19 +118,19 @@ def _scalar() -> Any:
 
 
 def _stages() -> dict[str, dict[str, Any]]:
-    """Of full SHE: three stages, each with a filter of its own.
+    """Of full SHE: SFT on the policy's own right chains, then SRPO on filtered prompts, twice.
 
-    What the filters sample (480 prompts, 4 rollouts each) is taken off the updates: 90 in place of
-    120, so that it has as many rollouts as the others.
+    What is sampled for the first stage (960 prompts) and the filters (160 and 100 prompts, 4
+    rollouts each) is taken off the updates, so that it has as many rollouts as the others.
     """
     filters = {"filter.rollouts": 4, "filter.low": 0.2, "filter.high": 0.9, "rl.aim": "medium"}
     tail = {"filter.front": ("negation", "alternative", "question")}
     return {
-        "stage1": filters | _stage(updates=40, skip=0, pairs=240),
-        "stage2": filters | _stage(updates=26, skip=240, pairs=120) | {"rl.learning_rate": 1.5e-4},
+        "stage1": {"method": "sft", "rl.steps": 60, "rl.eval_every": 30},
+        "stage2": filters | _stage(updates=25, skip=0, pairs=160) | {"rl.learning_rate": 2e-4},
         "stage3": filters
         | tail
-        | _stage(updates=24, skip=360, pairs=120)
+        | _stage(updates=18, skip=160, pairs=100)
         | {"rl.learning_rate": 1e-4},
     }
 
@@ -274,7 +275,11 @@ def _ablations() -> dict[str, dict[str, Any]]:
     own = {
         "srpo_all": ("SRPO, all steps count", {critical: "all"}),
         "srpo_outcome_consistent": ("SRPO, outcome-consistent", {critical: "outcome_consistent"}),
-        "srpo_half": ("SRPO, step weight 0.5", {"rl.srpo.w_step": 0.5}),
+        "srpo_outcome": ("SRPO, outcome weight 1", {"rl.srpo.w_outcome": 1.0}),
+        "srpo_half": (
+            "SRPO, outcome weight 1, step weight 0.5",
+            {"rl.srpo.w_outcome": 1.0, "rl.srpo.w_step": 0.5},
+        ),
     }
     arms = {
         name: _arm(title, "ablations", values, seeds=3, tuned="srpo")
