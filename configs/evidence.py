@@ -222,16 +222,21 @@ def _checks() -> dict[str, dict[str, Any]]:
 
 
 def _longer() -> dict[str, dict[str, Any]]:
-    longer = {"rl.steps": 360, "rl.eval_every": 60}
+    rejection = {"method": "sft", "offline.chains": "rejection"}
+    own = {
+        "grpo": ("GRPO", {"rl.estimator": "grpo"}),
+        "srpo": ("SRPO", {"rl.estimator": "srpo"}),
+        "sft_rejection": ("SFT, own right chains", rejection),
+    }
     return {
         f"long_{name}": _arm(
-            f"{name.upper()}, 360 updates",
+            f"{title}, 360 updates",
             "three times as many updates",
-            {"rl.estimator": name} | longer,
+            settings | {"rl.steps": 360, "rl.eval_every": 60},
             seeds=3,
             tuned=name,
         )
-        for name in ("grpo", "srpo")
+        for name, (title, settings) in own.items()
     }
 
 
