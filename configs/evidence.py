@@ -8,11 +8,12 @@ on with the same command. ``--config.only=srpo,grpo`` runs these arms alone. On 
 ``--config.workers=1``.
 
 Every arm begins with the cold start of its seed, meets the same prompts, samples as many rollouts
-and takes ``recipe.rl.steps`` updates; but full SHE, whose filters' rollouts are taken off its
-updates, and the teacher's chains, of which there is a new one for every row. Its learning rate is
-the one of ``rates`` that does best on the first seed's validation split, or that of the arm it is a
-variant of: the three in the middle are tried, and the next one as long as the outermost is best.
-Nothing is chosen on a test split.
+and takes ``recipe.rl.steps`` updates, or a third of them: so many go to the choice of the rates and
+to the variants; but full SHE, whose filters' rollouts are taken off its updates, and the teacher's
+chains, of which there is a new one for every row. An arm's learning rate is the one of ``rates``
+that does best on the first seed's validation split, or that of the arm it is a variant of: the
+three in the middle are tried, and the next one as long as the outermost is best. Nothing is chosen
+on a test split.
 """
 
 from typing import Any
@@ -28,6 +29,7 @@ EXAMINED = {"reward.model": EXAMINER, "rl.tol": 0.05}
 # Conditions a query besides the recipe's, and the room that prompts and chains of them take.
 CHECKS = {2: (36, 92), 8: (56, 188)}
 COVERAGES = (0.5, 0.2, 0.0)  # share of the steps that humans annotated, besides the recipe's
+SHORT = {"rl.steps": 120, "rl.eval_every": 40}
 
 
 def get_config() -> Any:
@@ -39,7 +41,6 @@ def get_config() -> Any:
     config.cpu_devices = 1  # of each of them
     config.only = ""  # these arms alone, with commas between them; "" for all
     config.rates = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)  # of learning to choose from, rl.learning_rate
-    config.main = "srpo"  # the arm that the others are compared with
 
     config.recipe = _recipe()
     config.recipe.cpu_devices = config.get_ref("cpu_devices")
@@ -87,8 +88,8 @@ def _recipe() -> Any:
             "rl.group_size": 4,
             "rl.loss.micro_batches": 4,
             "rl.srpo.w_outcome": 0.0,  # the label is a step like the others
-            "rl.steps": 120,
-            "rl.eval_every": 40,
+            "rl.steps": 360,
+            "rl.eval_every": 60,
             "eval.pass_k": 0,
         }
     )
@@ -120,17 +121,17 @@ def _scalar() -> Any:
 def _stages() -> dict[str, dict[str, Any]]:
     """Of full SHE: SFT on the policy's own right chains, then SRPO on filtered prompts, twice.
 
-    What is sampled for the first stage (960 prompts) and the filters (160 and 100 prompts, 4
+    What is sampled for the first stage (1,920 prompts) and the filters (640 and 480 prompts, 4
     rollouts each) is taken off the updates, so that it has as many rollouts as the others.
     """
-    filters = {"filter.rollouts": 4, "filter.low": 0.2, "filter.high": 0.9, "rl.aim": "medium"}
+    filters = {"filter.rollouts": 4, "filter.low": 0.0, "filter.high": 0.9, "rl.aim": "medium"}
     tail = {"filter.front": ("negation", "alternative", "question")}
     return {
-        "stage1": {"method": "sft", "rl.steps": 60, "rl.eval_every": 30},
-        "stage2": filters | _stage(updates=25, skip=0, pairs=160) | {"rl.learning_rate": 2e-4},
+        "stage1": {"method": "sft", "rl.steps": 120, "rl.eval_every": 60},
+        "stage2": filters | _stage(updates=120, skip=0, pairs=640) | {"rl.learning_rate": 2e-4},
         "stage3": filters
         | tail
-        | _stage(updates=18, skip=160, pairs=100)
+        | _stage(updates=50, skip=640, pairs=480)
         | {"rl.learning_rate": 1e-4},
     }
 
@@ -156,6 +157,7 @@ def _arm(
     start: str = "main",
     seeds: int = 5,
     tuned: bool | str = True,
+    against: str = "",
     trained: bool = True,
     stages: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
@@ -165,6 +167,7 @@ def _arm(
         "start": start,  # one of ``starts``
         "seeds": seeds,  # it is run with the first so many
         "tuned": tuned,  # over ``rates``; or the arm whose rate it takes; or False, the recipe's
+        "against": against,  # the arm that is compared with it
         "trained": trained,  # False: the cold start itself is the row
         "settings": _nested(settings),  # what it changes in the recipe
         # Of a curriculum, what each stage changes besides. A learning rate of its own is a share of
@@ -175,34 +178,52 @@ def _arm(
 
 def _arms() -> dict[str, dict[str, Any]]:
     """In the order in which they are run, after what they need."""
-    return _main() | _checks() | _longer() | _coverages() | _estimators() | _ablations()
+    return _main() | _short() | _checks() | _coverages() | _estimators() | _ablations()
 
 
 def _main() -> dict[str, dict[str, Any]]:
-    scalar = {"rl.estimator": "grpo", "reward.scalar": SCALAR, "rl.tol": 0.05}
+    rejection = {"method": "sft", "offline.chains": "rejection"}
     chains = {"method": "sft", "offline.chains": "written"}
     gold = chains | {"shopworld.chains": "gold"}
+    teacher = chains | {"offline.pairs": 23_040}  # a new chain for every row
+    scalar = {"rl.estimator": "grpo", "reward.scalar": SCALAR, "rl.tol": 0.05}
+
+    def arm(title: str, settings: dict[str, Any], tuned: str, **own: Any) -> dict[str, Any]:
+        return _arm(title, "main", settings, **{"tuned": tuned, "against": "srpo"} | own)
+
     return {
-        "cold_start": _arm("cold start", "main", {}, tuned=False, trained=False),
-        "grpo": _arm("GRPO", "main", {"rl.estimator": "grpo"}),
-        "srpo": _arm("SRPO", "main", {"rl.estimator": "srpo"}),
-        "dpo": _arm("DPO", "main", {"method": "dpo"}),
-        "sft_rejection": _arm(
-            "SFT, own right chains", "main", {"method": "sft", "offline.chains": "rejection"}
+        "cold_start": _arm("cold start", "main", {}, tuned=False, against="srpo", trained=False),
+        "grpo": arm("GRPO", {"rl.estimator": "grpo"}, "short_grpo"),
+        "srpo": arm("SRPO", {"rl.estimator": "srpo"}, "short_srpo", against=""),
+        "sft_rejection": arm("SFT, own right chains", rejection, "short_sft_rejection"),
+        "she": arm("full SHE", {}, "short_srpo", seeds=3, stages=_stages()),
+        "dpo": arm("DPO", {"method": "dpo"}, "short_dpo", seeds=3),
+        "sft_teacher": arm("SFT, teacher's chains", teacher, "short_sft_rejection", seeds=2),
+        "sft_gold": arm("SFT, gold chains (ceiling)", gold, "short_sft_rejection", seeds=2),
+        "grpo_scalar": arm("GRPO, scalar reward model", scalar, "short_grpo", seeds=2),
+    }
+
+
+def _short() -> dict[str, dict[str, Any]]:
+    """The main arms on which rates are chosen; SRPO's is what its variants are compared with."""
+    own = {
+        "grpo": ("GRPO", {"rl.estimator": "grpo"}),
+        "srpo": ("SRPO", {"rl.estimator": "srpo"}),
+        "sft_rejection": (
+            "SFT, own right chains",
+            {"method": "sft", "offline.chains": "rejection"},
         ),
-        "she": _arm("full SHE", "main", {}, seeds=3, tuned="srpo", stages=_stages()),
-        # As many chains as the others sample: a new one for every row.
-        "sft_teacher": _arm(
-            "SFT, teacher's chains",
-            "main",
-            chains | {"offline.pairs": 7_680},
+        "dpo": ("DPO", {"method": "dpo"}),
+    }
+    return {
+        f"short_{name}": _arm(
+            title,
+            "a third of the updates",
+            settings | SHORT,
             seeds=3,
-            tuned="sft_rejection",
-        ),
-        "sft_gold": _arm(
-            "SFT, gold chains (ceiling)", "main", gold, seeds=3, tuned="sft_rejection"
-        ),
-        "grpo_scalar": _arm("GRPO, scalar reward model", "main", scalar, seeds=3, tuned="grpo"),
+            against="" if name == "srpo" else "short_srpo",
+        )
+        for name, (title, settings) in own.items()
     }
 
 
@@ -210,33 +231,15 @@ def _checks() -> dict[str, dict[str, Any]]:
     return {
         f"checks_{n}_{name}": _arm(
             f"{name.upper()}, {n} checks",
-            "checks",
-            {"rl.estimator": name},
+            "checks, a third of the updates",
+            {"rl.estimator": name} | SHORT,
             start=f"checks_{n}",
-            seeds=3,
-            tuned=name,
+            seeds=2,
+            tuned=f"short_{name}",
+            against="" if name == "srpo" else f"checks_{n}_srpo",
         )
         for n in CHECKS
         for name in ("grpo", "srpo")
-    }
-
-
-def _longer() -> dict[str, dict[str, Any]]:
-    rejection = {"method": "sft", "offline.chains": "rejection"}
-    own = {
-        "grpo": ("GRPO", {"rl.estimator": "grpo"}),
-        "srpo": ("SRPO", {"rl.estimator": "srpo"}),
-        "sft_rejection": ("SFT, own right chains", rejection),
-    }
-    return {
-        f"long_{name}": _arm(
-            f"{title}, 360 updates",
-            "three times as many updates",
-            settings | {"rl.steps": 360, "rl.eval_every": 60},
-            seeds=3,
-            tuned=name,
-        )
-        for name, (title, settings) in own.items()
     }
 
 
@@ -244,12 +247,10 @@ def _coverages() -> dict[str, dict[str, Any]]:
     tol = {"rl.tol": EXAMINED["rl.tol"]}  # the two differ in the examiner alone
     kinds = {"verifier": ("verifier only", tol), "hybrid": ("hybrid", EXAMINED)}
     return {
-        f"{name}_coverage_{100 * share:.0f}": _arm(
+        f"{name}_coverage_{100 * share:.0f}": _variant(
             f"SRPO, {title}, {share:.0%} annotated",
-            "coverage",
+            "coverage, a third of the updates",
             own | {"shopworld.coverage": share},
-            seeds=3,
-            tuned="srpo",
         )
         for share in COVERAGES
         for name, (title, own) in kinds.items()
@@ -263,56 +264,66 @@ def _estimators() -> dict[str, dict[str, Any]]:
     # Sums over steps, which a clamp of 2 would make all alike; its paper has none.
     process = {"rl.estimator": "process", "rl.clamp": 100.0}
     own = {
-        "dapo": ("DAPO, no resampling", dapo, "grpo"),
-        "dr_grpo": ("Dr.GRPO", constant, "grpo"),
-        "rloo": ("RLOO", {"rl.estimator": "rloo"}, "grpo"),
+        "dapo": ("DAPO, no resampling", dapo, "short_grpo"),
+        "dr_grpo": ("Dr.GRPO", constant, "short_grpo"),
+        "rloo": ("RLOO", {"rl.estimator": "rloo"}, "short_grpo"),
         "process": ("process supervision", process, True),
         "prorag": ("dual granularity (ProRAG)", {"rl.estimator": "prorag"}, True),
     }
+    table = "estimators, a third of the updates"
     return {
-        name: _arm(title, "estimators", settings, seeds=3, tuned=tuned)
+        name: _variant(title, table, settings, tuned=tuned)
         for name, (title, settings, tuned) in own.items()
     }
 
 
 def _ablations() -> dict[str, dict[str, Any]]:
-    critical, label_first = "rl.srpo.critical", {"start": "label_first", "seeds": 3}
+    critical, table = "rl.srpo.critical", "ablations, a third of the updates"
+    outcome = {"rl.srpo.w_outcome": 1.0}
+    model = EXAMINED | {"reward.combine": "model_only"}
     own = {
         "srpo_all": ("SRPO, all steps count", {critical: "all"}),
         "srpo_outcome_consistent": ("SRPO, outcome-consistent", {critical: "outcome_consistent"}),
-        "srpo_outcome": ("SRPO, outcome weight 1", {"rl.srpo.w_outcome": 1.0}),
+        "srpo_outcome": ("SRPO, outcome weight 1", outcome),
         "srpo_half": (
             "SRPO, outcome weight 1, step weight 0.5",
-            {"rl.srpo.w_outcome": 1.0, "rl.srpo.w_step": 0.5},
+            outcome | {"rl.srpo.w_step": 0.5},
         ),
+        "srpo_model": ("SRPO, examiner only", model),
     }
-    arms = {
-        name: _arm(title, "ablations", values, seeds=3, tuned="srpo")
-        for name, (title, values) in own.items()
-    }
-    model = EXAMINED | {"reward.combine": "model_only"}
-    arms["srpo_model"] = _arm("SRPO, examiner only", "ablations", model, seeds=3, tuned="srpo")
+    arms = {name: _variant(title, table, values) for name, (title, values) in own.items()}
     for name in ("grpo", "srpo"):
-        title = f"{name.upper()}, label first"
-        settings = {"rl.estimator": name}
-        arms[f"label_first_{name}"] = _arm(title, "ablations", settings, tuned=name, **label_first)
+        arms[f"label_first_{name}"] = _variant(
+            f"{name.upper()}, label first",
+            table,
+            {"rl.estimator": name},
+            start="label_first",
+            tuned=f"short_{name}",
+            against="" if name == "srpo" else "label_first_srpo",
+        )
     return arms
+
+
+def _variant(title: str, table: str, settings: dict[str, Any], **own: Any) -> dict[str, Any]:
+    """Two seeds and a third of the updates, beside SRPO's."""
+    usual = {"seeds": 2, "tuned": "short_srpo", "against": "short_srpo"}
+    return _arm(title, table, settings | SHORT, **usual | own)
 
 
 def _plots() -> dict[str, Any]:
     """Which arms the plots show; a line's points are arms, placed by what their config says."""
     return {
-        "curves": ("srpo", "grpo", "dpo", "sft_rejection", "sft_gold"),
+        "curves": ("srpo", "grpo", "dpo", "sft_rejection", "she", "sft_gold"),
         "confusion": ("cold_start", "grpo", "srpo"),
         # The lead is that of the first line over each of the others.
         "checks": (
-            ("SRPO", ("checks_2_srpo", "srpo", "checks_8_srpo")),
-            ("GRPO", ("checks_2_grpo", "grpo", "checks_8_grpo")),
+            ("SRPO", ("checks_2_srpo", "short_srpo", "checks_8_srpo")),
+            ("GRPO", ("checks_2_grpo", "short_grpo", "checks_8_grpo")),
         ),
         "coverage": (
-            ("SRPO, hybrid", ("srpo", *_names("hybrid_coverage"))),
-            ("SRPO, verifier only", ("srpo", *_names("verifier_coverage"))),
-            ("GRPO", ("grpo",)),
+            ("SRPO, hybrid", ("short_srpo", *_names("hybrid_coverage"))),
+            ("SRPO, verifier only", ("short_srpo", *_names("verifier_coverage"))),
+            ("GRPO", ("short_grpo",)),
         ),
     }
 

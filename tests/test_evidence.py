@@ -33,13 +33,12 @@ MACRO_F1 = {"grpo": 0.6, "srpo": 0.7, "rloo": 0.5}  # what the stand-in reaches
 def small(arms, **changes):
     """The recipe with other arms: name to what ``_arm`` takes besides title and table."""
     config = recipe.get_config().copy_and_resolve_references().unlock()
-    own = {}
+    own, main = {}, next(iter(arms))
     for name, values in arms.items():
-        rest = {"seeds": 1} | values
+        rest = {"seeds": 1, "against": "" if name == main else main} | values
         settings = rest.pop("settings", {})
         own[name] = recipe._arm(name, "main", settings, **rest)
     config.arms, config.order = ConfigDict(own), tuple(own)
-    config.main = next(iter(own))
     config.plots = {"curves": (), "confusion": (), "checks": (), "coverage": ()}
     config.seeds, config.rates = (0, 1), (1e-4, 3e-4)
     config.update(changes)
@@ -173,6 +172,7 @@ def test_the_stages_of_a_curriculum_keep_the_proportions_of_their_rates():
         ({"start": "moon"}, "arms.arm.start='moon': expected one of"),
         ({"seeds": 3}, "arms.arm.seeds=3: expected 1 to 2"),
         ({"tuned": "nobody"}, "tuned='nobody': expected an arm that is tuned itself"),
+        ({"against": "nobody"}, "against: no arm is named 'nobody'"),
     ],
 )
 def test_a_plan_that_cannot_be_is_said_before_anything_runs(tmp_path, arm, message):
@@ -186,7 +186,6 @@ def test_a_plan_that_cannot_be_is_said_before_anything_runs(tmp_path, arm, messa
     [
         ({"only": "grpo, nobody"}, "only: no arm is named 'nobody'"),
         ({"order": ()}, "order: 'grpo' is missing"),
-        ({"main": "nobody"}, "main: no arm is named"),
         ({"workers": 0}, "workers=0: expected at least 1"),
         ({"rates": (1e-4, 1e-4)}, "expected some learning rates, each another one"),
     ],

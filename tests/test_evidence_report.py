@@ -22,8 +22,8 @@ ARMS = {
     "srpo": {"seeds": 2, "tuned": False},
     "grpo": {"seeds": 2, "tuned": False, "settings": {"rl.estimator": "grpo"}},
     "base": {"seeds": 2, "trained": False},
-    "few": {"seeds": 2, "tuned": False, "start": "checks_2"},
-    "few_grpo": {"seeds": 2, "tuned": False, "start": "checks_2"},
+    "few": {"seeds": 2, "tuned": False, "start": "checks_2", "against": ""},
+    "few_grpo": {"seeds": 2, "tuned": False, "start": "checks_2", "against": "few"},
     "half": {"tuned": False, "settings": {"shopworld.coverage": 0.5}},
 }
 PLOTS = {
@@ -170,10 +170,12 @@ def test_the_tables_say_what_is_there(made):
     assert "| base | - | - | 1,200 ± 0 | 6.000 ± 0.000 |" in text
     assert "|  | class 1 | class 2 | class 4 |" in text  # none has class 3
     assert max(line.count("|") for line in text.splitlines()) <= 8
-    assert "## srpo less each other arm" in text
+    assert "### srpo less ... (main)" in text
     # d = .1 and .14: mean .12, se .02, t(.975, 1) = 12.706
     assert "| grpo | +0.120 [-0.134, +0.374], p=0.11, n=2 |" in text
-    assert "| few |" not in text[text.index("less each other arm") : text.index("## The lead")]
+    assert "### few less ... (main)" in text
+    assert "| few_grpo | +0.005 [-0.059, +0.069], p=0.5, n=2 |" in text
+    assert "| few |" not in text[text.index("## One arm less") : text.index("## The lead")]
     assert "Not there yet" not in text
     assert "Not to be read" not in text
 
@@ -210,7 +212,7 @@ def test_what_cannot_be_read_is_named_and_stops_nothing(made):
     assert "- seed1/grpo-0.0003: JSONDecodeError" in text
     assert "metrics.jsonl, line 1" in text
     written = json.loads((folder / "evidence.json").read_text())
-    assert written["paired"]["grpo"]["macro F1, test"]["n"] == 1
+    assert written["paired"]["srpo less grpo"]["macro F1, test"]["n"] == 1
 
 
 def test_a_rate_that_was_chosen_stands_beside_what_it_was_chosen_from(tmp_path):

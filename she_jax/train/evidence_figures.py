@@ -42,10 +42,11 @@ def collect(config: Config, workdir: Path) -> dict[str, Any]:
     """The figures of every arm and seed that is done, those that ``only`` leaves out as well.
 
     Returns:
-      ``main`` and ``plots`` as in the config; ``arms``, name to title, table, start, number of
-      checks, coverage, number of seeds ``planned``, ``rate``, the arm it is ``tuned_on``, how many
-      ``rates`` are to be tried, ``tried`` (what each of them reached on the validation split) and
-      ``seeds``, a seed to what ``read_run`` returns; ``bad``, what could not be read, and why.
+      ``plots`` as in the config; ``arms``, name to title, table, the arm it is held ``against``,
+      number of checks, coverage, number of seeds ``planned``, ``rate``, the arm it is ``tuned_on``,
+      how many ``rates`` are to be tried, ``tried`` (what each of them reached on the validation
+      split) and ``seeds``, a seed to what ``read_run`` returns; ``bad``, what could not be read,
+      and why.
     """
     bad: dict[str, str] = {}
     found: dict[str, Any] = {}
@@ -66,7 +67,7 @@ def collect(config: Config, workdir: Path) -> dict[str, Any]:
         found[name] = {
             "title": own.title,
             "table": own.table,
-            "start": own.start,
+            "against": own.against,
             "checks": shown.chain.checks,
             "coverage": shown.shopworld.coverage,
             "planned": len(seeds(config, name)),
@@ -76,7 +77,7 @@ def collect(config: Config, workdir: Path) -> dict[str, Any]:
             "tried": {f"{rate:g}": score for rate, score in (scores or {}).items()},
             "seeds": runs,
         }
-    return {"main": config.main, "plots": config.plots.to_dict(), "arms": found, "bad": bad}
+    return {"plots": config.plots.to_dict(), "arms": found, "bad": bad}
 
 
 def _read(bad: dict[str, str], name: str, read: Callable[[], Any]) -> Any:
@@ -199,17 +200,14 @@ def compare(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Pai
     return {measure: one for measure, one in found.items() if one is not None}
 
 
-def against_others(found: Mapping[str, Any]) -> dict[str, dict[str, Paired]]:
-    """The main arm against every other one that begins with the same cold start."""
-    main = found["arms"].get(found["main"])
-    if main is None:
-        return {}
-    every = {
-        name: compare(main, arm)
-        for name, arm in found["arms"].items()
-        if name != found["main"] and arm["start"] == main["start"]
-    }
-    return {name: own for name, own in every.items() if own}
+def comparisons(found: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Paired]]]:
+    """Arms that others are held against, each with those others, as far as there are figures."""
+    every: dict[str, dict[str, dict[str, Paired]]] = {}
+    for name, arm in found["arms"].items():
+        ours = found["arms"].get(arm["against"])
+        if ours is not None and (own := compare(ours, arm)):
+            every.setdefault(arm["against"], {})[name] = own
+    return every
 
 
 def lines(found: Mapping[str, Any], axis: str) -> list[tuple[str, dict[float, dict[str, Any]]]]:
@@ -239,5 +237,5 @@ def leads(found: Mapping[str, Any], axis: str) -> list[tuple[float, str, dict[st
         (place, title, own)
         for title, line in drawn[1:]
         for place, arm in drawn[0][1].items()
-        if place in line and (own := compare(arm, line[place]))
+        if place in line and line[place] is not arm and (own := compare(arm, line[place]))
     ]

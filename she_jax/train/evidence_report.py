@@ -9,9 +9,9 @@ import numpy as np
 from she_jax.train.evidence_figures import (
     MEASURES,
     Paired,
-    against_others,
     by_seed,
     collect,
+    comparisons,
     leads,
 )
 from she_jax.train.report import write_json, write_text
@@ -38,8 +38,9 @@ def write_report(config: Config, workdir: Path) -> dict[str, Any]:
     """Writes ``evidence.json`` and ``tables.md``; returns what ``evidence.json`` holds."""
     found = collect(config, workdir)
     found["paired"] = {
-        arm: {measure: one._asdict() for measure, one in own.items()}
-        for arm, own in against_others(found).items()
+        f"{ours} less {arm}": {measure: one._asdict() for measure, one in own.items()}
+        for ours, others in comparisons(found).items()
+        for arm, own in others.items()
     }
     write_json(workdir / "evidence.json", found)
     write_text(workdir / "tables.md", tables(found))
@@ -140,10 +141,12 @@ def _grids(own: Mapping[str, dict[str, Any]], columns: Mapping[str, Sequence[str
 
 def _comparisons(found: Mapping[str, Any]) -> list[str]:
     every, parts = found["arms"], []
-    if others := against_others(found):
+    if compared := comparisons(found):
+        parts += ["## One arm less another", PAIRED]
+    for ours, others in compared.items():
         rows = [(every[name]["title"], *_told(own)) for name, own in others.items()]
-        title = every[found["main"]]["title"]
-        parts += [f"## {title} less each other arm", PAIRED, markdown(("", *MEASURES), rows)]
+        title = f"{every[ours]['title']} less"
+        parts += [f"### {title} ... ({every[ours]['table']})", markdown((title, *MEASURES), rows)]
     for axis, words in (("checks", "number of checks"), ("coverage", "annotation coverage")):
         if rows := leads(found, axis):
             first = found["plots"][axis][0][0]
