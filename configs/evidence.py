@@ -121,28 +121,29 @@ def _scalar() -> Any:
 def _stages() -> dict[str, dict[str, Any]]:
     """Of full SHE: SFT on the policy's own right chains, then SRPO on filtered prompts, twice.
 
-    What is sampled for the first stage (1,920 prompts) and the filters (640 and 480 prompts, 4
-    rollouts each) is taken off the updates, so that it has as many rollouts as the others.
+    What is sampled for the first stage (1,920 prompts) and the filters (1,600 and 960 prompts, a
+    rollout each) is taken off the updates, so that it has as many rollouts as the others. One
+    rollout says right or wrong: the quotas give the prompts that go wrong as large a share as there
+    are, and of the rest they keep enough that no kind or class gets lost.
     """
-    filters = {"filter.rollouts": 4, "filter.low": 0.0, "filter.high": 0.9, "rl.aim": "medium"}
-    tail = {"filter.front": ("negation", "alternative", "question")}
     return {
         "stage1": {"method": "sft", "rl.steps": 120, "rl.eval_every": 60},
-        "stage2": filters | _stage(updates=120, skip=0, pairs=640) | {"rl.learning_rate": 2e-4},
-        "stage3": filters
-        | tail
-        | _stage(updates=50, skip=640, pairs=480)
-        | {"rl.learning_rate": 1e-4},
+        "stage2": _stage(updates=135, skip=0, pairs=1_600, size=1_200) | {"rl.learning_rate": 2e-4},
+        "stage3": _stage(updates=65, skip=1_600, pairs=960, size=640)
+        | {"rl.learning_rate": 1e-4, "filter.front": ("negation", "alternative", "question")},
     }
 
 
-def _stage(*, updates: int, skip: int, pairs: int) -> dict[str, Any]:
+def _stage(*, updates: int, skip: int, pairs: int, size: int) -> dict[str, Any]:
     return {
         "rl.steps": updates,
-        "rl.eval_every": updates // 2,
+        "rl.eval_every": updates // 3,
+        "filter.rollouts": 1,
+        "filter.low": 0.0,
+        "filter.high": 1.0,
         "filter.skip": skip,
         "filter.pairs": pairs,
-        "filter.size": pairs // 2,
+        "filter.size": size,
     }
 
 
@@ -197,6 +198,13 @@ def _main() -> dict[str, dict[str, Any]]:
         "srpo": arm("SRPO", {"rl.estimator": "srpo"}, "short_srpo", against=""),
         "sft_rejection": arm("SFT, own right chains", rejection, "short_sft_rejection"),
         "she": arm("full SHE", {}, "short_srpo", seeds=3, stages=_stages()),
+        # As GRPO knows them: the label, and of the steps nothing.
+        "sft_labels": arm(
+            "SFT, own right labels",
+            rejection | {"shopworld.coverage": 0.0},
+            "short_sft_rejection",
+            seeds=3,
+        ),
         "dpo": arm("DPO", {"method": "dpo"}, "short_dpo", seeds=3),
         "sft_teacher": arm("SFT, teacher's chains", teacher, "short_sft_rejection", seeds=2),
         "sft_gold": arm("SFT, gold chains (ceiling)", gold, "short_sft_rejection", seeds=2),

@@ -9,10 +9,13 @@ flags = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of the tests' time is XLA's compiler, and many compile the same; processes they start too.
-cache = tempfile.mkdtemp(prefix="she_jax_tests_")
-atexit.register(shutil.rmtree, cache, ignore_errors=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+# Most of the tests' time is XLA's compiler, and many compile the same: in pytest's other processes,
+# which inherit this, and in those that tests start.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    cache = tempfile.mkdtemp(prefix="she_jax_tests_")
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**33)  # with a bound JAX locks each access
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 

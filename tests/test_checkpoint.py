@@ -16,7 +16,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from she_jax.train import checkpoint
-from she_jax.train.checkpoint import MANIFEST, Checkpoints, StopSignal
+from she_jax.train.checkpoint import MANIFEST, Checkpoints
+from she_jax.train.stop import StopSignal
 from she_jax.types import TrainState
 
 OPTIMIZER = optax.MultiSteps(

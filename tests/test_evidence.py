@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
+from stand_in import leave, stand_in
 from test_run import SMALL
 
 from configs import evidence as recipe
-from she_jax.train.checkpoint import StopSignal
 from she_jax.train.evidence import run_evidence
 from she_jax.train.evidence_plan import (
     Job,
@@ -27,7 +27,6 @@ from she_jax.train.evidence_plan import (
 )
 
 ROOT = Path(__file__).parent.parent
-MACRO_F1 = {"grpo": 0.6, "srpo": 0.7, "rloo": 0.5}  # what the stand-in reaches
 
 
 def small(arms, **changes):
@@ -43,37 +42,6 @@ def small(arms, **changes):
     config.seeds, config.rates = (0, 1), (1e-4, 3e-4)
     config.update(changes)
     return config.lock()
-
-
-def stand_in(config, folder):
-    """Leaves what a run would, or what ``data.path`` says instead; notes that it was there."""
-    with (folder.parents[1] / "started").open("a") as file:
-        file.write(f"{folder.relative_to(folder.parents[1])}\n")
-    fate = "" if config.kind != "train" else config.data.path
-    if fate == "fails":
-        raise ValueError("a rate that is too high")
-    if fate == "killed":
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(30)
-    if fate == "waits":
-        with StopSignal() as stop:
-            (folder.parent / f"{folder.name}.pid").write_text(str(os.getpid()))
-            while not stop:
-                time.sleep(0.02)
-        (folder.parent / f"{folder.name}.saved").touch()
-        raise SystemExit(stop.exit_code)
-    print("all went well")
-    leave(folder, MACRO_F1[config.rl.estimator] - config.rl.learning_rate)
-
-
-def leave(folder, macro_f1):
-    """A run's figures, as far as the plan reads them."""
-    folder.mkdir(parents=True)
-    line = {"phase": "eval", "step": 20, "validation/macro_f1": macro_f1}
-    (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-    part = {"macro_f1": macro_f1, "accuracy": 0.5, "good_f1": 0.5, "parse_rate": 1.0}
-    part |= {"f1": {"1": 0.5}, "step_accuracy": {"query": 0.9}, "confusion": [[1] * 5] * 4}
-    (folder / "summary.json").write_text(json.dumps(part))
 
 
 def names(config):
@@ -334,7 +302,8 @@ def waiting(tmp_path):
         f"sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
         "if __name__ == '__main__':\n"
         "    from pathlib import Path\n"
-        "    from test_evidence import small, stand_in\n"
+        "    from stand_in import stand_in\n"
+        "    from test_evidence import small\n"
         "    from she_jax.train.evidence import run_evidence\n"
         "    waits = {'trained': False, 'seeds': 2}\n"
         "    config = small({'base': waits}).unlock()\n"

@@ -1,4 +1,4 @@
-"""Checkpoints that a run can trust, and the signal that asks it to stop.
+"""Checkpoints that a run can trust.
 
 Orbax writes the arrays and makes a save all or nothing (a temporary folder, then a rename). It does
 not notice a file that was cut or altered afterwards, so every checkpoint carries ``SHA256SUMS``
@@ -12,8 +12,6 @@ import json
 import logging
 import os
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -233,57 +231,6 @@ class Checkpoints:
         if jax.process_index() == 0:
             path.rename(aside)
         return aside
-
-
-class StopSignal:
-    """Turns SIGTERM and the first Ctrl-C into a wish the loop can grant; a second Ctrl-C aborts.
-
-    ::
-
-        with StopSignal() as stop:
-            for step in ...:
-                ...
-                if stop:
-                    checkpoints.save(...)
-                    raise SystemExit(stop.exit_code)
-
-    ``exit_code`` is the shell's 128 + signal (143 for SIGTERM, 130 for Ctrl-C), so that a script
-    does not take a run that was stopped for one that is done. Outside the main thread, where Python
-    allows no signal handlers, it never asks.
-    """
-
-    def __init__(self):
-        self._received: signal.Signals | None = None
-        self._previous: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> "StopSignal":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
-
-    def __bool__(self) -> bool:
-        return self._received is not None
-
-    @property
-    def name(self) -> str:
-        """The signal's name, such as ``SIGTERM``; empty where none came."""
-        return self._received.name if self._received else ""
-
-    @property
-    def exit_code(self) -> int:
-        """128 + the signal's number; 0 where none came."""
-        return 128 + self._received if self._received else 0
-
-    def _receive(self, number: int, frame: Any) -> None:
-        self._received = signal.Signals(number)
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _abstract(tree: Any) -> Any:

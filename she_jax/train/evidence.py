@@ -22,7 +22,6 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
-from she_jax.train.checkpoint import StopSignal
 from she_jax.train.evidence_plan import (
     Job,
     arms,
@@ -36,6 +35,7 @@ from she_jax.train.evidence_plan import (
 )
 from she_jax.train.metrics import Progress, say
 from she_jax.train.report import write_json
+from she_jax.train.stop import StopSignal
 from she_jax.train.workdir import Config
 
 GRACE = 60.0  # seconds that a job has to save in, once its parent is gone

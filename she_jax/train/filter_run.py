@@ -32,7 +32,6 @@ from she_jax.data.filtering import FilterConfig, merge, select, survey
 from she_jax.data.near_duplicates import near_duplicates, signatures
 from she_jax.data.records import PromptRecord, write_records
 from she_jax.rl.rewards import outcome_reward, verify
-from she_jax.train.checkpoint import StopSignal
 from she_jax.train.checks import filter_config, fingerprint
 from she_jax.train.filter_report import write_filter_report
 from she_jax.train.metrics import Progress, say
@@ -40,6 +39,7 @@ from she_jax.train.policy_run import begin
 from she_jax.train.predict import Judge, Sample, label_tokens, make_look
 from she_jax.train.report import write_json
 from she_jax.train.setup import Policy
+from she_jax.train.stop import StopSignal
 from she_jax.train.workdir import Config
 from she_jax.types import Example
 

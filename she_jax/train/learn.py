@@ -12,13 +12,14 @@ import optax
 from she_jax.data.dataset import Prepared
 from she_jax.rl.losses import LossConfig
 from she_jax.rl.update import jit_update_step, make_dpo_step, make_sft_step, make_update_step
-from she_jax.train.checkpoint import Checkpoints, StopSignal
+from she_jax.train.checkpoint import Checkpoints
 from she_jax.train.checks import check_data, fingerprint, finite
 from she_jax.train.judging import judge_before, judge_split, judge_validation, judged
 from she_jax.train.metrics import MetricsWriter, Progress, say
 from she_jax.train.predict import Judge
 from she_jax.train.setup import Policy, make_optimizer
 from she_jax.train.sft import leave, new_state
+from she_jax.train.stop import StopSignal
 from she_jax.train.workdir import Config
 from she_jax.types import TrainState
 

@@ -9,7 +9,6 @@ import jax
 from she_jax.data.curriculum import PromptPool
 from she_jax.data.dataset import ExampleSource, Prepared, open_split
 from she_jax.data.pipeline import batches
-from she_jax.train.checkpoint import StopSignal
 from she_jax.train.examiner import load_examiner
 from she_jax.train.experience import Experience, refilled
 from she_jax.train.filter_run import filter_prompts
@@ -19,6 +18,7 @@ from she_jax.train.refresh import Refresher
 from she_jax.train.rollouts import Collector
 from she_jax.train.scalar import load_scalar
 from she_jax.train.setup import Policy
+from she_jax.train.stop import StopSignal
 from she_jax.train.watch import Watch
 from she_jax.train.workdir import Config
 from she_jax.types import Example, TrainBatch, TrainState

@@ -22,13 +22,13 @@ from she_jax.data.dataset import Prepared, open_split
 from she_jax.data.examinations import POLICY, Balanced, demonstrated, judged, with_all_truth
 from she_jax.data.questions import QuestionFormat
 from she_jax.examination import Examination
-from she_jax.train.checkpoint import StopSignal
 from she_jax.train.examiner import EXAMINER, Examiner, Scores, describe_examiner
 from she_jax.train.metrics import Progress
 from she_jax.train.policy_run import begin, policy_samples
 from she_jax.train.report import write_json, write_text
 from she_jax.train.setup import Policy
 from she_jax.train.sft import sft
+from she_jax.train.stop import StopSignal
 from she_jax.train.workdir import Config
 from she_jax.types import Example, SftBatch
 

@@ -15,7 +15,6 @@ from rich.console import Console
 from she_jax.data.dataset import Prepared, open_split
 from she_jax.data.pipeline import batches
 from she_jax.models.weights import save_model
-from she_jax.train.checkpoint import StopSignal
 from she_jax.train.checks import check, check_splits, fingerprint
 from she_jax.train.filter_run import run_filter
 from she_jax.train.learn import Lessons, learn
@@ -29,6 +28,7 @@ from she_jax.train.reward_model import train_examiner
 from she_jax.train.scalar_training import train_scalar
 from she_jax.train.setup import Policy, make_data, make_policy
 from she_jax.train.sft import adopt, sft, sft_batch
+from she_jax.train.stop import StopSignal
 from she_jax.train.workdir import Config, claim_workdir
 from she_jax.types import SftBatch
 

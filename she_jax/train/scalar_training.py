@@ -25,7 +25,6 @@ from she_jax.data.outcomes import (
 )
 from she_jax.rl.rewards import outcome_reward
 from she_jax.rl.scalar import make_scalar_step
-from she_jax.train.checkpoint import StopSignal
 from she_jax.train.metrics import Progress
 from she_jax.train.policy_run import begin, policy_samples
 from she_jax.train.report import write_json, write_text
@@ -33,6 +32,7 @@ from she_jax.train.reward_model import rows_table, score_figures
 from she_jax.train.scalar import SCALAR, ScalarReward, as_scalar, describe_scalar
 from she_jax.train.setup import Policy
 from she_jax.train.sft import sft
+from she_jax.train.stop import StopSignal
 from she_jax.train.workdir import Config
 from she_jax.types import OutcomeBatch
 

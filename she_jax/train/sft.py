@@ -16,10 +16,11 @@ from she_jax.data.chains import write_chain
 from she_jax.data.prompts import PromptFormat, positions
 from she_jax.models.sharding import shardings
 from she_jax.rl.update import jit_update_step, make_sft_step
-from she_jax.train.checkpoint import Checkpoints, StopSignal
+from she_jax.train.checkpoint import Checkpoints
 from she_jax.train.checks import check_data, finite
 from she_jax.train.metrics import MetricsWriter, Progress, say
 from she_jax.train.setup import Policy, make_optimizer
+from she_jax.train.stop import StopSignal
 from she_jax.train.workdir import Config
 from she_jax.types import Example, OutcomeBatch, SftBatch, TrainState
 
