@@ -364,7 +364,7 @@ def test_two_rows_from_the_cold_start_to_the_tables(tmp_path):
     settings = {"rl.estimator": "grpo"}
     config = small({"grpo": {"settings": settings, "tuned": False}, "base": {"trained": False}})
     config.unlock().recipe.update_from_flattened_dict(
-        SMALL | {"chain.checks": 2, "rl.steps": 2, "rl.eval_every": 1, "eval.pass_k": 0}
+        SMALL | {"chain.checks": 0, "rl.steps": 2, "rl.eval_every": 1, "eval.pass_k": 0}
     )
     run_evidence(config.lock(), tmp_path)
     found = json.loads((tmp_path / "evidence.json").read_text())
