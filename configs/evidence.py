@@ -189,8 +189,8 @@ def _main() -> dict[str, dict[str, Any]]:
     teacher = chains | {"offline.pairs": 23_040}  # a new chain for every row
     scalar = {"rl.estimator": "grpo", "reward.scalar": SCALAR, "rl.tol": 0.05}
 
-    def arm(title: str, settings: dict[str, Any], tuned: str, **own: Any) -> dict[str, Any]:
-        return _arm(title, "main", settings, **{"tuned": tuned, "against": "srpo"} | own)
+    def arm(title: str, settings: Any, tuned: str, against: str = "srpo", **own: Any) -> Any:
+        return _arm(title, "main", settings, tuned=tuned, against=against, **own)
 
     return {
         "cold_start": _arm("cold start", "main", {}, tuned=False, against="srpo", trained=False),
