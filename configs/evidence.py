@@ -119,31 +119,21 @@ def _scalar() -> Any:
 
 
 def _stages() -> dict[str, dict[str, Any]]:
-    """Of full SHE: SFT on the policy's own right chains, then SRPO on filtered prompts, twice.
+    """Of full SHE: first imitate what goes right, then practise what does not.
 
-    What is sampled for the first stage (1,920 prompts) and the filters (1,600 and 960 prompts, a
-    rollout each) is taken off the updates, so that it has as many rollouts as the others. One
-    rollout says right or wrong: the quotas give the prompts that go wrong as large a share as there
-    are, and of the rest they keep enough that no kind or class gets lost.
+    The first stage samples 7,680 prompts once and imitates the rollouts that are right in every
+    annotated step. SRPO then takes the prompts that had none, which costs no rollout more: as many
+    updates and rollouts as the other arms have, and each rollout is of use to one of the two.
     """
     return {
-        "stage1": {"method": "sft", "rl.steps": 120, "rl.eval_every": 60},
-        "stage2": _stage(updates=135, skip=0, pairs=1_600, size=1_200) | {"rl.learning_rate": 2e-4},
-        "stage3": _stage(updates=65, skip=1_600, pairs=960, size=640)
-        | {"rl.learning_rate": 1e-4, "filter.front": ("negation", "alternative", "question")},
-    }
-
-
-def _stage(*, updates: int, skip: int, pairs: int, size: int) -> dict[str, Any]:
-    return {
-        "rl.steps": updates,
-        "rl.eval_every": updates // 3,
-        "filter.rollouts": 1,
-        "filter.low": 0.0,
-        "filter.high": 1.0,
-        "filter.skip": skip,
-        "filter.pairs": pairs,
-        "filter.size": size,
+        "stage1": {
+            "method": "sft",
+            "rl.prompts": 64,
+            "rl.group_size": 1,
+            "rl.steps": 120,
+            "rl.eval_every": 60,
+        },
+        "stage2": {"rl.missed": True, "rl.steps": 240},
     }
 
 

@@ -9,6 +9,7 @@ from test_run import config, lines
 
 from she_jax.cot import CotSchema
 from she_jax.data.shopworld import World, generate
+from she_jax.train import online
 from she_jax.train.checks import _check_method
 from she_jax.train.offline import agreeing, preferred, shuffled
 from she_jax.train.predict import Judge, Sample
@@ -111,6 +112,44 @@ def test_an_offline_run_leaves_what_a_run_leaves(policy, tmp_path, sampled, meth
     if method == "dpo":  # the first update has the rate 0
         assert rows[0]["loss"] == pytest.approx(np.log(2), rel=1e-5)
         assert rows[2]["loss"] != rows[0]["loss"]
+
+
+def test_srpo_can_take_up_the_prompts_that_an_sft_sampled_in_vain(policy, tmp_path, monkeypatch):
+    def samples(self, params, examples, k, seed, show):  # some are right, those of two classes
+        texts = [e.rationale if e.label in (1, 4) else "no chain" for e in examples]
+        ids = self.format.encode(texts)
+        return [[sample(t, tuple(own[-20:]))] * k for t, own in zip(texts, ids, strict=True)]
+
+    begin = {"start": str(policy / "checkpoints" / "sft"), "shopworld__chains": "gold"}
+    small = {"eval__pass_k": 0, "rl__steps": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Judge, "samples", samples)
+        sft = {"method": "sft", "rl__prompts": 16, "rl__group_size": 1}
+        run(config(**begin, **small, **sft), tmp_path / "sft")
+    missed = json.loads((tmp_path / "sft" / "missed.json").read_text())
+    assert 0 < len(missed) < 2 * 16
+    met, plain = [], online.make_pool
+
+    def make_pool(config, source, rates):
+        met.extend(source)
+        return plain(config, source, rates)
+
+    monkeypatch.setattr(online, "make_pool", make_pool)
+    after = begin | {"start": str(tmp_path / "sft" / "checkpoints" / "srpo"), "rl__missed": True}
+    run(config(**after, **small), tmp_path / "srpo")
+    assert sorted(example.uid for example in met) == missed
+    assert {example.label for example in met} == {2, 3}
+
+    with pytest.raises(ValueError, match="wants the pairs of that run"):
+        run(config(**after, **small, shopworld__seed=7), tmp_path / "others")
+    with pytest.raises(FileNotFoundError, match=r"has no missed\.json"):
+        run(config(**begin, **small, rl__missed=True), tmp_path / "online")
+    (tmp_path / "sft" / "missed.json").write_text("[]")
+    with pytest.raises(ValueError, match="found a right chain for each"):
+        run(config(**after, **small), tmp_path / "none")
+    for other in ({"start": ""}, {"filter__pairs": 8}):
+        with pytest.raises(ValueError, match="rl.missed takes the prompts that an SFT"):
+            run(config(**after | other, **small), tmp_path / "neither")
 
 
 def test_trap_11_a_resumed_dpo_run_equals_the_uninterrupted_one(

@@ -20,7 +20,7 @@ from she_jax.train.checkpoint import Checkpoints
 from she_jax.train.examiner import EXAMINER
 from she_jax.train.scalar import SCALAR
 from she_jax.train.setup import examiner_mesh, make_builder, policy_mesh
-from she_jax.train.workdir import Config
+from she_jax.train.workdir import MISSED, Config
 
 METHODS = ("online", "sft", "dpo")
 CHAINS = ("rejection", "written")
@@ -76,7 +76,7 @@ def check(config: Config, workdir: Path) -> None:
 def _check_rl(config: Config, mesh: Mesh) -> None:
     rl = config.rl
     LossConfig(**rl.loss)
-    if rl.group_size < 2:
+    if rl.group_size < 1 + (config.method == "online"):
         raise ValueError(f"group_size={rl.group_size}: the group baseline needs at least 2")
     if not rl.temperature > 0:
         raise ValueError(f"rl.temperature={rl.temperature}: expected a positive number")
@@ -124,6 +124,11 @@ def _check_method(config: Config) -> None:
         )
     if config.method != "online" and (config.reward.model or config.reward.scalar):
         raise ValueError(f"method={config.method!r} reads annotation alone: no reward model")
+    if rl.missed and (not config.start or config.filter.pairs):
+        raise ValueError(
+            f"rl.missed takes the prompts that an SFT before it missed, as they are: expected its "
+            f"checkpoints for start={config.start!r}, and 0 for filter.pairs={config.filter.pairs}"
+        )
     if not offline.beta > 0:
         raise ValueError(f"offline.beta={offline.beta}: expected a positive number")
     if config.method == "dpo" and rows % (2 * config.rl.loss.micro_batches):
@@ -173,9 +178,23 @@ def _check_start(config: Config) -> None:
             f"start={folder}: expected the checkpoints of a run, such as runs/stage1/checkpoints/"
             "srpo"
         )
-    chain = json.loads(path.read_text(encoding="utf-8")).get("chain")
+    then = json.loads(path.read_text(encoding="utf-8"))
+    if config.rl.missed:
+        if not path.with_name(MISSED).is_file():
+            raise FileNotFoundError(
+                f"start={folder} has no {MISSED}: rl.missed wants a run with method=sft and "
+                "offline.chains=rejection to begin with"
+            )
+        if _pairs(then) != _pairs(json.loads(json.dumps(config.to_dict()))):
+            raise ValueError(f"start={folder}: rl.missed wants the pairs of that run, not others")
+    chain = then.get("chain")
     if chain != config.chain.to_dict():
         raise ValueError(f"start={folder} writes the chain {chain}, not {config.chain.to_dict()}")
+
+
+def _pairs(config: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What says which pairs a run has."""
+    return config["data"]["name"], config["data"]["path"], config["shopworld"]
 
 
 def _check_reward(config: Config) -> None:

@@ -6,6 +6,7 @@ learning online would have had: the same annotation, the same sampling, the same
 
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -21,9 +22,10 @@ from she_jax.rl.update import make_scorer
 from she_jax.train.metrics import Progress, say
 from she_jax.train.online import make_pool
 from she_jax.train.predict import Judge, Sample
+from she_jax.train.report import write_json
 from she_jax.train.setup import Policy
 from she_jax.train.sft import completion_batch
-from she_jax.train.workdir import Config
+from she_jax.train.workdir import MISSED, Config
 from she_jax.types import DpoBatch, Example, SftBatch, TrainState
 
 
@@ -39,6 +41,7 @@ class Offline:
 
     Args:
       config: of the run.
+      workdir: its folder.
       policy: model, prompts and devices; its parameters are not read.
       reference: the parameters that the policy begins with.
       source: the prompts.
@@ -48,12 +51,14 @@ class Offline:
     def __init__(
         self,
         config: Config,
+        workdir: Path,
         policy: Policy,
         reference: Any,
         source: Sequence[Example] | ExampleSource,
         judge: Judge,
     ):
-        self._config, self._policy, self._reference = config, policy, reference
+        self._config, self._workdir = config, workdir
+        self._policy, self._reference = policy, reference
         self._prompts, self._judge = offline_prompts(config, source), judge
         self._rows: list[tuple[Completion, ...]] = []  # what an update takes one by one
         self._sampled = 0
@@ -95,7 +100,8 @@ class Imitation(Offline):
 
     ``offline.chains`` says which: ``written``, the data set's own (a teacher's, or gold ones: what
     SFT reaches where someone writes them); ``rejection``, the policy's own, sampled, as far as they
-    agree with all that humans said of the pair.
+    agree with all that humans said of the pair; ``missed.json`` in the run's folder names the pairs
+    without one, on which a stage after it may learn (``rl.missed``).
 
     Raises:
       ValueError: if no sampled chain agrees with the annotation.
@@ -121,6 +127,9 @@ class Imitation(Offline):
                 "no rollout agrees with the annotation: train a better cold start, or sample more "
                 "(rl.group_size, rl.steps)"
             )
+        found = {one.example.uid for (one,) in self._rows}
+        missed = {one.uid for one in self._prompts} - found
+        write_json(self._workdir / MISSED, sorted(missed))
 
     def batch(self, state: TrainState, step: int) -> tuple[SftBatch, dict[str, float]]:
         """The next rows, as many as an update online has; shuffled anew each time round."""

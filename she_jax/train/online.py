@@ -1,5 +1,6 @@
 """Learning from the policy's own rollouts: SRPO, and the estimators it is compared with."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from she_jax.train.scalar import load_scalar
 from she_jax.train.setup import Policy
 from she_jax.train.stop import StopSignal
 from she_jax.train.watch import Watch
-from she_jax.train.workdir import Config
+from she_jax.train.workdir import MISSED, Config
 from she_jax.types import Example, TrainBatch, TrainState
 
 
@@ -103,15 +104,38 @@ def training_prompts(
 ) -> tuple[Sequence[Example] | ExampleSource, Mapping[str, float]]:
     """The prompts of the stage, and their pass rates by uid as far as they were measured.
 
-    All of the training split, or what a filter keeps of it with the policy as it is now.
+    All of the training split; or what a filter keeps of it with the policy as it is now; or what
+    the stage before had no right chain of.
     """
     source = open_split(made.path, "train")
+    if config.rl.missed:
+        return missed_prompts(Path(config.start).parent.parent / MISSED, source), {}
     if not config.filter.pairs:
         return source, {}
     kept = filter_prompts(config, workdir, policy, params, made, stop)
     if kept is None:
         raise SystemExit(0)
     return [source[row] for row in kept.rows], kept.rates
+
+
+def missed_prompts(path: Path, source: ExampleSource) -> list[Example]:
+    """The training pairs that an SFT on right rollouts sampled in vain.
+
+    They cost no rollout more, and are what is left to learn: the rest was imitated.
+
+    Args:
+      path: where that SFT wrote them.
+      source: the training split.
+
+    Raises:
+      ValueError: if it found one for every pair.
+    """
+    uids = set(json.loads(path.read_text(encoding="utf-8")))
+    found = [one for one in map(source.__getitem__, range(len(source))) if one.uid in uids]
+    if not found:
+        raise ValueError(f"{path} names no pair: the stage before found a right chain for each")
+    say(f"{len(found):,} prompts, all of which the stage before had no right chain of")
+    return found
 
 
 def make_pool(

@@ -125,7 +125,9 @@ def run_curriculum(config: Config, workdir: Path) -> None:
 
 def alone(stage: Config) -> Config:
     """A stage's config as if it began anew: to be checked before what it starts from is there."""
-    return ConfigDict(stage.to_dict() | {"start": "", "before": {}}).lock()
+    own: Config = ConfigDict(stage.to_dict() | {"start": "", "before": {}})
+    own.rl.missed = False
+    return own.lock()
 
 
 def make_start(config: Config, workdir: Path) -> None:
@@ -185,7 +187,7 @@ def lessons(
     if config.method == "online":
         return Online(config, workdir, policy, reference, source, rates, judge)
     offline = Imitation if config.method == "sft" else Preferences
-    return offline(config, policy, reference, source, judge)
+    return offline(config, workdir, policy, reference, source, judge)
 
 
 def export(folder: Path, policy: Policy, params: Any) -> None:
