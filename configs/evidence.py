@@ -9,8 +9,8 @@ on with the same command. ``--config.only=srpo,grpo`` runs these arms alone. On 
 
 Every arm begins with the cold start of its seed, meets the same prompts, samples as many rollouts
 and takes ``recipe.rl.steps`` updates, or a third of them: so many go to the choice of the rates and
-to the variants; but full SHE, whose filters' rollouts are taken off its updates, and the teacher's
-chains, of which there is a new one for every row. An arm's learning rate is the one of ``rates``
+to the variants; but full SHE, which chooses its prompts, and the teacher's chains, of which there
+is a new one for every row. An arm's learning rate is the one of ``rates``
 that does best on the first seed's validation split, or that of the arm it is a variant of: the
 three in the middle are tried, and the next one as long as the outermost is best. Nothing is chosen
 on a test split.
@@ -169,7 +169,7 @@ def _arm(
 
 def _arms() -> dict[str, dict[str, Any]]:
     """In the order in which they are run, after what they need."""
-    return _main() | _short() | _checks() | _coverages() | _estimators() | _ablations()
+    return _main() | _short() | _checks() | _coverages() | _ablations() | _estimators() | _orders()
 
 
 def _main() -> dict[str, dict[str, Any]]:
@@ -242,13 +242,17 @@ def _checks() -> dict[str, dict[str, Any]]:
 
 
 def _coverages() -> dict[str, dict[str, Any]]:
+    # All of them have the outcome beside the steps: what has no annotation learns from it alone.
+    table, outcome = "coverage, a third of the updates", {"rl.srpo.w_outcome": 1.0}
     tol = {"rl.tol": EXAMINED["rl.tol"]}  # the two differ in the examiner alone
     kinds = {"verifier": ("verifier only", tol), "hybrid": ("hybrid", EXAMINED)}
-    return {
+    whole = {"srpo_outcome": _variant("SRPO, outcome weight 1", table, outcome)}
+    return whole | {
         f"{name}_coverage_{100 * share:.0f}": _variant(
             f"SRPO, {title}, {share:.0%} annotated",
-            "coverage, a third of the updates",
-            own | {"shopworld.coverage": share},
+            table,
+            outcome | own | {"shopworld.coverage": share},
+            against="srpo_outcome",
         )
         for share in COVERAGES
         for name, (title, own) in kinds.items()
@@ -282,24 +286,27 @@ def _ablations() -> dict[str, dict[str, Any]]:
     own = {
         "srpo_all": ("SRPO, all steps count", {critical: "all"}),
         "srpo_outcome_consistent": ("SRPO, outcome-consistent", {critical: "outcome_consistent"}),
-        "srpo_outcome": ("SRPO, outcome weight 1", outcome),
         "srpo_half": (
             "SRPO, outcome weight 1, step weight 0.5",
             outcome | {"rl.srpo.w_step": 0.5},
         ),
         "srpo_model": ("SRPO, examiner only", model),
     }
-    arms = {name: _variant(title, table, values) for name, (title, values) in own.items()}
-    for name in ("grpo", "srpo"):
-        arms[f"label_first_{name}"] = _variant(
+    return {name: _variant(title, table, values) for name, (title, values) in own.items()}
+
+
+def _orders() -> dict[str, dict[str, Any]]:
+    return {
+        f"label_first_{name}": _variant(
             f"{name.upper()}, label first",
-            table,
+            "label first, a third of the updates",
             {"rl.estimator": name},
             start="label_first",
             tuned=f"short_{name}",
             against="" if name == "srpo" else "label_first_srpo",
         )
-    return arms
+        for name in ("grpo", "srpo")
+    }
 
 
 def _variant(title: str, table: str, settings: dict[str, Any], **own: Any) -> dict[str, Any]:
@@ -319,8 +326,8 @@ def _plots() -> dict[str, Any]:
             ("GRPO", ("checks_2_grpo", "short_grpo", "checks_8_grpo")),
         ),
         "coverage": (
-            ("SRPO, hybrid", ("short_srpo", *_names("hybrid_coverage"))),
-            ("SRPO, verifier only", ("short_srpo", *_names("verifier_coverage"))),
+            ("SRPO, hybrid", ("srpo_outcome", *_names("hybrid_coverage"))),
+            ("SRPO, verifier only", ("srpo_outcome", *_names("verifier_coverage"))),
             ("GRPO", ("short_grpo",)),
         ),
     }

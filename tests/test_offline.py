@@ -144,9 +144,9 @@ def test_srpo_can_take_up_the_prompts_that_an_sft_sampled_in_vain(policy, tmp_pa
         run(config(**after, **small, shopworld__seed=7), tmp_path / "others")
     with pytest.raises(FileNotFoundError, match=r"has no missed\.json"):
         run(config(**begin, **small, rl__missed=True), tmp_path / "online")
-    (tmp_path / "sft" / "missed.json").write_text("[]")
+    (tmp_path / "none.json").write_text("[]")
     with pytest.raises(ValueError, match="found a right chain for each"):
-        run(config(**after, **small), tmp_path / "none")
+        online.missed_prompts(tmp_path / "none.json", met)
     for other in ({"start": ""}, {"filter__pairs": 8}):
         with pytest.raises(ValueError, match="rl.missed takes the prompts that an SFT"):
             run(config(**after | other, **small), tmp_path / "neither")

@@ -118,7 +118,7 @@ def training_prompts(
     return [source[row] for row in kept.rows], kept.rates
 
 
-def missed_prompts(path: Path, source: ExampleSource) -> list[Example]:
+def missed_prompts(path: Path, source: Sequence[Example] | ExampleSource) -> list[Example]:
     """The training pairs that an SFT on right rollouts sampled in vain.
 
     They cost no rollout more, and are what is left to learn: the rest was imitated.
