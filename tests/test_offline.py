@@ -148,7 +148,7 @@ def test_srpo_can_take_up_the_prompts_that_an_sft_sampled_in_vain(policy, tmp_pa
     with pytest.raises(ValueError, match="found a right chain for each"):
         online.missed_prompts(tmp_path / "none.json", met)
     for other in ({"start": ""}, {"filter__pairs": 8}):
-        with pytest.raises(ValueError, match="rl.missed takes the prompts that an SFT"):
+        with pytest.raises(ValueError, match="takes the prompts that an SFT"):
             run(config(**after | other, **small), tmp_path / "neither")
 
 
