@@ -186,19 +186,19 @@ def _main() -> dict[str, dict[str, Any]]:
         "cold_start": _arm("cold start", "main", {}, tuned=False, against="srpo", trained=False),
         "grpo": arm("GRPO", {"rl.estimator": "grpo"}, "short_grpo"),
         "srpo": arm("SRPO", {"rl.estimator": "srpo"}, "short_srpo", against=""),
-        "sft_rejection": arm("SFT, own right chains", rejection, "short_sft_rejection"),
+        "sft_rejection": arm("SFT, own right chains", rejection, "short_sft_rejection", seeds=3),
         "she": arm("full SHE", {}, "short_srpo", seeds=3, stages=_stages()),
         # As GRPO knows them: the label, and of the steps nothing.
         "sft_labels": arm(
             "SFT, own right labels",
             rejection | {"shopworld.coverage": 0.0},
             "short_sft_rejection",
-            seeds=3,
+            seeds=2,
         ),
-        "dpo": arm("DPO", {"method": "dpo"}, "short_dpo", seeds=3),
-        "sft_teacher": arm("SFT, teacher's chains", teacher, "short_sft_rejection", seeds=2),
-        "sft_gold": arm("SFT, gold chains (ceiling)", gold, "short_sft_rejection", seeds=2),
-        "grpo_scalar": arm("GRPO, scalar reward model", scalar, "short_grpo", seeds=2),
+        "dpo": arm("DPO", {"method": "dpo"}, "short_dpo", seeds=2),
+        "sft_teacher": arm("SFT, teacher's chains", teacher, "short_sft_rejection", seeds=1),
+        "sft_gold": arm("SFT, gold chains (ceiling)", gold, "short_sft_rejection", seeds=1),
+        "grpo_scalar": arm("GRPO, scalar reward model", scalar, "short_grpo", seeds=1),
     }
 
 
@@ -218,7 +218,7 @@ def _short() -> dict[str, dict[str, Any]]:
             title,
             "a third of the updates",
             settings | SHORT,
-            seeds=3,
+            seeds=2 if name in ("grpo", "srpo") else 1,
             against="" if name == "srpo" else "short_srpo",
         )
         for name, (title, settings) in own.items()
@@ -274,7 +274,7 @@ def _estimators() -> dict[str, dict[str, Any]]:
     }
     table = "estimators, a third of the updates"
     return {
-        name: _variant(title, table, settings, tuned=tuned)
+        name: _variant(title, table, settings, tuned=tuned, seeds=1)
         for name, (title, settings, tuned) in own.items()
     }
 
@@ -303,6 +303,7 @@ def _orders() -> dict[str, dict[str, Any]]:
             {"rl.estimator": name},
             start="label_first",
             tuned=f"short_{name}",
+            seeds=1,
             against="" if name == "srpo" else "label_first_srpo",
         )
         for name in ("grpo", "srpo")
@@ -310,7 +311,7 @@ def _orders() -> dict[str, dict[str, Any]]:
 
 
 def _variant(title: str, table: str, settings: dict[str, Any], **own: Any) -> dict[str, Any]:
-    """Two seeds and a third of the updates, beside SRPO's."""
+    """Two seeds, or one, and a third of the updates, beside SRPO's."""
     usual = {"seeds": 2, "tuned": "short_srpo", "against": "short_srpo"}
     return _arm(title, table, settings | SHORT, **usual | own)
 
