@@ -9,12 +9,11 @@ on with the same command. ``--config.only=srpo,grpo`` runs these arms alone. On 
 
 Every arm begins with the cold start of its seed, meets the same prompts, samples as many rollouts
 and takes ``recipe.rl.steps`` updates, or a third of them: so many go to the choice of the rates and
-to the variants. Exceptions: full SHE, whose second stage takes up the prompts that its first missed;
-the teacher's chains, of which there is a new one for every row; and the gold ones, which like them
-are not sampled. An arm's learning rate is the one of ``rates``
-that does best on the first seed's validation split, or that of the arm it is a variant of: the
-three in the middle are tried, and the next one as long as the outermost is best. Nothing is chosen
-on a test split.
+to the variants. Exceptions: the second stage of full SHE takes up the prompts that its first
+missed; of the teacher's chains there is a new one for every row; and the gold ones, like these, are
+not sampled. An arm's learning rate is the one of ``rates`` that does best on the first seed's
+validation split, or that of the arm it is a variant of: the three in the middle are tried, and the
+next one as long as the outermost is best. Nothing is chosen on a test split.
 """
 
 from typing import Any
