@@ -9,14 +9,11 @@ last. It answers in two lines, a critique and a verdict on the step::
     critique: table lamp / floor lamp: near, not match
     verdict: incorrect
 
-Asked for the verdict directly it leaves the critique out. An examiner that learnt to judge pairs
-first writes a chain of its own, which stands between the prompt and the chain under examination: to
-compare two chains is easier than to judge and to compare at once. Reading an answer never fails:
-what cannot be read is unknown.
+Asked for the verdict directly it leaves the critique out. Reading an answer never fails: what
+cannot be read is unknown.
 
 Reconstruction: the prompts of the generative stepwise reward model (arXiv 2510.07972) could not be
-obtained. The own chain is the answer that a reference-guided judge writes before it grades (Zheng
-et al., arXiv 2306.05685, section 3.4).
+obtained.
 """
 
 import re
@@ -44,7 +41,6 @@ class Examination:
       source: who wrote the step, see ``she_jax.data.examinations``.
       chain: names the chain; all its steps share it.
       annotated: a human said what is true of the step, so the verifier speaks of it too.
-      own: the chain that the examiner writes of the pair by itself, where it does that first.
     """
 
     example: Example
@@ -55,7 +51,6 @@ class Examination:
     source: str = ""
     chain: str = ""
     annotated: bool = True
-    own: str = ""
 
 
 def written_steps(chain: Chain, schema: CotSchema, index: int) -> str:

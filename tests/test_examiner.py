@@ -1,7 +1,6 @@
 """The examiner at work: batches, memory, votes, masks."""
 
 import types
-from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,6 @@ from she_jax.data.prompts import EOS, PAD, PromptFormat, positions, train_tokeni
 from she_jax.examination import VERDICT, Examination
 from she_jax.models.sharding import make_mesh, shardings
 from she_jax.models.transformer import ModelConfig, build_model, init_params
-from she_jax.rl.sampling import jit_sample
 from she_jax.train import examiner as module
 from she_jax.train.examiner import (
     Examiner,
@@ -99,49 +97,6 @@ def test_the_steps_of_a_chain_share_a_row_and_score_as_each_would_alone(policy):
     alone = [new(policy).score([one], KEY).score[0] for one in steps]
     np.testing.assert_allclose(together.score, alone, atol=1e-5)
     assert np.ptp(together.score) > 0.1
-
-
-@pytest.mark.usefixtures("readable")
-def test_beside_a_chain_of_its_own_it_sees_what_it_writes_of_the_pair(policy):
-    asked, mug = [], replace(LAMP, query="mug")
-    steps = [*STEPS[:2], replace(STEPS[0], example=mug)]
-    examiner = new(policy, own_chain=True)
-
-    class Writes:
-        def read(self, params, examples, count):
-            asked.extend(examples)
-            texts = [f"label: {len(example.query)}" for example in examples]
-            monkeypatch.setattr(type(policy.format), "texts", lambda self, rollout: texts)
-            yield examples, None, []
-
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        examiner._judge = Writes()
-        owned = examiner.with_own(steps)
-        told = examiner.score(steps, KEY).score
-    assert asked == [LAMP, mug] * 2  # each pair once
-    assert [one.own for one in owned] == ["label: 8", "label: 8", "label: 3"]
-    assert told.std() > 0
-    for one, score in zip(owned, told, strict=True):
-        question = examiner.format.questions([one])[0]
-        row = [*question.ids, *examiner.format.marks[VERDICT], *examiner.format.before]
-        output = policy.model.forward(policy.params, jnp.array([row]), jnp.arange(len(row))[None])
-        logits = np.asarray((output.hidden @ output.head)[0, -1])[list(examiner.format.rivals)]
-        np.testing.assert_allclose(score, np.exp(logits)[0] / np.exp(logits).sum(), atol=1e-5)
-
-
-def test_what_it_writes_is_its_most_likely_chain(policy):
-    examiner = new(policy, own_chain=True)
-    (own,) = {one.own for one in examiner.with_own(STEPS)}
-    prompts, _ = policy.format.prompts([LAMP] * 8)
-    rollout = jit_sample(
-        policy.model,
-        group_size=1,
-        max_new_tokens=policy.format.completion_length,
-        eos_id=policy.format.eos_ids,
-        pad_id=policy.format.pad_id,
-    )(policy.params, prompts, KEY, 0.0)
-    assert own == policy.format.texts(rollout)[0]
-    assert new(policy).with_own(STEPS) == STEPS
 
 
 @pytest.mark.usefixtures("readable")

@@ -10,7 +10,6 @@ from she_jax.examination import CRITIQUE, VERDICT, Examination, read_answer
 from she_jax.types import Example
 
 LAMP = Example(uid="a", query="red lamp", product={"title": "navy lamp"})
-OWN = "query: lamp; red\nproduct: lamp; navy\nlabel: 2"
 WRITTEN = "query: lamp; red\nproduct: lamp; navy\ncategory: lamp / lamp => near"
 
 
@@ -30,7 +29,7 @@ def question_format(texts=(WRITTEN,), **sizes):
         prompt_length=sizes.pop("prompt_length", 64),
         completion_length=sizes.pop("completion_length", 96),
     )
-    return QuestionFormat(prompts=prompts, **{"answer_length": 64} | sizes)
+    return QuestionFormat(prompts=prompts, answer_length=sizes.pop("answer_length", 64))
 
 
 def said(form, ids):
@@ -47,25 +46,6 @@ def test_questions_and_answers_as_text():
     text = said(form, answer.ids).removeprefix(CRITIQUE)
     assert read_answer(text) == ("lamp / lamp: match", False)
     assert verdict.ids[-1] == answer.ids[-1] == form.prompts.eos_ids[0]
-
-
-def test_the_own_chain_and_its_end_stand_before_the_chain_and_are_trained():
-    form, one = question_format(own_chain=True), examination(own=OWN)
-    (question,) = form.questions([one])
-    before = f"query: red lamp\ntitle: navy lamp\n\n{OWN}"
-    assert said(form, question.ids).replace(EOS, "") == f"{before}{WRITTEN}"
-    assert question.own[-1] == form.prompts.eos_ids[0]
-    batch, _ = form.sft_batch([[one], [examination()]], 400, np.random.default_rng(0))
-    assert not np.asarray(batch.weights)[:, : batch.prompt_length].any()  # which nobody reads
-    weighed = np.asarray(batch.weights)[:, : form.trunk_length]
-    trained = np.asarray(batch.tokens)[:, : form.trunk_length][weighed > 0]
-    assert trained.tolist() == question.own  # of the first row, and of the second nothing
-    assert set(weighed.ravel().tolist()) == {0.0, 1.0}
-
-
-def test_without_room_for_an_own_chain_there_is_none():
-    (question,) = question_format().questions([examination(own=OWN)])
-    assert question.own == []
 
 
 def test_a_chain_begins_with_the_same_tokens_whatever_follows():
@@ -124,13 +104,12 @@ def alone(form, question, ids):
     return row, list(range(len(row)))
 
 
-@pytest.mark.parametrize("own", ["", OWN])
-def test_a_branch_sees_its_question_and_itself_as_it_would_alone(own):
+def test_a_branch_sees_its_question_and_itself_as_it_would_alone():
     """Of three questions: one in the trunk, a part of it, and one whose last line is another."""
-    form = question_format(own_chain=bool(own))
+    form = question_format()
     spoilt = WRITTEN.replace("=> near", "=> match")
     written = [WRITTEN, WRITTEN.rpartition("\n")[0], spoilt]
-    steps = [examination(written=text, own=own) for text in written]
+    steps = [examination(written=text) for text in written]
     branches = [
         branch
         for one, question in zip(steps, form.questions(steps), strict=True)

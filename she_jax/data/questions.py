@@ -6,7 +6,7 @@ other branch. Every token sees what it would see alone in a row of its own.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import jax.numpy as jnp
@@ -24,28 +24,19 @@ VERDICT_WEIGHT = 8.0  # of the token that says correct or incorrect, where other
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """An examination as tokens: its pair, and the lines of its chain, the step's own last.
-
-    Between them stands the examiner's own chain, with its end, where it writes one.
-    """
+    """An examination as tokens: its pair, and the lines of its chain, the step's own last."""
 
     prompt: Ids
     lines: list[Ids]
-    own: Ids = field(default_factory=list)
-
-    @property
-    def head(self) -> Ids:
-        """What comes before the lines."""
-        return [*self.prompt, *self.own]
 
     @property
     def ids(self) -> Ids:
         """All of it."""
-        return [*self.head, *_joined(self.lines)]
+        return [*self.prompt, *_joined(self.lines)]
 
     def follows(self, other: "Question") -> bool:
         """Whether this one is the other with more lines, or the same."""
-        return self.head == other.head and self.lines[: len(other.lines)] == other.lines
+        return self.prompt == other.prompt and self.lines[: len(other.lines)] == other.lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +72,6 @@ class QuestionFormat:
     Attributes:
       prompts: of the examiner: its tokenizer, and the lengths of a prompt and of a chain.
       answer_length: tokens that an answer may have, its end included, A.
-      own_chain: there is room for the examiner's own chain; see ``Examination.own``.
       question_length: tokens that a question may have with what is asked, Q.
       trunk_length: tokens that a trunk may have.
       before: tokens with which both verdicts begin, as a rule none.
@@ -93,7 +83,6 @@ class QuestionFormat:
 
     prompts: PromptFormat
     answer_length: int
-    own_chain: bool = False
     question_length: int = field(init=False)
     trunk_length: int = field(init=False)
     before: tuple[int, ...] = field(init=False)
@@ -113,7 +102,7 @@ class QuestionFormat:
                 f"answer_length={self.answer_length}: a verdict takes {needed - 1} tokens with its "
                 f"end; set {needed + 16} or more, to leave room for a critique"
             )
-        length = self.prompts.prompt_length + self.prompts.completion_length * (1 + self.own_chain)
+        length = self.prompts.prompt_length + self.prompts.completion_length
         set_field = object.__setattr__
         set_field(self, "trunk_length", length)
         set_field(self, "question_length", length + max(map(len, marks.values())) + shared)
@@ -126,8 +115,7 @@ class QuestionFormat:
         """The questions, as long as they are but for pairs that are too long.
 
         Of these the product gives way, then the query (see ``PromptFormat``). Each line of a chain
-        is encoded by itself, so that a chain's beginning has the same tokens whatever follows. An
-        own chain that is too long is cut.
+        is encoded by itself, so that a chain's beginning has the same tokens whatever follows.
 
         Args:
           examinations: at least one.
@@ -136,15 +124,12 @@ class QuestionFormat:
         lines = [one.written.split("\n") if one.written else [] for one in examinations]
         lines = [[f"\n{line}" if n else line for n, line in enumerate(own)] for own in lines]
         coded = iter(self.prompts.encode([line for own in lines for line in own]))
-        chains, real, _ = self.prompts.chains([one.own for one in examinations])
-        asked = [np.asarray(pairs.tokens), np.asarray(pairs.mask), chains, real]
         return [
             Question(
-                prompt=tokens[mask].tolist(),
+                prompt=np.asarray(tokens)[np.asarray(mask)].tolist(),
                 lines=[next(coded) for _ in own],
-                own=chain[told].tolist() if self.own_chain and one.own else [],
             )
-            for tokens, mask, chain, told, own, one in zip(*asked, lines, examinations, strict=True)
+            for tokens, mask, own in zip(pairs.tokens, pairs.mask, lines, strict=True)
         ]
 
     def fits(self, question: Question) -> bool:
@@ -206,13 +191,10 @@ class QuestionFormat:
             first, column = before - len(own), before
             tokens[b, first:before], positions[b, first:before] = own, np.arange(len(own))
             mask[b, first:before, first:before] = tri[: len(own), : len(own)]
-            if any(branch.weights for branch in row):
-                chain = slice(first + len(trunk.prompt), first + len(trunk.head))
-                weights[b, chain] = 1.0
             for n, branch in enumerate(row):
                 shared = _in_common(trunk.lines, branch.question.lines)
                 apart = _joined(branch.question.lines[shared:])
-                start = len(trunk.head) + sum(map(len, trunk.lines[:shared]))
+                start = len(trunk.prompt) + sum(map(len, trunk.lines[:shared]))
                 size = len(apart) + len(branch.ids)
                 if column + size > width:
                     continue
@@ -232,7 +214,7 @@ class QuestionFormat:
         count, left = 0, self.prompts.completion_length
         while count < len(question.lines) and (left := left - len(question.lines[count])) >= 0:
             count += 1
-        return replace(question, lines=question.lines[:count])
+        return Question(prompt=question.prompt, lines=question.lines[:count])
 
     def padded(self, rows: Sequence[Ids], length: int) -> PromptBatch:
         """Rows padded on the left to a length, so that the last column is what comes next from."""
@@ -245,7 +227,7 @@ class QuestionFormat:
     def sft_batch(
         self, chains: Sequence[Sequence[Examination]], room: int, rng: np.random.Generator
     ) -> tuple[SftBatch, int]:
-        """A row for the examinations of each chain; their answers weigh, and the own chain.
+        """A row for the examinations of each chain; only their answers weigh.
 
         Args:
           chains: examinations of the same pair, at least one each.
@@ -266,8 +248,7 @@ class QuestionFormat:
             positions=jnp.asarray(packed.positions),
             weights=jnp.asarray(packed.weights),
             mask=jnp.asarray(packed.mask),
-            # The first column that may weigh: of an own chain, behind the longest prompt.
-            prompt_length=self.prompts.prompt_length if self.own_chain else self.trunk_length,
+            prompt_length=self.trunk_length,
         )
         return batch, sum(map(len, rows)) - int((packed.ends >= 0).sum())
 

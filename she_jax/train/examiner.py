@@ -20,14 +20,11 @@ from she_jax.data.questions import Branch, Question, QuestionFormat
 from she_jax.examination import CRITIQUE, VERDICT, Examination, read_answer, written_steps
 from she_jax.models.sharding import batch_sharding
 from she_jax.rl.sampling import jit_sample
-from she_jax.train.predict import Judge
 from she_jax.train.reward_folder import RewardFolder, tokenizer_digest
 from she_jax.train.setup import Policy, examiner_mesh, make_policy
 from she_jax.train.workdir import Config
 from she_jax.types import Example
 
-SOLVE = "solve"  # the phase in which an examiner learns to judge pairs
-OWN_BATCH = 32  # pairs at a time for which it writes chains of its own
 READABLE = 0.5  # share of the probability that the two verdicts must hold between them
 EXAMINER = RewardFolder(
     key="reward.model", kind="reward_model", name="examiner", identity="examiner.json"
@@ -57,22 +54,10 @@ class Examiner:
       answer_length: see ``QuestionFormat``.
       batch_size: chains at a time, or questions where critiques are wanted.
       votes: critiques a step; 0 reads the verdict directly, 1 takes the most likely critique.
-      own_chain: it first writes a chain of its own for each pair, the most likely one, and sees it
-        beside the one that it examines.
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        *,
-        answer_length: int,
-        batch_size: int,
-        votes: int = 0,
-        own_chain: bool = False,
-    ):
-        self.format = QuestionFormat(
-            prompts=policy.format, answer_length=answer_length, own_chain=own_chain
-        )
+    def __init__(self, policy: Policy, *, answer_length: int, batch_size: int, votes: int = 0):
+        self.format = QuestionFormat(prompts=policy.format, answer_length=answer_length)
         self.asked = self.repeated = 0  # of the last call: put to the model, and asked before
         self.policy, self._votes = policy, votes
         devices = policy.mesh.shape["data"] * policy.mesh.shape["fsdp"]
@@ -87,7 +72,6 @@ class Examiner:
             pad_id=policy.format.pad_id,
             mesh=policy.mesh,
         )
-        self._judge = Judge(policy, OWN_BATCH)
 
     def learnt(self, params: Any) -> None:
         """Takes other parameters."""
@@ -103,7 +87,7 @@ class Examiner:
           examinations: the steps; those of one chain, in order, are read together.
           key: of the critiques, consumed.
         """
-        questions = self._questions(examinations)
+        questions = self.format.questions(examinations) if examinations else []
         marks = [_digest(question.ids) for question in questions]
         asked = {
             mark: question
@@ -121,25 +105,11 @@ class Examiner:
     def remarks(self, examinations: Sequence[Examination]) -> list[str]:
         """What it says of each step, in the most likely words: a critique and a verdict."""
         said: list[str] = []
-        questions = self._questions(examinations)
+        questions = self.format.questions(examinations) if examinations else []
         for part in self._parts([q for q in questions if self.format.fits(q)]):
             said += self._said(part, jax.random.key(0), 0.0)[:: max(self._votes, 1)]
         answers = iter(said)
         return [" ".join(next(answers).split()) if self.format.fits(q) else "" for q in questions]
-
-    def with_own(self, examinations: Sequence[Examination]) -> list[Examination]:
-        """The examinations with the chain that it writes of each pair now, if it writes any."""
-        if not self.format.own_chain:
-            return list(examinations)
-        pairs = {_pair(one.example): one.example for one in examinations}
-        texts: list[str] = []
-        for part, rollout, _ in self._judge.read(self.policy.params, [*pairs.values()], len(pairs)):
-            texts += self.policy.format.texts(rollout)[: len(part)]
-        own = dict(zip(pairs, texts, strict=True))
-        return [replace(one, own=own[_pair(one.example)]) for one in examinations]
-
-    def _questions(self, examinations: Sequence[Examination]) -> list[Question]:
-        return self.format.questions(self.with_own(examinations)) if examinations else []
 
     def _directly(self, questions: Sequence[Question]) -> list[float]:
         """P(correct) as the verdict asked for at once; NaN where it cannot be read."""
@@ -314,17 +284,7 @@ def load_examiner(config: Config) -> Examiner:
         answer_length=own.examiner.answer_length,
         batch_size=config.reward.batch_size,
         votes=config.reward.votes,
-        own_chain=writes_own_chain(folder),
     )
-
-
-def writes_own_chain(folder: Path) -> bool:
-    """Whether the examiner of a folder learnt to judge pairs, so that it does so first."""
-    return (folder / "checkpoints" / SOLVE).is_dir()
-
-
-def _pair(example: Example) -> tuple[str, ...]:
-    return example.query, *(text for field in example.product.items() for text in field)
 
 
 def _digest(row: Sequence[int]) -> bytes:

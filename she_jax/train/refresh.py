@@ -139,7 +139,7 @@ class Refresher:
         own = jax.tree.map(jnp.copy, examiner.policy.params)  # an update takes its state for good
         state = new_state(replace(examiner.policy, params=own), self._optimizer, self._config.seed)
         for _ in range(reward.refresh_steps if new else 0):
-            drawn = [examiner.with_own(own) for own in drawer.draw(reward.refresh_batch_size, rng)]
+            drawn = drawer.draw(reward.refresh_batch_size, rng)
             batch, _ = examiner.format.sft_batch(drawn, self._room, rng)
             state, figures = self._update(state, batch)
             losses.append(float(jax.device_get(figures["loss"])))

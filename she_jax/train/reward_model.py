@@ -1,8 +1,9 @@
 """Trains and measures an examiner, the generative stepwise reward model, for the policy of a run.
 
 The examiner begins as that policy's best, which reads queries and products already. It learns to
-judge pairs itself, from the chains that the annotation dictates, and then to examine chains beside
-its own. Both are supervised fine-tuning; its pairs, chain and model are the run's.
+judge pairs itself, from the chains that the annotation dictates: who does not know better than the
+policy does not see where the policy errs. Then it learns to answer examinations. Both are
+supervised fine-tuning; its pairs, chain and model are the run's.
 """
 
 import json
@@ -32,14 +33,7 @@ from she_jax.data.examinations import (
 from she_jax.data.questions import QuestionFormat
 from she_jax.examination import Examination
 from she_jax.train.checks import fingerprint
-from she_jax.train.examiner import (
-    EXAMINER,
-    SOLVE,
-    Examiner,
-    Scores,
-    describe_examiner,
-    writes_own_chain,
-)
+from she_jax.train.examiner import EXAMINER, Examiner, Scores, describe_examiner
 from she_jax.train.metrics import Progress, say
 from she_jax.train.policy_run import begin, policy_samples
 from she_jax.train.report import write_json, write_text
@@ -70,12 +64,10 @@ def train_examiner(config: Config, workdir: Path) -> None:
                 split: examinations(config, workdir, made, policy.format.schema, split, *counts)
                 for split, counts in wanted.items()
             }
-            own = true_chains(config, made, policy.format.schema)
-            policy, lines = solve(config, workdir, policy, own, fingerprint(made), stop)
-            params = learn(config, workdir, policy, pools["train"], own, lines, stop)
+            policy, lines = solve(config, workdir, policy, made, stop)
+            params = learn(config, workdir, policy, pools["train"], lines, stop)
             trained = Policy(**vars(policy) | {"params": params})
-            others = {split: pools[split] for split in splits}
-            write_json(summary, measure(config, trained, others, writes_own_chain(workdir)))
+            write_json(summary, measure(config, trained, {s: pools[s] for s in splits}))
     figures = json.loads(summary.read_text(encoding="utf-8"))
     console = Console(highlight=False)
     for way, by_split in figures.items():
@@ -83,52 +75,33 @@ def train_examiner(config: Config, workdir: Path) -> None:
             console.print(figures_table(f"{split}, {way}", told))
 
 
-def true_chains(config: Config, made: Prepared, schema: CotSchema) -> dict[str, Example]:
-    """By uid, the training pairs of which the annotation dictates a chain, with that chain.
-
-    None, where the examiner is not to learn to judge pairs.
-    """
-    if not config.solve.steps:
-        return {}
-    source = open_split(made.path, "train")
-    count = min(max(config.examiner.pairs, config.examiner.policy_pairs), len(source))
-    solved = [with_true_chain(source[i], schema) for i in range(count)]
-    if found := {one.uid: one for one in solved if one is not None}:
-        return found
-    say("no pair has all of its steps annotated: the examiner does not learn to judge pairs")
-    return {}
-
-
 def solve(
-    config: Config,
-    workdir: Path,
-    policy: Policy,
-    own: Mapping[str, Example],
-    data: str,
-    stop: StopSignal,
+    config: Config, workdir: Path, policy: Policy, made: Prepared, stop: StopSignal
 ) -> tuple[Policy, int]:
-    """Learns to write the chains that the annotation dictates, if there are any.
-
-    Args:
-      own: see ``true_chains``.
-      data: names the pairs.
+    """Learns to write the chains that the annotation of the training pairs dictates.
 
     Returns:
-      The policy with what it learnt, and how many lines ``metrics.jsonl`` has by then.
+      The policy with what it learnt, and how many lines ``metrics.jsonl`` has by then. Without
+      ``solve.steps``, or a pair with all steps annotated, it stays as it is.
     """
-    if not own:
+    if not config.solve.steps:
         return policy, 0
-    known = list(own.values())
+    source = open_split(made.path, "train")
+    examples = [source[i] for i in range(min(config.examiner.pairs, len(source)))]
+    solved = [with_true_chain(example, policy.format.schema) for example in examples]
+    known = [example for example in solved if example is not None]
+    if not known:
+        say("no pair has all of its steps annotated: the examiner does not learn to judge pairs")
+        return policy, 0
 
     def batch_at(position: int) -> tuple[SftBatch, dict[str, int]]:
         rng = np.random.default_rng((config.seed, position))
         drawn = [known[i] for i in rng.integers(len(known), size=config.solve.batch_size)]
         return sft_batch(policy.format, drawn, (config.seed, position))
 
-    whole: Config = ConfigDict({"seed": config.seed, "sft": config.solve.to_dict()})
-    params, lines = sft(
-        whole, workdir, policy, batch_at, data, stop, phase=SOLVE, title="judging (SFT)"
-    )
+    own: Config = ConfigDict({"seed": config.seed, "sft": config.solve.to_dict()})
+    data, title = fingerprint(made), "judging (SFT)"
+    params, lines = sft(own, workdir, policy, batch_at, data, stop, phase="solve", title=title)
     return Policy(**vars(policy) | {"params": params}), lines
 
 
@@ -137,23 +110,16 @@ def learn(
     workdir: Path,
     policy: Policy,
     pool: Sequence[Examination],
-    own: Mapping[str, Example],
     lines: int,
     stop: StopSignal,
 ) -> Any:
-    """Learns the answers to balanced draws from the pool, and the true chains before them."""
+    """Learns the answers to balanced draws from the pool."""
     drawer = Balanced(pool)
-    form = QuestionFormat(
-        prompts=policy.format, answer_length=config.examiner.answer_length, own_chain=bool(own)
-    )
-    chains = {uid: str(example.rationale) for uid, example in own.items()}
+    form = QuestionFormat(prompts=policy.format, answer_length=config.examiner.answer_length)
 
     def batch_at(position: int) -> tuple[SftBatch, dict[str, int]]:
         rng = np.random.default_rng((config.seed, position))
-        drawn = [
-            [replace(one, own=chains.get(one.example.uid, "")) for one in chain]
-            for chain in drawer.draw(config.sft.batch_size, rng)
-        ]
+        drawn = drawer.draw(config.sft.batch_size, rng)
         batch, left_out = form.sft_batch(drawn, config.examiner.room, rng)
         return batch, {"left_out": left_out}
 
@@ -241,7 +207,7 @@ def save_examinations(path: Path, found: Iterable[Examination]) -> None:
     lines = []
     for one in found:
         pair = {"uid": one.example.uid, "query": one.example.query}
-        rest = {k: v for k, v in vars(one).items() if k not in ("example", "own")}
+        rest = {name: value for name, value in vars(one).items() if name != "example"}
         record = pair | {"product": dict(one.example.product)} | rest
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     write_text(path, "".join(lines))
@@ -262,7 +228,7 @@ def read_examinations(path: Path) -> list[Examination]:
 
 
 def measure(
-    config: Config, trained: Policy, pools: dict[str, list[Examination]], own_chain: bool
+    config: Config, trained: Policy, pools: dict[str, list[Examination]]
 ) -> dict[str, dict[str, Any]]:
     """The figures of each split, verdicts read directly and, with votes, behind critiques."""
     figures: dict[str, dict[str, Any]] = {}
@@ -272,7 +238,6 @@ def measure(
             answer_length=config.examiner.answer_length,
             batch_size=config.examiner.batch_size,
             votes=votes,
-            own_chain=own_chain,
         )
         way = f"critique_{votes}" if votes else "direct"
         figures[way] = {}
