@@ -84,27 +84,18 @@ def write_critique(step: str, truth: Mapping[str, str], written: ParsedStep, cor
     """
     if written.verdict is None:
         return _compared(_items(truth.get(step, "")), _items(written.text))
-    said = ": ".join(filter(None, [true_evidence(step, truth), truth.get(step, "not asked")]))
+    asked, offered = (_items(truth.get(name, "")) for name in ("query", "product"))
+    evidence = ""
+    if asked and offered and step == "category":
+        evidence = f"{asked[0]} / {offered[0]}"
+    elif asked and offered and step == "attributes":
+        evidence = f"{'; '.join(asked[1:]) or 'nothing'} / {'; '.join(offered[1:]) or 'nothing'}"
+    elif step == "label":
+        evidence = ", ".join(truth[name] for name in ("category", "attributes") if name in truth)
+    said = ": ".join(filter(None, [evidence, truth.get(step, "not asked")]))
     if written.verdict != truth.get(step):
         return f"{said}, not {written.verdict}"
     return said if correct else f"{said}, wrong reason"
-
-
-def true_evidence(step: str, truth: Mapping[str, str]) -> str:
-    """What the true verdict of a step rests on, as far as it is known: ``table lamp / floor lamp``.
-
-    Args:
-      step: name of a step that has a verdict.
-      truth: as ``write_critique`` has it.
-    """
-    asked, offered = (_items(truth.get(name, "")) for name in ("query", "product"))
-    if asked and offered and step == "category":
-        return f"{asked[0]} / {offered[0]}"
-    if asked and offered and step == "attributes":
-        return f"{'; '.join(asked[1:]) or 'nothing'} / {'; '.join(offered[1:]) or 'nothing'}"
-    if step == "label":
-        return ", ".join(truth[name] for name in ("category", "attributes") if name in truth)
-    return ""
 
 
 def _compared(wanted: list[str], given: list[str]) -> str:

@@ -16,7 +16,6 @@ from she_jax.data.examinations import (
     demonstrated,
     judged,
     with_all_truth,
-    with_true_chain,
 )
 from she_jax.data.shopworld import World, generate
 from she_jax.examination import Examination
@@ -42,30 +41,6 @@ product: floor lamp; navy
 category: table lamp / floor lamp => match
 attributes: red / navy => what
 label: 2""")
-
-
-@pytest.mark.parametrize("checks", [0, 4])
-def test_the_chain_that_the_annotation_dictates_earns_full_marks(checks):
-    schema = CotSchema.build(checks=checks)
-    for example in generate(World(pairs=(60, 0, 0, 0), checks=checks), "train"):
-        solved = with_true_chain(example, schema)
-        assert solved is not None
-        assert solved.rationale
-        chain = schema.parse(solved.rationale)
-        rewards, known = verify(chain, example, schema)
-        assert chain.well_formed
-        assert rewards[known].min() == 1
-        told = {step.name for step, parsed in zip(schema.steps, chain.steps, strict=True) if parsed}
-        assert told == {*example.annotations, "label"}
-
-
-def test_where_a_step_is_not_annotated_no_chain_is_dictated():
-    assert with_true_chain(LAMP, SCHEMA) is None
-    solved = with_true_chain(with_all_truth(LAMP), SCHEMA)
-    assert solved is not None
-    assert "attributes: red / navy => conflict" in str(solved.rationale)
-    unlabelled = dataclasses.replace(with_all_truth(LAMP), label=None)
-    assert with_true_chain(unlabelled, SCHEMA) is None
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ import numpy as np
 
 from she_jax.cot import Chain, CotSchema, ParsedStep
 from she_jax.data.chains import write_chain
-from she_jax.examination import Examination, true_evidence, write_critique, written_steps
+from she_jax.examination import Examination, write_critique, written_steps
 from she_jax.rl.rewards import verify
 from she_jax.types import Example
 
@@ -32,23 +32,6 @@ FULL_MARKS = 1 - 1e-6
 def with_all_truth(example: Example) -> Example:
     """The example with every step whose truth is known taken for annotated: the truth as judge."""
     return dataclasses.replace(example, annotations=tuple(example.steps or ()))
-
-
-def with_true_chain(example: Example, schema: CotSchema) -> Example | None:
-    """The example with the chain that its annotation dictates as the rationale.
-
-    Steps with a verdict but for the label say what it rests on, see ``true_evidence``; optional
-    steps are there where the annotation has them. None where it lacks a step that chains must have.
-    """
-    truth = _known_truth(example)
-    if not {step.name for step in schema.steps if not step.optional} <= truth.keys():
-        return None
-    known = [step for step in schema.steps if step.name in truth]
-    texts = {s.name: true_evidence(s.name, truth) if s.verdicts else truth[s.name] for s in known}
-    rationale = schema.write(
-        texts | {"label": ""}, {s.name: truth[s.name] for s in known if s.verdicts}
-    )
-    return dataclasses.replace(example, rationale=rationale)
 
 
 def judged(

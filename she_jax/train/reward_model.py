@@ -1,9 +1,7 @@
 """Trains and measures an examiner, the generative stepwise reward model, for the policy of a run.
 
-The examiner begins as that policy's best, which reads queries and products already. It learns to
-judge pairs itself, from the chains that the annotation dictates: who does not know better than the
-policy does not see where the policy errs. Then it learns to answer examinations. Both are
-supervised fine-tuning; its pairs, chain and model are the run's.
+The examiner begins as that policy's best, which reads queries and products already, and
+learns to answer examinations by supervised fine-tuning. Its pairs, chain and model are the run's.
 """
 
 import json
@@ -15,30 +13,21 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
 from she_jax.cot import CotSchema
 from she_jax.data.dataset import Prepared, open_split
-from she_jax.data.examinations import (
-    POLICY,
-    Balanced,
-    demonstrated,
-    judged,
-    with_all_truth,
-    with_true_chain,
-)
+from she_jax.data.examinations import POLICY, Balanced, demonstrated, judged, with_all_truth
 from she_jax.data.questions import QuestionFormat
 from she_jax.examination import Examination
-from she_jax.train.checks import fingerprint
 from she_jax.train.examiner import EXAMINER, Examiner, Scores, describe_examiner
-from she_jax.train.metrics import Progress, say
+from she_jax.train.metrics import Progress
 from she_jax.train.policy_run import begin, policy_samples
 from she_jax.train.report import write_json, write_text
 from she_jax.train.setup import Policy
-from she_jax.train.sft import sft, sft_batch
+from she_jax.train.sft import sft
 from she_jax.train.stop import StopSignal
 from she_jax.train.workdir import Config
 from she_jax.types import Example, SftBatch
@@ -64,8 +53,7 @@ def train_examiner(config: Config, workdir: Path) -> None:
                 split: examinations(config, workdir, made, policy.format.schema, split, *counts)
                 for split, counts in wanted.items()
             }
-            policy, lines = solve(config, workdir, policy, made, stop)
-            params = learn(config, workdir, policy, pools["train"], lines, stop)
+            params = learn(config, workdir, policy, pools["train"], stop)
             trained = Policy(**vars(policy) | {"params": params})
             write_json(summary, measure(config, trained, {s: pools[s] for s in splits}))
     figures = json.loads(summary.read_text(encoding="utf-8"))
@@ -75,43 +63,8 @@ def train_examiner(config: Config, workdir: Path) -> None:
             console.print(figures_table(f"{split}, {way}", told))
 
 
-def solve(
-    config: Config, workdir: Path, policy: Policy, made: Prepared, stop: StopSignal
-) -> tuple[Policy, int]:
-    """Learns to write the chains that the annotation of the training pairs dictates.
-
-    Returns:
-      The policy with what it learnt, and how many lines ``metrics.jsonl`` has by then. Without
-      ``solve.steps``, or a pair with all steps annotated, it stays as it is.
-    """
-    if not config.solve.steps:
-        return policy, 0
-    source = open_split(made.path, "train")
-    examples = [source[i] for i in range(min(config.examiner.pairs, len(source)))]
-    solved = [with_true_chain(example, policy.format.schema) for example in examples]
-    known = [example for example in solved if example is not None]
-    if not known:
-        say("no pair has all of its steps annotated: the examiner does not learn to judge pairs")
-        return policy, 0
-
-    def batch_at(position: int) -> tuple[SftBatch, dict[str, int]]:
-        rng = np.random.default_rng((config.seed, position))
-        drawn = [known[i] for i in rng.integers(len(known), size=config.solve.batch_size)]
-        return sft_batch(policy.format, drawn, (config.seed, position))
-
-    own: Config = ConfigDict({"seed": config.seed, "sft": config.solve.to_dict()})
-    data, title = fingerprint(made), "judging (SFT)"
-    params, lines = sft(own, workdir, policy, batch_at, data, stop, phase="solve", title=title)
-    return Policy(**vars(policy) | {"params": params}), lines
-
-
 def learn(
-    config: Config,
-    workdir: Path,
-    policy: Policy,
-    pool: Sequence[Examination],
-    lines: int,
-    stop: StopSignal,
+    config: Config, workdir: Path, policy: Policy, pool: Sequence[Examination], stop: StopSignal
 ) -> Any:
     """Learns the answers to balanced draws from the pool."""
     drawer = Balanced(pool)
@@ -125,15 +78,7 @@ def learn(
 
     mark = sha256((workdir / "examinations" / "train.jsonl").read_bytes()).hexdigest()[:16]
     params, _ = sft(
-        config,
-        workdir,
-        policy,
-        batch_at,
-        mark,
-        stop,
-        lines=lines,
-        phase=EXAMINER.kind,
-        title="examiner (SFT)",
+        config, workdir, policy, batch_at, mark, stop, phase=EXAMINER.kind, title="examiner (SFT)"
     )
     return params
 
