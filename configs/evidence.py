@@ -100,6 +100,7 @@ def _examiner() -> Any:
     config = reward_model.get_config().unlock()
     config.update_from_flattened_dict(
         {
+            "solve.steps": 0,  # 20 minutes that an evidence run does not have
             "sft.steps": 1_500,
             "examiner.pairs": 10_000,
             "examiner.policy_pairs": 5_000,

@@ -27,8 +27,14 @@ def get_config() -> ConfigDict:
     config.checkpoint = "runs/stage1"  # folder of the policy's run
     config.cpu_devices = full.cpu_devices
     config.mesh = full.mesh
+    # First it learns to judge the pairs itself (0 steps: it does not) ...
+    config.solve = full.sft.copy_and_resolve_references()
+    config.solve.steps = 1_200
+    config.solve.learning_rate = 1e-3
+    config.solve.batch_size = 64
+    # ... and then to examine.
     config.sft = full.sft
-    config.sft.steps = 6_000
+    config.sft.steps = 2_000
     config.sft.learning_rate = 1e-3
 
     config.examiner = ConfigDict()

@@ -9,11 +9,13 @@ last. It answers in two lines, a critique and a verdict on the step::
     critique: table lamp / floor lamp: near, not match
     verdict: incorrect
 
-Asked for the verdict directly it leaves the critique out. Reading an answer never fails: what
-cannot be read is unknown.
+Asked for the verdict directly it leaves the critique out. Where it has a chain of its own, the
+critique need not be its words either: ``write_critique`` compares the step with that chain. Reading
+an answer never fails: what cannot be read is unknown.
 
 Reconstruction: the prompts of the generative stepwise reward model (arXiv 2510.07972) could not be
-obtained.
+obtained. The own chain is the answer that a reference-guided judge writes before it grades (Zheng
+et al., arXiv 2306.05685, section 3.4).
 """
 
 import re
@@ -67,7 +69,7 @@ def written_steps(chain: Chain, schema: CotSchema, index: int) -> str:
     return "\n".join(lines)
 
 
-def write_critique(step: str, truth: Mapping[str, str], written: ParsedStep, correct: bool) -> str:
+def write_critique(step: str, truth: Mapping[str, str], written: ParsedStep) -> str:
     """What an examiner should say of a step: the truth, and where the step departs from it.
 
     - Of a step with a verdict, the evidence as far as it is known, the true verdict, and what was
@@ -77,25 +79,31 @@ def write_critique(step: str, truth: Mapping[str, str], written: ParsedStep, cor
 
     Args:
       step: name of the step.
-      truth: the known truth by step name, the label as a digit among it; see
-        ``she_jax.types.Example.steps``.
+      truth: the truth by step name as far as it is known, or what an own chain takes for it; the
+        label as a digit among it. See ``she_jax.types.Example.steps``.
       written: the step as the chain has it.
-      correct: whether it is right, which a right verdict alone does not make it.
     """
     if written.verdict is None:
         return _compared(_items(truth.get(step, "")), _items(written.text))
+    said = ": ".join(filter(None, [true_evidence(step, truth), truth.get(step, "not asked")]))
+    return said if written.verdict == truth.get(step) else f"{said}, not {written.verdict}"
+
+
+def true_evidence(step: str, truth: Mapping[str, str]) -> str:
+    """What the true verdict of a step rests on, as far as it is known: ``table lamp / floor lamp``.
+
+    Args:
+      step: name of a step that has a verdict.
+      truth: as ``write_critique`` has it.
+    """
     asked, offered = (_items(truth.get(name, "")) for name in ("query", "product"))
-    evidence = ""
     if asked and offered and step == "category":
-        evidence = f"{asked[0]} / {offered[0]}"
-    elif asked and offered and step == "attributes":
-        evidence = f"{'; '.join(asked[1:]) or 'nothing'} / {'; '.join(offered[1:]) or 'nothing'}"
-    elif step == "label":
-        evidence = ", ".join(truth[name] for name in ("category", "attributes") if name in truth)
-    said = ": ".join(filter(None, [evidence, truth.get(step, "not asked")]))
-    if written.verdict != truth.get(step):
-        return f"{said}, not {written.verdict}"
-    return said if correct else f"{said}, wrong reason"
+        return f"{asked[0]} / {offered[0]}"
+    if asked and offered and step == "attributes":
+        return f"{'; '.join(asked[1:]) or 'nothing'} / {'; '.join(offered[1:]) or 'nothing'}"
+    if step == "label":
+        return ", ".join(truth[name] for name in ("category", "attributes") if name in truth)
+    return ""
 
 
 def _compared(wanted: list[str], given: list[str]) -> str:

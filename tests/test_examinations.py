@@ -15,6 +15,8 @@ from she_jax.data.examinations import (
     Balanced,
     demonstrated,
     judged,
+    put_right,
+    right_evidence,
     with_all_truth,
 )
 from she_jax.data.shopworld import World, generate
@@ -41,6 +43,43 @@ product: floor lamp; navy
 category: table lamp / floor lamp => match
 attributes: red / navy => what
 label: 2""")
+
+
+@pytest.mark.parametrize("checks", [0, 4])
+def test_a_chain_put_right_earns_full_marks(checks):
+    schema = CotSchema.build(checks=checks)
+    for example in generate(World(pairs=(60, 0, 0, 0), checks=checks), "train"):
+        right = put_right(example, schema, {})
+        assert right is not None
+        chain = schema.parse(str(right.rationale))
+        rewards, known = verify(chain, example, schema)
+        assert chain.well_formed
+        assert rewards[known].min() == 1
+        told = {step.name for step, parsed in zip(schema.steps, chain.steps, strict=True) if parsed}
+        assert told == {*example.annotations, "label"}
+
+
+def test_a_chain_is_put_right_with_the_evidence_of_right_steps():
+    whole = with_all_truth(LAMP)
+    demonstrated_lamp = judged(CHAIN, whole, SCHEMA, "teacher", "a/demonstration")
+    assert right_evidence(demonstrated_lamp) == {}  # its one readable verdict is wrong
+    right = SCHEMA.parse("attributes: red / navy conflict => conflict\nlabel: 2")
+    evidence = right_evidence(judged(right, whole, SCHEMA, POLICY, "a/0"))
+    assert evidence == {"a": {"attributes": "red / navy conflict"}}
+    lamp = put_right(whole, SCHEMA, evidence["a"])
+    assert lamp is not None
+    assert str(lamp.rationale).split("\n") == [
+        "query: table lamp; red",
+        "product: floor lamp; navy",
+        "category: table lamp / floor lamp => near",
+        "attributes: red / navy conflict => conflict",
+        "label: 2",
+    ]
+
+
+def test_where_a_step_is_not_annotated_no_chain_is_put_right():
+    assert put_right(LAMP, SCHEMA, {}) is None
+    assert put_right(dataclasses.replace(with_all_truth(LAMP), label=None), SCHEMA, {}) is None
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +154,9 @@ def test_a_spoilt_step_differs_from_the_right_one_in_its_way_only(lessons):
         if one.source not in SPOILT:
             continue
         gold = right[one.example.uid, one.step]
-        assert one.critique != gold.critique
+        # A critique compares verdicts or items, and says nothing of what precedes a verdict.
+        silent = one.source in ("reason", "product") and one.step in ("category", "attributes")
+        assert (one.critique == gold.critique) == silent
         assert one.critique.startswith(gold.critique)
         assert one.chain == gold.chain
         assert one.written.split("\n")[:-1] == gold.written.split("\n")[:-1]

@@ -1,6 +1,7 @@
 """The examiner at work: batches, memory, votes, masks."""
 
 import types
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from she_jax.data.prompts import EOS, PAD, PromptFormat, positions, train_tokeni
 from she_jax.examination import VERDICT, Examination
 from she_jax.models.sharding import make_mesh, shardings
 from she_jax.models.transformer import ModelConfig, build_model, init_params
+from she_jax.rl.sampling import jit_sample
 from she_jax.train import examiner as module
 from she_jax.train.examiner import (
     Examiner,
@@ -97,6 +99,59 @@ def test_the_steps_of_a_chain_share_a_row_and_score_as_each_would_alone(policy):
     alone = [new(policy).score([one], KEY).score[0] for one in steps]
     np.testing.assert_allclose(together.score, alone, atol=1e-5)
     assert np.ptp(together.score) > 0.1
+
+
+OWN = "query: lamp; red\nproduct: lamp; navy\ncategory: a / b => near\nattributes: => met\nlabel: 2"
+
+
+def owns(policy, texts, monkeypatch):
+    """An examiner that writes given chains of its own, and the pairs it is asked for."""
+    examiner, asked = new(policy, own_chain=True), []
+
+    def own_chains(examples):
+        asked.extend(examples)
+        return texts[: len(examples)]
+
+    monkeypatch.setattr(examiner, "own_chains", own_chains)
+    return examiner, asked
+
+
+@pytest.mark.usefixtures("readable")
+def test_with_a_chain_of_its_own_it_reads_the_verdict_behind_what_differs(policy, monkeypatch):
+    """Against the forward pass written out, a step at a time."""
+    examiner, asked = owns(policy, [OWN], monkeypatch)
+    steps = chain_steps()
+    told = examiner.score(steps, KEY)
+    assert asked == [LAMP]  # a pair once
+    assert told.known.all()
+    critiques = ["lamp; red", "lamp; navy", "lamp / lamp: near, not match", "near, met: 2, not 4"]
+    questions = examiner.format.questions(steps)
+    for row, score in zip(examiner.format.critiqued(questions, critiques), told.score, strict=True):
+        output = policy.model.forward(policy.params, jnp.array([row]), jnp.arange(len(row))[None])
+        logits = np.asarray((output.hidden @ output.head)[0, -1])[list(examiner.format.rivals)]
+        np.testing.assert_allclose(score, jax.nn.softmax(logits)[0], atol=1e-5)
+
+
+@pytest.mark.usefixtures("readable")
+def test_beside_an_own_chain_that_cannot_be_read_all_is_unknown(policy, monkeypatch):
+    mug = replace(LAMP, query="mug")
+    examiner, asked = owns(policy, ["no chain", OWN], monkeypatch)
+    told = examiner.score([*chain_steps(), replace(STEPS[0], example=mug)], KEY)
+    assert asked == [LAMP, mug]
+    assert told.known.tolist() == [False] * 4 + [True]
+
+
+def test_its_own_chain_is_the_most_likely_one(policy):
+    (own,) = set(new(policy, own_chain=True).own_chains([LAMP, LAMP]) or [])
+    rollout = jit_sample(
+        policy.model,
+        group_size=1,
+        max_new_tokens=policy.format.completion_length,
+        eos_id=policy.format.eos_ids,
+        pad_id=policy.format.pad_id,
+    )(policy.params, policy.format.prompts([LAMP])[0], KEY, 0.0)
+    assert own == policy.format.texts(rollout)[0]
+    assert new(policy).own_chains([LAMP]) is None
 
 
 @pytest.mark.usefixtures("readable")

@@ -48,6 +48,27 @@ def test_questions_and_answers_as_text():
     assert verdict.ids[-1] == answer.ids[-1] == form.prompts.eos_ids[0]
 
 
+def test_a_row_goes_on_with_the_own_chain_which_sees_the_pair_alone():
+    form, one = question_format(), examination()
+    own = "query: lamp; red\nlabel: 2"
+    batch, left_out = form.sft_batch([[one], [one]], 100, np.random.default_rng(0), [own, ""])
+    assert left_out == 0
+    assert batch.mask is not None
+    weights, tokens = np.asarray(batch.weights), np.asarray(batch.tokens)
+    ids = [*form.prompts.encode([own])[0], form.prompts.eos_ids[0]]
+    columns = form.trunk_length + 1 + np.arange(len(ids))
+    assert tokens[0, columns].tolist() == ids
+    assert (weights[0, columns] == 1).all()
+    (question,) = form.questions([one])
+    seen = np.flatnonzero(np.asarray(batch.mask)[0, columns[-1]])
+    assert tokens[0, seen].tolist() == [*question.prompt, *ids]  # as where it is written
+    assert np.asarray(batch.positions)[0, seen].tolist() == list(range(len(seen)))
+    # What comes first is read off the column before it.
+    assert tokens[0, columns[0] - 1] == question.prompt[-1]
+    alone, _ = form.sft_batch([[one]], 100, np.random.default_rng(0))
+    assert weights[1].sum() == np.asarray(alone.weights).sum()
+
+
 def test_a_chain_begins_with_the_same_tokens_whatever_follows():
     form = question_format(["lamp\nproduct", "navy\ncategory"] * 9)  # pieces across lines
     first = WRITTEN.partition("\n")[0]

@@ -24,6 +24,9 @@ POLICY_RUN = {
     "eval__pass_k": 0,
 }
 EXAMINER_RUN = FOUR_STEPS | {
+    "solve.steps": 3,
+    "solve.batch_size": 16,
+    "solve.checkpoint_every": 2,
     "examiner.pairs": 24,
     "examiner.policy_pairs": 16,
     "examiner.eval_pairs": 6,
@@ -80,8 +83,8 @@ def test_an_examiner_run_leaves_what_it_should(examiner):
             assert figures["policy_by_step"].keys() == figures["by_step"].keys()
             assert figures["policy_by_phase"].keys() == {"sft", "srpo"}
             assert {"found", "spared", "wrong", "right"} == figures["first_errors"].keys()
-    assert [row["step"] for row in lines(examiner)] == [1, 2, 3, 4]
-    assert {row["phase"] for row in lines(examiner)} == {"reward_model"}
+    done = [(row["phase"], row["step"]) for row in lines(examiner)]
+    assert done == [("solve", n) for n in (1, 2, 3)] + [("reward_model", n) for n in (1, 2, 3, 4)]
 
 
 def test_it_learns_from_no_query_of_the_other_splits(examiner):
@@ -95,33 +98,36 @@ def test_it_learns_from_no_query_of_the_other_splits(examiner):
 
 
 def test_a_resumed_examiner_equals_the_uninterrupted_one(policy, examiner, tmp_path, monkeypatch):
-    from she_jax.train import metrics
-
-    written = metrics.MetricsWriter.write
-
-    def die(self, phase, step, values):
-        written(self, phase, step, values)
-        if step == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(metrics.MetricsWriter, "write", die)
-    with pytest.raises(KeyboardInterrupt):
-        run(examiner_config(policy), tmp_path / "run")
-    monkeypatch.undo()
+    for phase in ("solve", "reward_model"):
+        dies_at(monkeypatch, 3, phase)
+        with pytest.raises(KeyboardInterrupt):
+            run(examiner_config(policy), tmp_path / "run")
+        monkeypatch.undo()
     run(examiner_config(policy), tmp_path / "run")
     assert lines(tmp_path / "run") == lines(examiner)
     assert (tmp_path / "run/summary.json").read_bytes() == (examiner / "summary.json").read_bytes()
 
 
-def dies_at(monkeypatch, step):
-    """Kills the next runs right after they have written that step of SRPO."""
+def test_an_examiner_of_labels_alone_is_not_taught_to_judge(policy, written, tmp_path, capsys):
+    bare = tmp_path / "policy"
+    shutil.copytree(policy, bare)
+    told = json.loads((bare / "config.json").read_text())
+    told["shopworld"]["coverage"] = 0.0
+    (bare / "config.json").write_text(json.dumps(told))
+    run(examiner_config(bare), tmp_path / "run")
+    assert {row["phase"] for row in lines(tmp_path / "run")} == {"reward_model"}
+    assert "does not learn to judge pairs" in capsys.readouterr().out
+
+
+def dies_at(monkeypatch, step, phase="srpo"):
+    """Kills the next runs right after they have written that step of a phase."""
     from she_jax.train import metrics
 
     written = metrics.MetricsWriter.write
 
-    def die(self, phase, number, values):
-        written(self, phase, number, values)
-        if (phase, number) == ("srpo", step):
+    def die(self, own, number, values):
+        written(self, own, number, values)
+        if (own, number) == (phase, step):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(metrics.MetricsWriter, "write", die)

@@ -14,13 +14,13 @@ is a step with full marks. Sources:
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from she_jax.cot import Chain, CotSchema, ParsedStep
+from she_jax.cot import ARROW, Chain, CotSchema, ParsedStep
 from she_jax.data.chains import write_chain
-from she_jax.examination import Examination, write_critique, written_steps
+from she_jax.examination import Examination, true_evidence, write_critique, written_steps
 from she_jax.rl.rewards import verify
 from she_jax.types import Example
 
@@ -32,6 +32,50 @@ FULL_MARKS = 1 - 1e-6
 def with_all_truth(example: Example) -> Example:
     """The example with every step whose truth is known taken for annotated: the truth as judge."""
     return dataclasses.replace(example, annotations=tuple(example.steps or ()))
+
+
+def put_right(example: Example, schema: CotSchema, evidence: Mapping[str, str]) -> Example | None:
+    """The example with a chain that is right in every step as the rationale.
+
+    Free steps say what the annotation says. Optional steps are there where the annotation has them.
+
+    Args:
+      example: the pair.
+      schema: the steps.
+      evidence: what a right step said before its verdict, by step name; for others the chain says
+        what the annotation knows of it, see ``true_evidence``.
+
+    Returns:
+      None where the annotation lacks a step that a chain must have.
+    """
+    truth = _known_truth(example)
+    if not {step.name for step in schema.steps if not step.optional} <= truth.keys():
+        return None
+    texts, verdicts = {}, {}
+    for step in schema.steps:
+        if step.name not in truth:
+            continue
+        if not step.verdicts:
+            texts[step.name] = truth[step.name]
+            continue
+        verdicts[step.name] = truth[step.name]
+        if step.name != "label":
+            texts[step.name] = evidence.get(step.name) or true_evidence(step.name, truth)
+    return dataclasses.replace(example, rationale=schema.write(texts, verdicts))
+
+
+def right_evidence(examinations: Iterable[Examination]) -> dict[str, dict[str, str]]:
+    """What right steps say before their verdicts, by pair and step; of several the last one.
+
+    Of steps as somebody wrote them: who spoils one makes no right ones.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for one in examinations:
+        line = one.written.rpartition("\n")[2].removeprefix(f"{one.step}: ")
+        text, arrow, _ = line.rpartition(f" {ARROW} ")
+        if one.correct and arrow:
+            found.setdefault(one.example.uid, {})[one.step] = text
+    return found
 
 
 def judged(
@@ -54,7 +98,7 @@ def judged(
             step=step.name,
             written=written_steps(chain, schema, k),
             correct=bool(rewards[k] >= FULL_MARKS),
-            critique=write_critique(step.name, truth, parsed, rewards[k] >= FULL_MARKS),
+            critique=write_critique(step.name, truth, parsed),
             source=source,
             chain=name,
         )
@@ -91,7 +135,7 @@ def demonstrated(
             yield dataclasses.replace(
                 right,
                 written=written_steps(spoilt, schema, k),
-                critique=write_critique(right.step, _known_truth(example), step, False),
+                critique=write_critique(right.step, _known_truth(example), step),
                 correct=False,
                 source=way,
             )

@@ -136,6 +136,11 @@ class QuestionFormat:
         """Whether its chain is no longer than a chain may be."""
         return sum(map(len, question.lines)) <= self.prompts.completion_length
 
+    def compared(self, question: Question, critique: str) -> Branch:
+        """A question with a critique, and the verdict next."""
+        ids = self.critiqued([question], [critique])[0][len(question.ids) :]
+        return Branch(question=question, ids=ids)
+
     def critiqued(self, questions: Sequence[Question], critiques: Sequence[str]) -> list[Ids]:
         """Questions with a critique, and the verdict next."""
         said = self.prompts.encode([f" {critique}" for critique in critiques])
@@ -168,6 +173,14 @@ class QuestionFormat:
                 branches.append(Branch(question=question, ids=ids, weights=weighed))
         return branches
 
+    def _own_branch(self, prompt: Ids, chain: Ids) -> Branch:
+        """A chain behind the prompt, whose last token is in the branch: the first one's input."""
+        chain = [*chain, self.prompts.eos_ids[0]][: self.prompts.completion_length]
+        question = Question(prompt=prompt[:-1], lines=[])
+        return Branch(
+            question=question, ids=[prompt[-1], *chain], weights=[0.0] + [1.0] * len(chain)
+        )
+
     def pack(self, rows: Sequence[Sequence[Branch]], room: int) -> Packed:
         """Rows of branches whose questions have a pair in common.
 
@@ -194,7 +207,7 @@ class QuestionFormat:
             for n, branch in enumerate(row):
                 shared = _in_common(trunk.lines, branch.question.lines)
                 apart = _joined(branch.question.lines[shared:])
-                start = len(trunk.prompt) + sum(map(len, trunk.lines[:shared]))
+                start = len(branch.question.prompt) + sum(map(len, trunk.lines[:shared]))
                 size = len(apart) + len(branch.ids)
                 if column + size > width:
                     continue
@@ -225,14 +238,20 @@ class QuestionFormat:
         return PromptBatch(tokens=tokens, mask=mask)  # pyright: ignore[reportArgumentType]
 
     def sft_batch(
-        self, chains: Sequence[Sequence[Examination]], room: int, rng: np.random.Generator
+        self,
+        chains: Sequence[Sequence[Examination]],
+        room: int,
+        rng: np.random.Generator,
+        own: Sequence[str] | None = None,
     ) -> tuple[SftBatch, int]:
-        """A row for the examinations of each chain; only their answers weigh.
+        """A row for the examinations of each chain; only their answers weigh, and own chains.
 
         Args:
           chains: examinations of the same pair, at least one each.
           room: tokens for the answers of a row.
           rng: consumed; which of them are left out where the room is short.
+          own: the chain that the examiner should write of each pair itself, "" for none; there is
+            room for it besides.
 
         Returns:
           The batch, and how many answers were left out.
@@ -242,6 +261,10 @@ class QuestionFormat:
         for chain in chains:
             branches = self.answers(chain, [next(questions) for _ in chain])
             rows.append([branches[n] for n in rng.permutation(len(branches))])
+        if own is not None:
+            room += self.prompts.completion_length + 1
+            for row, ids in zip(rows, self.prompts.encode(own), strict=True):
+                row[:0] = [self._own_branch(row[0].question.prompt, ids)] if ids else []
         packed = self.pack(rows, room)
         batch = SftBatch(
             tokens=jnp.asarray(packed.tokens),

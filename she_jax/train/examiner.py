@@ -17,14 +17,24 @@ from she_jax.cot import Chain, CotSchema
 from she_jax.data.examinations import FULL_MARKS
 from she_jax.data.prompts import positions
 from she_jax.data.questions import Branch, Question, QuestionFormat
-from she_jax.examination import CRITIQUE, VERDICT, Examination, read_answer, written_steps
+from she_jax.examination import (
+    CRITIQUE,
+    VERDICT,
+    Examination,
+    read_answer,
+    write_critique,
+    written_steps,
+)
 from she_jax.models.sharding import batch_sharding
 from she_jax.rl.sampling import jit_sample
+from she_jax.train.predict import Judge
 from she_jax.train.reward_folder import RewardFolder, tokenizer_digest
 from she_jax.train.setup import Policy, examiner_mesh, make_policy
 from she_jax.train.workdir import Config
 from she_jax.types import Example
 
+SOLVE = "solve"  # the phase in which an examiner learns to judge pairs
+OWN_BATCH = 32  # pairs at a time for which it writes chains of its own
 READABLE = 0.5  # share of the probability that the two verdicts must hold between them
 EXAMINER = RewardFolder(
     key="reward.model", kind="reward_model", name="examiner", identity="examiner.json"
@@ -54,9 +64,20 @@ class Examiner:
       answer_length: see ``QuestionFormat``.
       batch_size: chains at a time, or questions where critiques are wanted.
       votes: critiques a step; 0 reads the verdict directly, 1 takes the most likely critique.
+      own_chain: without votes, it writes the most likely chain of its own for each pair and reads
+        the verdict behind the critique that ``write_critique`` makes of the two chains. Unknown
+        where its own chain is not well formed.
     """
 
-    def __init__(self, policy: Policy, *, answer_length: int, batch_size: int, votes: int = 0):
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        answer_length: int,
+        batch_size: int,
+        votes: int = 0,
+        own_chain: bool = False,
+    ):
         self.format = QuestionFormat(prompts=policy.format, answer_length=answer_length)
         self.asked = self.repeated = 0  # of the last call: put to the model, and asked before
         self.policy, self._votes = policy, votes
@@ -64,6 +85,7 @@ class Examiner:
         self._branches = len(policy.format.schema.steps)  # questions of one chain, read in a row
         self._batch_size = math.ceil(batch_size / devices) * devices
         self._share = jax.jit(self._verdict_share)
+        self._judge = Judge(policy, OWN_BATCH) if own_chain else None
         self._sampler = jit_sample(
             policy.model,
             group_size=max(votes, 1),
@@ -90,13 +112,20 @@ class Examiner:
         questions = self.format.questions(examinations) if examinations else []
         marks = [_digest(question.ids) for question in questions]
         asked = {
-            mark: question
-            for mark, question in zip(marks, questions, strict=True)
+            mark: (question, examination)
+            for mark, question, examination in zip(marks, questions, examinations, strict=True)
             if self.format.fits(question)
         }
         self.asked, self.repeated = len(asked), len(questions) - len(asked)
-        ask = list(asked.values())
-        fresh = self._by_critiques(ask, key) if self._votes else self._directly(ask)
+        ask = [question for question, _ in asked.values()]
+        if self._votes:
+            fresh = self._by_critiques(ask, key)
+        elif self._judge is not None:
+            fresh = self._by_comparison(ask, [one for _, one in asked.values()])
+        else:
+            asked_for = [*self.format.marks[VERDICT], *self.format.before]
+            branches = [Branch(question=question, ids=asked_for) for question in ask]
+            fresh = self._read(branches, len(asked_for))
         told = dict(zip(asked, fresh, strict=True))
         scores = np.array([told.get(mark, math.nan) for mark in marks], np.float32)
         known = ~np.isnan(scores)
@@ -111,25 +140,54 @@ class Examiner:
         answers = iter(said)
         return [" ".join(next(answers).split()) if self.format.fits(q) else "" for q in questions]
 
-    def _directly(self, questions: Sequence[Question]) -> list[float]:
-        """P(correct) as the verdict asked for at once; NaN where it cannot be read."""
-        asked = [*self.format.marks[VERDICT], *self.format.before]
+    def own_chains(self, examples: Sequence[Example]) -> list[str] | None:
+        """The chain that it writes of each pair; None where it has none of its own."""
+        if self._judge is None:
+            return None
+        texts: list[str] = []
+        for part, rollout, _ in self._judge.read(self.policy.params, examples, len(examples)):
+            texts += self.policy.format.texts(rollout)[: len(part)]
+        return texts
+
+    def _by_comparison(
+        self, questions: Sequence[Question], examinations: Sequence[Examination]
+    ) -> list[float]:
+        """P(correct) behind a critique that compares the step with its own chain; NaN for none."""
+        schema = self.policy.format.schema
+        pairs = {_pair(one.example): one.example for one in examinations}
+        texts = self.own_chains([*pairs.values()]) or []
+        own = dict(zip(pairs, map(schema.parse, texts), strict=True))
+        branches, where = [], []
+        for n, (question, one) in enumerate(zip(questions, examinations, strict=True)):
+            chain = own[_pair(one.example)]
+            written = schema.parse(one.written).steps[schema.names.index(one.step)]
+            if chain.well_formed and written is not None:
+                critique = write_critique(one.step, said(chain, schema), written)
+                branches.append(self.format.compared(question, critique))
+                where.append(n)
+        room = self.format.answer_length + len(self.format.marks[CRITIQUE])
+        shares = np.full(len(questions), np.nan)
+        shares[where] = self._read(branches, room)
+        return shares.tolist()
+
+    def _read(self, branches: Sequence[Branch], size: int) -> list[float]:
+        """P(correct) behind each branch, of no more tokens than ``size``; NaN for unreadable."""
         rows: list[list[Branch]] = []
-        for n, question in enumerate(questions):
-            branch = Branch(question=question, ids=asked)
-            if n and len(rows[-1]) < self._branches and question.follows(questions[n - 1]):
+        for n, branch in enumerate(branches):
+            following = n and branch.question.follows(branches[n - 1].question)
+            if following and len(rows[-1]) < self._branches:
                 rows[-1].append(branch)
             else:
                 rows.append([branch])
         shares: list[float] = []
         for part in self._parts(rows):
-            packed = self.format.pack(part, self._branches * len(asked))
+            packed = self.format.pack(part, self._branches * size)
             ends = np.full((len(part), self._branches), -1, np.int32)
             ends[:, : packed.ends.shape[1]] = packed.ends
             read = self._verdicts(packed.tokens, packed.positions, ends, packed.mask)
             for row, own in zip(part, read, strict=True):
                 shares += own[: len(row)].tolist()
-        return shares[: len(questions)]
+        return shares[: len(branches)]
 
     def _by_critiques(self, questions: Sequence[Question], key: Array) -> list[float]:
         """Mean P(correct) over the critiques that can be read; NaN where none can."""
@@ -284,7 +342,26 @@ def load_examiner(config: Config) -> Examiner:
         answer_length=own.examiner.answer_length,
         batch_size=config.reward.batch_size,
         votes=config.reward.votes,
+        own_chain=writes_own_chain(folder),
     )
+
+
+def writes_own_chain(folder: Path) -> bool:
+    """Whether the examiner of a folder learnt to judge pairs, and so has chains of its own."""
+    return (folder / "checkpoints" / SOLVE).is_dir()
+
+
+def said(chain: Chain, schema: CotSchema) -> dict[str, str]:
+    """What a chain says of each step, as annotation would: a verdict, or the items."""
+    return {
+        step.name: str(parsed.verdict) if step.verdicts else parsed.text
+        for step, parsed in zip(schema.steps, chain.steps, strict=True)
+        if parsed is not None
+    }
+
+
+def _pair(example: Example) -> tuple[str, ...]:
+    return example.query, *(text for field in example.product.items() for text in field)
 
 
 def _digest(row: Sequence[int]) -> bytes:

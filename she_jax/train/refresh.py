@@ -140,7 +140,9 @@ class Refresher:
         state = new_state(replace(examiner.policy, params=own), self._optimizer, self._config.seed)
         for _ in range(reward.refresh_steps if new else 0):
             drawn = drawer.draw(reward.refresh_batch_size, rng)
-            batch, _ = examiner.format.sft_batch(drawn, self._room, rng)
+            # Its own chains are none that are right for sure: it is to write them as before.
+            own = examiner.own_chains([chain[0].example for chain in drawn])
+            batch, _ = examiner.format.sft_batch(drawn, self._room, rng, own)
             state, figures = self._update(state, batch)
             losses.append(float(jax.device_get(figures["loss"])))
         return state, losses

@@ -1,7 +1,10 @@
 """Trains and measures an examiner, the generative stepwise reward model, for the policy of a run.
 
-The examiner begins as that policy's best, which reads queries and products already, and
-learns to answer examinations by supervised fine-tuning. Its pairs, chain and model are the run's.
+The examiner begins as that policy's best, which reads queries and products already. It learns to
+judge pairs itself, from chains that the annotation finds right, and then to answer examinations and
+to go on judging. At work it writes a chain of its own and compares: a model of this size does not
+see in one pass where two lists differ. All is supervised fine-tuning; its pairs, chain and model
+are the run's.
 """
 
 import json
@@ -13,21 +16,31 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
 from she_jax.cot import CotSchema
 from she_jax.data.dataset import Prepared, open_split
-from she_jax.data.examinations import POLICY, Balanced, demonstrated, judged, with_all_truth
+from she_jax.data.examinations import (
+    POLICY,
+    Balanced,
+    demonstrated,
+    judged,
+    put_right,
+    right_evidence,
+    with_all_truth,
+)
 from she_jax.data.questions import QuestionFormat
 from she_jax.examination import Examination
-from she_jax.train.examiner import EXAMINER, Examiner, Scores, describe_examiner
-from she_jax.train.metrics import Progress
+from she_jax.train.checks import fingerprint
+from she_jax.train.examiner import EXAMINER, SOLVE, Examiner, Scores, describe_examiner
+from she_jax.train.metrics import Progress, say
 from she_jax.train.policy_run import begin, policy_samples
 from she_jax.train.report import write_json, write_text
 from she_jax.train.setup import Policy
-from she_jax.train.sft import sft
+from she_jax.train.sft import sft, sft_batch
 from she_jax.train.stop import StopSignal
 from she_jax.train.workdir import Config
 from she_jax.types import Example, SftBatch
@@ -53,9 +66,12 @@ def train_examiner(config: Config, workdir: Path) -> None:
                 split: examinations(config, workdir, made, policy.format.schema, split, *counts)
                 for split, counts in wanted.items()
             }
-            params = learn(config, workdir, policy, pools["train"], stop)
+            right = right_chains(config, made, policy.format.schema, pools["train"])
+            policy, lines = solve(config, workdir, policy, right, fingerprint(made), stop)
+            params = learn(config, workdir, policy, pools["train"], right, lines, stop)
             trained = Policy(**vars(policy) | {"params": params})
-            write_json(summary, measure(config, trained, {s: pools[s] for s in splits}))
+            others = {split: pools[split] for split in splits}
+            write_json(summary, measure(config, trained, others, own_chain=bool(right)))
     figures = json.loads(summary.read_text(encoding="utf-8"))
     console = Console(highlight=False)
     for way, by_split in figures.items():
@@ -63,22 +79,90 @@ def train_examiner(config: Config, workdir: Path) -> None:
             console.print(figures_table(f"{split}, {way}", told))
 
 
+def right_chains(
+    config: Config, made: Prepared, schema: CotSchema, pool: Sequence[Examination]
+) -> dict[str, Example]:
+    """By uid, the training pairs all of whose steps are annotated, with a chain that is right.
+
+    None, where the examiner is not to learn to judge pairs.
+    """
+    if not config.solve.steps:
+        return {}
+    source, evidence = open_split(made.path, "train"), right_evidence(pool)
+    count = min(max(config.examiner.pairs, config.examiner.policy_pairs), len(source))
+    examples = [source[i] for i in range(count)]
+    solved = [put_right(one, schema, evidence.get(one.uid, {})) for one in examples]
+    if found := {one.uid: one for one in solved if one is not None}:
+        return found
+    say("no pair has all of its steps annotated: the examiner does not learn to judge pairs")
+    return {}
+
+
+def solve(
+    config: Config,
+    workdir: Path,
+    policy: Policy,
+    right: Mapping[str, Example],
+    data: str,
+    stop: StopSignal,
+) -> tuple[Policy, int]:
+    """Learns to write right chains, if there are any.
+
+    Args:
+      right: see ``right_chains``.
+      data: names the pairs.
+
+    Returns:
+      The policy with what it learnt, and how many lines ``metrics.jsonl`` has by then.
+    """
+    if not right:
+        return policy, 0
+    known = list(right.values())
+
+    def batch_at(position: int) -> tuple[SftBatch, dict[str, int]]:
+        rng = np.random.default_rng((config.seed, position))
+        drawn = [known[i] for i in rng.integers(len(known), size=config.solve.batch_size)]
+        return sft_batch(policy.format, drawn, (config.seed, position))
+
+    own: Config = ConfigDict({"seed": config.seed, "sft": config.solve.to_dict()})
+    params, lines = sft(
+        own, workdir, policy, batch_at, data, stop, phase=SOLVE, title="judging (SFT)"
+    )
+    return Policy(**vars(policy) | {"params": params}), lines
+
+
 def learn(
-    config: Config, workdir: Path, policy: Policy, pool: Sequence[Examination], stop: StopSignal
+    config: Config,
+    workdir: Path,
+    policy: Policy,
+    pool: Sequence[Examination],
+    right: Mapping[str, Example],
+    lines: int,
+    stop: StopSignal,
 ) -> Any:
-    """Learns the answers to balanced draws from the pool."""
+    """Learns the answers to balanced draws from the pool, and goes on with right chains."""
     drawer = Balanced(pool)
     form = QuestionFormat(prompts=policy.format, answer_length=config.examiner.answer_length)
+    chains = {uid: str(example.rationale) for uid, example in right.items()}
 
     def batch_at(position: int) -> tuple[SftBatch, dict[str, int]]:
         rng = np.random.default_rng((config.seed, position))
         drawn = drawer.draw(config.sft.batch_size, rng)
-        batch, left_out = form.sft_batch(drawn, config.examiner.room, rng)
+        own = [chains.get(chain[0].example.uid, "") for chain in drawn] if chains else None
+        batch, left_out = form.sft_batch(drawn, config.examiner.room, rng, own)
         return batch, {"left_out": left_out}
 
     mark = sha256((workdir / "examinations" / "train.jsonl").read_bytes()).hexdigest()[:16]
     params, _ = sft(
-        config, workdir, policy, batch_at, mark, stop, phase=EXAMINER.kind, title="examiner (SFT)"
+        config,
+        workdir,
+        policy,
+        batch_at,
+        mark,
+        stop,
+        lines=lines,
+        phase=EXAMINER.kind,
+        title="examiner (SFT)",
     )
     return params
 
@@ -173,7 +257,7 @@ def read_examinations(path: Path) -> list[Examination]:
 
 
 def measure(
-    config: Config, trained: Policy, pools: dict[str, list[Examination]]
+    config: Config, trained: Policy, pools: dict[str, list[Examination]], *, own_chain: bool
 ) -> dict[str, dict[str, Any]]:
     """The figures of each split, verdicts read directly and, with votes, behind critiques."""
     figures: dict[str, dict[str, Any]] = {}
@@ -183,6 +267,7 @@ def measure(
             answer_length=config.examiner.answer_length,
             batch_size=config.examiner.batch_size,
             votes=votes,
+            own_chain=own_chain,
         )
         way = f"critique_{votes}" if votes else "direct"
         figures[way] = {}

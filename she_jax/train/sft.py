@@ -36,6 +36,7 @@ def sft(
     data: str,
     stop: StopSignal,
     *,
+    lines: int = 0,
     phase: str = "sft",
     title: str = "cold start (SFT)",
     make_step: Callable[..., Any] = make_sft_step,
@@ -49,6 +50,7 @@ def sft(
       batch_at: a batch and figures about it, as a function of its position.
       data: names what the batches come from; a checkpoint goes on with no other.
       stop: asks to stop.
+      lines: that ``metrics.jsonl`` has before.
       phase: name of the checkpoints and of the lines in ``metrics.jsonl``.
       title: what the screen says.
       make_step: makes the update of these batches, as ``make_sft_step`` does of its own.
@@ -60,7 +62,7 @@ def sft(
     optimizer = make_optimizer(config.sft)
     state = new_state(policy, optimizer, config.seed)
     saved = Checkpoints(workdir / "checkpoints" / phase, warn=say)
-    host = {"position": 0, "lines": 0, "data": data}
+    host = {"position": 0, "lines": lines, "data": data}
     start, state, host = saved.restore(state) or (0, state, host)
     check_data(host, data)
     if start == steps:
