@@ -133,6 +133,31 @@ def test_with_a_chain_of_its_own_it_reads_the_verdict_behind_what_differs(policy
 
 
 @pytest.mark.usefixtures("readable")
+def test_long_comparisons_are_read_in_more_room_than_short_ones(policy, monkeypatch):
+    """And score as they would alone."""
+    long = replace(LAMP, query="mug")  # of which its own chain says much
+    much = OWN.replace("lamp; red", "; ".join("abcde")).replace("navy", "; ".join("fghij"))
+    steps = [
+        replace(one, example=pair, chain=str(n))
+        for n, pair in enumerate([LAMP] * 7 + [long, LAMP])
+        for one in chain_steps([f"query: lamp; {n}", *CHAIN[1:]])
+    ]
+    examiner, widths = owns(policy, [OWN, much], monkeypatch)[0], []
+    reads = examiner._verdicts
+    examiner._verdicts = lambda tokens, *rest: widths.append(tokens.shape) or reads(tokens, *rest)
+    together = examiner.score(steps, KEY)
+    (rows, wide), (same, narrow) = widths
+    assert rows == same == 8
+    assert wide > narrow
+    for pair, own in ((LAMP, OWN), (long, much)):
+        alone = owns(policy, [own], monkeypatch)[0]
+        mine = [n for n, one in enumerate(steps) if one.example is pair]
+        scores = [alone.score([steps[n]], KEY).score[0] for n in mine]
+        np.testing.assert_allclose(together.score[mine], scores, atol=1e-5)
+    assert together.known.all()
+
+
+@pytest.mark.usefixtures("readable")
 def test_beside_an_own_chain_that_cannot_be_read_all_is_unknown(policy, monkeypatch):
     mug = replace(LAMP, query="mug")
     examiner, asked = owns(policy, ["no chain", OWN], monkeypatch)

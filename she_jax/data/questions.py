@@ -199,28 +199,39 @@ class QuestionFormat:
         ends = np.full((len(rows), max(map(len, rows))), -1, np.int32)
         tri = np.tri(width, dtype=bool)
         for b, row in enumerate(rows):
-            trunk = self._trunk(max((one.question for one in row), key=lambda q: len(q.lines)))
+            trunk, added = self._laid(row)
             own = trunk.ids
             first, column = before - len(own), before
             tokens[b, first:before], positions[b, first:before] = own, np.arange(len(own))
             mask[b, first:before, first:before] = tri[: len(own), : len(own)]
-            for n, branch in enumerate(row):
-                shared = _in_common(trunk.lines, branch.question.lines)
-                apart = _joined(branch.question.lines[shared:])
-                start = len(branch.question.prompt) + sum(map(len, trunk.lines[:shared]))
-                size = len(apart) + len(branch.ids)
+            for n, (branch, (start, ids)) in enumerate(zip(row, added, strict=True)):
+                size = len(ids)
                 if column + size > width:
                     continue
                 cells = slice(column, column + size)
-                tokens[b, cells] = [*apart, *branch.ids]
-                positions[b, cells] = np.arange(start, start + size)
+                tokens[b, cells], positions[b, cells] = ids, np.arange(start, start + size)
                 mask[b, cells, first : first + start] = True
                 mask[b, cells, cells] = tri[:size, :size]
-                if branch.weights:
-                    weights[b, column + len(apart) : column + size] = branch.weights
                 column += size
+                if branch.weights:
+                    weights[b, column - len(branch.weights) : column] = branch.weights
                 ends[b, n] = column - 1
         return Packed(tokens=tokens, positions=positions, mask=mask, weights=weights, ends=ends)
+
+    def size(self, row: Sequence[Branch]) -> int:
+        """Tokens that the branches of a row of ``pack`` take."""
+        return sum(len(ids) for _, ids in self._laid(row)[1])
+
+    def _laid(self, row: Sequence[Branch]) -> tuple[Question, list[tuple[int, Ids]]]:
+        """The trunk of a row; and of each branch how much of it it sees, and what it adds."""
+        longest = max((one.question for one in row), key=lambda question: len(question.lines))
+        trunk, added = self._trunk(longest), []
+        for branch in row:
+            lines = branch.question.lines
+            shared = _in_common(trunk.lines, lines)
+            seen = len(branch.question.prompt) + sum(map(len, lines[:shared]))
+            added.append((seen, [*_joined(lines[shared:]), *branch.ids]))
+        return trunk, added
 
     def _trunk(self, question: Question) -> Question:
         """The question with as many of its lines as a chain may have tokens for."""

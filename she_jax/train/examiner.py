@@ -35,6 +35,7 @@ from she_jax.types import Example
 
 SOLVE = "solve"  # the phase in which an examiner learns to judge pairs
 OWN_BATCH = 32  # pairs at a time for which it writes chains of its own
+ROOMS = 8  # sizes at most of the room for what it reads behind a chain; each is compiled
 READABLE = 0.5  # share of the probability that the two verdicts must hold between them
 EXAMINER = RewardFolder(
     key="reward.model", kind="reward_model", name="examiner", identity="examiner.json"
@@ -57,7 +58,7 @@ class Examiner:
     each of several that it samples, the scores averaged. It is unknown where the two verdicts hold
     less than ``READABLE`` of the probability, where no critique can be read, or where a chain is
     longer than chains may be. Questions are told apart by their tokens, and in one call each is
-    asked once. All batches have one shape.
+    asked once. Batches have one shape, or one of ``ROOMS`` where verdicts are read.
 
     Args:
       policy: the examiner's model, parameters, prompts and devices.
@@ -179,15 +180,20 @@ class Examiner:
                 rows[-1].append(branch)
             else:
                 rows.append([branch])
-        shares: list[float] = []
-        for part in self._parts(rows):
-            packed = self.format.pack(part, self._branches * size)
+        # The longest rows together, so that the others are read in less room.
+        needs = [self.format.size(row) for row in rows]
+        order = sorted(range(len(rows)), key=lambda n: -needs[n])
+        unit = math.ceil(self._branches * size / ROOMS)
+        read: dict[int, list[float]] = {}
+        for part in self._parts(order):
+            room = unit * math.ceil(needs[part[0]] / unit)
+            packed = self.format.pack([rows[n] for n in part], room)
             ends = np.full((len(part), self._branches), -1, np.int32)
             ends[:, : packed.ends.shape[1]] = packed.ends
-            read = self._verdicts(packed.tokens, packed.positions, ends, packed.mask)
-            for row, own in zip(part, read, strict=True):
-                shares += own[: len(row)].tolist()
-        return shares[: len(branches)]
+            shares = self._verdicts(packed.tokens, packed.positions, ends, packed.mask)
+            for n, own in zip(part, shares, strict=True):
+                read[n] = own[: len(rows[n])].tolist()
+        return [share for n in range(len(rows)) for share in read[n]]
 
     def _by_critiques(self, questions: Sequence[Question], key: Array) -> list[float]:
         """Mean P(correct) over the critiques that can be read; NaN where none can."""
