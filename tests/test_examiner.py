@@ -125,6 +125,7 @@ def test_with_a_chain_of_its_own_it_reads_the_verdict_behind_what_differs(policy
     assert asked == [LAMP]  # a pair once
     assert told.known.all()
     critiques = ["lamp; red", "lamp; navy", "lamp / lamp: near, not match", "near, met: 2, not 4"]
+    assert examiner.remarks(steps) == critiques
     questions = examiner.format.questions(steps)
     for row, score in zip(examiner.format.critiqued(questions, critiques), told.score, strict=True):
         output = policy.model.forward(policy.params, jnp.array([row]), jnp.arange(len(row))[None])
@@ -164,6 +165,7 @@ def test_beside_an_own_chain_that_cannot_be_read_all_is_unknown(policy, monkeypa
     told = examiner.score([*chain_steps(), replace(STEPS[0], example=mug)], KEY)
     assert asked == [LAMP, mug]
     assert told.known.tolist() == [False] * 4 + [True]
+    assert examiner.remarks(chain_steps()) == [""] * 4
 
 
 def test_its_own_chain_is_the_most_likely_one(policy):

@@ -87,6 +87,7 @@ class Examiner:
         self._batch_size = math.ceil(batch_size / devices) * devices
         self._share = jax.jit(self._verdict_share)
         self._judge = Judge(policy, OWN_BATCH) if own_chain else None
+        self._compares = own_chain and not votes
         self._sampler = jit_sample(
             policy.model,
             group_size=max(votes, 1),
@@ -121,7 +122,7 @@ class Examiner:
         ask = [question for question, _ in asked.values()]
         if self._votes:
             fresh = self._by_critiques(ask, key)
-        elif self._judge is not None:
+        elif self._compares:
             fresh = self._by_comparison(ask, [one for _, one in asked.values()])
         else:
             asked_for = [*self.format.marks[VERDICT], *self.format.before]
@@ -133,13 +134,25 @@ class Examiner:
         return Scores(score=np.where(known, scores, 0.0).astype(np.float32), known=known)
 
     def remarks(self, examinations: Sequence[Examination]) -> list[str]:
-        """What it says of each step, in the most likely words: a critique and a verdict."""
-        said: list[str] = []
+        """What it says of each step; "" where it has nothing to say.
+
+        A critique and a verdict in the most likely words; or, where it compares with a chain of its
+        own, what sets the two apart, which is what the score rests on.
+        """
         questions = self.format.questions(examinations) if examinations else []
-        for part in self._parts([q for q in questions if self.format.fits(q)]):
-            said += self._said(part, jax.random.key(0), 0.0)[:: max(self._votes, 1)]
-        answers = iter(said)
-        return [" ".join(next(answers).split()) if self.format.fits(q) else "" for q in questions]
+        fit = [n for n, question in enumerate(questions) if self.format.fits(question)]
+        answers: list[str] = []
+        if self._compares:
+            answers = [
+                critique or "" for critique in self._critiques([examinations[n] for n in fit])
+            ]
+        else:
+            for part in self._parts([questions[n] for n in fit]):
+                answers += self._said(part, jax.random.key(0), 0.0)[:: max(self._votes, 1)]
+        remarks = [""] * len(questions)
+        for n, text in zip(fit, answers, strict=False):
+            remarks[n] = " ".join(text.split())
+        return remarks
 
     def own_chains(self, examples: Sequence[Example]) -> list[str] | None:
         """The chain that it writes of each pair; None where it has none of its own."""
@@ -154,22 +167,29 @@ class Examiner:
         self, questions: Sequence[Question], examinations: Sequence[Examination]
     ) -> list[float]:
         """P(correct) behind a critique that compares the step with its own chain; NaN for none."""
+        critiques = enumerate(self._critiques(examinations))
+        told = {n: critique for n, critique in critiques if critique is not None}
+        branches = [self.format.compared(questions[n], own) for n, own in told.items()]
+        room = self.format.answer_length + len(self.format.marks[CRITIQUE])
+        shares = np.full(len(questions), np.nan)
+        shares[[*told]] = self._read(branches, room)
+        return shares.tolist()
+
+    def _critiques(self, examinations: Sequence[Examination]) -> list[str | None]:
+        """What sets each step apart from its own chain; None where that is not well formed."""
         schema = self.policy.format.schema
         pairs = {_pair(one.example): one.example for one in examinations}
         texts = self.own_chains([*pairs.values()]) or []
         own = dict(zip(pairs, map(schema.parse, texts), strict=True))
-        branches, where = [], []
-        for n, (question, one) in enumerate(zip(questions, examinations, strict=True)):
+        critiques: list[str | None] = []
+        for one in examinations:
             chain = own[_pair(one.example)]
             written = schema.parse(one.written).steps[schema.names.index(one.step)]
-            if chain.well_formed and written is not None:
-                critique = write_critique(one.step, said(chain, schema), written)
-                branches.append(self.format.compared(question, critique))
-                where.append(n)
-        room = self.format.answer_length + len(self.format.marks[CRITIQUE])
-        shares = np.full(len(questions), np.nan)
-        shares[where] = self._read(branches, room)
-        return shares.tolist()
+            if written is None or not chain.well_formed:
+                critiques.append(None)
+            else:
+                critiques.append(write_critique(one.step, said(chain, schema), written))
+        return critiques
 
     def _read(self, branches: Sequence[Branch], size: int) -> list[float]:
         """P(correct) behind each branch, of no more tokens than ``size``; NaN for unreadable."""
