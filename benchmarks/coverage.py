@@ -27,7 +27,7 @@ flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
 flags.DEFINE_string("stage1", "runs/seed{seed}", "A finished stage 1 of a seed.")
 flags.DEFINE_string("examiner", "runs/examiner{seed}", "The examiner for it.")
 flags.DEFINE_integer("steps", 40, "Updates an arm.")
-flags.DEFINE_integer("devices", 2, "CPU devices an arm; with 1, two of these may run side by side.")
+flags.DEFINE_integer("devices", 2, "CPU devices an arm.")
 flags.DEFINE_string("plot", "", "Draw the figures to this file.")
 ROOT = Path(__file__).resolve().parent.parent
 COVERAGE = (1.0, 0.5, 0.2, 0.0)

@@ -11,9 +11,9 @@ Then
         --config.reward.model=runs/reward_model --config.rl.tol=0.05 \\
         --config.filter.pairs=0 --workdir=runs/hybrid
 
-trains a policy with it, on new pairs of which humans saw a fifth. An examiner takes
-25 min on 2 cores of an AMD EPYC (2026-11-24, without critiques of its own); F1 of incorrect on
-its policies' own steps is 0.96 (seed 0, 2026-11-26). docs/results.md has the figures.
+trains a policy with it, on new pairs of which humans saw a fifth. An examiner took 62 min on one
+busy core of an AMD EPYC (2026-11-26), and finds wrong steps of its policies with an F1 of 0.96
+(seed 0); with ``--config.examiner.votes=0`` on both cores, 25 min (2026-11-24): docs/results.md.
 """
 
 from ml_collections import ConfigDict

@@ -35,7 +35,8 @@ from she_jax.types import Example
 
 SOLVE = "solve"  # the phase in which an examiner learns to judge pairs
 OWN_BATCH = 32  # pairs at a time for which it writes chains of its own
-ROOMS = 8  # sizes at most of the room for what it reads behind a chain; each is compiled
+ROOMS = 8  # sizes at most of the room for what it reads behind a chain; each is compiled ...
+STEP = 16  # ... and they are no fewer tokens apart than that
 READABLE = 0.5  # share of the probability that the two verdicts must hold between them
 EXAMINER = RewardFolder(
     key="reward.model", kind="reward_model", name="examiner", identity="examiner.json"
@@ -170,7 +171,8 @@ class Examiner:
         critiques = enumerate(self._critiques(examinations))
         told = {n: critique for n, critique in critiques if critique is not None}
         branches = [self.format.compared(questions[n], own) for n, own in told.items()]
-        room = self.format.answer_length + len(self.format.marks[CRITIQUE])
+        asked_for = len(self.format.marks[CRITIQUE]) + len(self.format.before)
+        room = self.format.answer_length + asked_for
         shares = np.full(len(questions), np.nan)
         shares[[*told]] = self._read(branches, room)
         return shares.tolist()
@@ -203,7 +205,7 @@ class Examiner:
         # The longest rows together, so that the others are read in less room.
         needs = [self.format.size(row) for row in rows]
         order = sorted(range(len(rows)), key=lambda n: -needs[n])
-        unit = math.ceil(self._branches * size / ROOMS)
+        unit = max(math.ceil(self._branches * size / ROOMS), STEP)
         read: dict[int, list[float]] = {}
         for part in self._parts(order):
             room = unit * math.ceil(needs[part[0]] / unit)
