@@ -17,8 +17,9 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
 from she_jax.cot import CotSchema
@@ -396,7 +397,11 @@ def figures_table(title: str, told: dict[str, Any]) -> Table:
 
 def rows_table(title: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> Table:
     """Figures for the screen: a row each under its name, a column a figure, a dash for None."""
-    table = Table("", *(name.replace("_", " ") for name in columns), title=title)
+    # In 80 columns there is room for the names and the figures; longer headings are folded.
+    figure = {"min_width": 5, "justify": "right", "overflow": "fold"}
+    headings = [Column(name.replace("_", " "), **figure) for name in columns]
+    style = {"box": box.SIMPLE, "padding": (0, 1, 0, 0)}
+    table = Table(Column(no_wrap=True), *headings, title=title, **style)
     for name, own in rows.items():
         cells = [own[column] for column in columns]
         table.add_row(
