@@ -113,6 +113,9 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.rl.missed = False
     # Groups that the verifier cannot tell apart give way to those of so many further batches.
     config.rl.refill = 0
+    # Groups without any advantage give way to right rollouts of earlier ones, which are imitated
+    # with this advantage; 0 for never. she_jax.train.replay
+    config.rl.replay = 0.0
     config.rl.patience = 0  # end after so many judgings without a better one; 0 for never
     config.rl.eval_every = 50
     config.rl.checkpoint_every = 20

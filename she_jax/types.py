@@ -127,6 +127,8 @@ class TrainBatch:
         ``she_jax.rl.losses.row_counts``; None stands for the sum of the row's weights.
       temperature: sampling temperature of the behaviour policy; traced, so it may change freely.
       kl_weight: weight of the KL term; traced.
+      imitated: tokens that the behaviour policy has no say in: their ratio is 1, whatever
+        ``old_logps`` are, and they have no KL term; None for none.
       prompt_length: no token before this index carries loss, so the output head skips them; static.
       group_size: the rows of a group, contiguous, are the same before ``prompt_length``: the model
         may read that part once; 1 says nothing of the kind; static.
@@ -139,6 +141,7 @@ class TrainBatch:
     old_logps: Float[Array, "B T"]
     ref_logps: Float[Array, "B T"] | None = None
     counts: Float[Array, "B"] | None = None
+    imitated: Bool[Array, "B T"] | None = None
     temperature: Float[Array, ""] | float = 1.0
     kl_weight: Float[Array, ""] | float = 0.0
     prompt_length: int = field(default=1, metadata={"static": True})

@@ -127,6 +127,49 @@ def test_on_policy_gradient_is_the_policy_gradient():
     np.testing.assert_allclose(grads, -batch.weights * batch.advantages, rtol=1e-6)
 
 
+def test_imitated_tokens_have_the_gradient_of_cross_entropy_whatever_the_others_say():
+    batch = random_batch()
+    logps = batch.old_logps + jax.random.normal(jax.random.PRNGKey(3), (B, T))
+    imitated = jnp.asarray(np.tile(np.arange(T) % 2 == 0, (B, 1)))
+
+    def graded(batch):
+        def loss(logps):
+            (total, count), metrics = policy_loss(logps, batch, LossConfig())
+            return total, (count, metrics)
+
+        (total, told), grads = jax.value_and_grad(loss, has_aux=True)(logps)
+        return total, *told, grads
+
+    total, count, metrics, grads = graded(dataclasses.replace(batch, imitated=imitated))
+    plain = graded(batch)
+    want = jnp.where(imitated, -batch.weights * batch.advantages, plain[3])
+    np.testing.assert_allclose(grads, want, rtol=1e-5)
+    np.testing.assert_allclose(count, plain[1])
+    # The value, of the rest alone, with a ratio of 1 and nothing else where they are imitated.
+    rest = dataclasses.replace(batch, weights=batch.weights * ~imitated)
+    others = graded(rest)[2]
+    own = {"ratio": (batch.weights * imitated).sum()}
+    own["pg_loss"] = -(batch.weights * imitated * batch.advantages).sum()
+    for name in metrics:
+        np.testing.assert_allclose(
+            metrics[name], others[name] + own.get(name, 0), rtol=1e-5, err_msg=name
+        )
+    np.testing.assert_allclose(total, metrics["pg_loss"] + 0.1 * metrics["kl"], rtol=1e-5)
+    # What the behaviour policy and the reference say of them is not read.
+    for field in ("old_logps", "ref_logps"):
+        other = jnp.where(imitated, jnp.nan, getattr(batch, field))
+        same = graded(dataclasses.replace(batch, imitated=imitated, **{field: other}))
+        np.testing.assert_array_equal(same[3], grads)
+
+
+def test_nothing_imitated_is_the_plain_loss():
+    batch = random_batch()
+    logps = batch.old_logps + 0.3
+    none = dataclasses.replace(batch, imitated=jnp.zeros((B, T), bool))
+    plain, same = (policy_loss(logps, one, LossConfig()) for one in (batch, none))
+    assert jax.tree.map(float, plain) == jax.tree.map(float, same)
+
+
 def test_policy_loss_gradient_equals_the_naive_formula():
     batch = random_batch()
     config = LossConfig(clip_low=0.1, clip_high=0.3)

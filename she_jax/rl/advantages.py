@@ -237,6 +237,7 @@ ESTIMATORS: Mapping[str, Callable[..., Advantages]] = {
     "process": process_advantages,
     "prorag": prorag_advantages,
 }
+STEPWISE = ("srpo", "process", "prorag")  # those that read the steps' rewards
 
 
 def token_advantages(

@@ -111,6 +111,9 @@ def policy_loss(
         k3  = exp(ref_logps - logps) - (ref_logps - logps) - 1
         sum = sum_t w * (pg + kl_weight * k3),  count = sum_t w, or sum_b counts
 
+    Where ``batch.imitated`` rho is 1 with the gradient of logps, and k3 is 0: the gradient is that
+    of the cross entropy, weighed by A.
+
     PPO (arXiv 1707.06347), equation 7, with a clip range that may be lopsided; k3 as in
     DeepSeekMath (arXiv 2402.03300), equation 4. Log-ratios are cut at +-20, beyond which exp only
     overflows. A token of weight 0 takes no part, whatever stands there.
@@ -125,7 +128,7 @@ def policy_loss(
       (sum, count), and metrics as sums to be divided by the sum of the weights: ``pg_loss``,
       ``kl``, ``ratio``, ``clip_low`` and ``clip_high`` (share of tokens whose gradient the clip
       cuts) and ``logp_gap`` = |logps - old_logps|; of these ``logp_gap_max`` alone is a maximum,
-      not a sum.
+      not a sum. Imitated tokens count among them, with 0 but for a ratio of 1.
     """
     weights = batch.weights.astype(jnp.float32)
     trained = weights != 0
@@ -134,14 +137,21 @@ def policy_loss(
         return jnp.where(trained, values.astype(jnp.float32), 0.0)
 
     logps, advantages = only_trained(logps), only_trained(batch.advantages)
-    log_ratio = logps - only_trained(batch.old_logps)
+
+    def compared(values: Float[Array, "B T"]) -> Float32[Array, "B T"]:
+        values = only_trained(values)
+        if batch.imitated is None:
+            return values
+        return jnp.where(batch.imitated, jax.lax.stop_gradient(logps), values)
+
+    log_ratio = logps - compared(batch.old_logps)
     ratio = jnp.exp(jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO))
     clipped = jnp.clip(ratio, 1 - config.clip_low, 1 + config.clip_high)
     pg = -jnp.minimum(ratio * advantages, clipped * advantages)
     if batch.ref_logps is None:
         kl = jnp.zeros_like(pg)
     else:
-        to_ref = jnp.clip(only_trained(batch.ref_logps) - logps, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+        to_ref = jnp.clip(compared(batch.ref_logps) - logps, -MAX_LOG_RATIO, MAX_LOG_RATIO)
         kl = jnp.exp(to_ref) - to_ref - 1
     gap = jnp.abs(log_ratio)
     metrics = {

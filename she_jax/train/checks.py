@@ -87,6 +87,8 @@ def _check_rl(config: Config, mesh: Mesh) -> None:
         raise ValueError(
             f"rl.srpo.correct_from={rl.srpo.correct_from}: expected a reward in (0, 1]"
         )
+    if not rl.replay >= 0:
+        raise ValueError(f"rl.replay={rl.replay}: expected 0 (none) or a positive advantage")
     if not rl.tol >= 0:
         raise ValueError(f"rl.tol={rl.tol}: expected 0 or more")
     if rl.halvings < 0:
@@ -115,12 +117,12 @@ def _check_method(config: Config) -> None:
             raise ValueError(f"{name}={value!r}: expected one of {choices}")
     if offline.pairs < 0:
         raise ValueError(f"offline.pairs={offline.pairs}: expected 0 (as many as online) or more")
-    own = (rl.temperature, rl.top_k, rl.top_p, rl.refill, rl.aim)
-    if config.method != "online" and own != (1.0, 0, 1.0, 0, "even"):
+    own = (rl.temperature, rl.top_k, rl.top_p, rl.refill, rl.replay, rl.aim)
+    if config.method != "online" and own != (1.0, 0, 1.0, 0, 0.0, "even"):
         raise ValueError(
             f"method={config.method!r} samples once, at temperature 1 from the whole vocabulary, "
             "and takes the prompts as they come: set rl.temperature=1, rl.top_k=0, rl.top_p=1, "
-            "rl.refill=0 and rl.aim=even"
+            "rl.refill=0, rl.replay=0 and rl.aim=even"
         )
     if config.method != "online" and (config.reward.model or config.reward.scalar):
         raise ValueError(f"method={config.method!r} reads annotation alone: no reward model")

@@ -16,6 +16,7 @@ from she_jax.train.filter_run import filter_prompts
 from she_jax.train.metrics import say
 from she_jax.train.predict import Judge
 from she_jax.train.refresh import Refresher
+from she_jax.train.replay import Replay
 from she_jax.train.rollouts import Collector
 from she_jax.train.scalar import load_scalar
 from she_jax.train.setup import Policy
@@ -53,21 +54,25 @@ class Online:
         self._config, self._workdir, self._policy = config, workdir, policy
         self._reference, self._source, self._judge = reference, source, judge
         self._pool, self._watch = make_pool(config, source, rates), Watch()
+        self._replay = Replay(config) if config.rl.replay else None
         self._sampled = 0
         self._refresh: Refresher | None = None
         self.title = config.rl.estimator.upper().replace("_", " ")
 
     @property
     def state(self) -> dict[str, Any]:
-        """Where the prompts stand, what the watch has seen, tokens sampled so far."""
-        pool, watch = self._pool.state, self._watch.state
-        return {"pool": pool, "watch": watch, "sampled_tokens": self._sampled}
+        """Where the prompts stand, what the watch has seen, what is kept, tokens sampled so far."""
+        own = {"pool": self._pool.state, "watch": self._watch.state}
+        own |= {"replay": self._replay.state} if self._replay else {}
+        return own | {"sampled_tokens": self._sampled}
 
     def begin(self, state: Mapping[str, Any], start: int) -> None:
         """Loads what examines, and goes on from such a state."""
         config = self._config
         self._pool.restore(state["pool"])
         self._watch.restore(state["watch"])
+        if self._replay:
+            self._replay.restore(state["replay"])
         self._sampled = state["sampled_tokens"]
         self._examiner = load_examiner(config) if config.reward.model else None
         scalar = load_scalar(config, self._policy) if config.reward.scalar else None
@@ -86,7 +91,10 @@ class Online:
         self._seen = refilled(self._collect, state.params, self._pool.draw, key, refill)
         self._pool.learn(*self._seen.rates)
         self._sampled += int(self._seen.figures["sampled_tokens"])
-        return self._seen.batch, self._seen.figures
+        if not self._replay:
+            return self._seen.batch, self._seen.figures
+        batch, figures = self._replay(self._seen, step)
+        return batch, self._seen.figures | figures
 
     def after(self, step: int, params: Any, figures: Mapping[str, float], last: bool) -> bool:
         """Writes a page of rollouts now and then, warns, refreshes the examiner."""

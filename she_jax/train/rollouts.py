@@ -15,6 +15,7 @@ from she_jax.cot import Chain, CotSchema
 from she_jax.data.examinations import FULL_MARKS, with_all_truth
 from she_jax.rl.advantages import (
     ESTIMATORS,
+    STEPWISE,
     informative_groups,
     token_advantages,
 )
@@ -29,8 +30,6 @@ from she_jax.train.scalar import ScalarReward
 from she_jax.train.setup import Policy
 from she_jax.train.workdir import Config
 from she_jax.types import Advantages, Example, Rollout, StepBatch, TrainBatch
-
-STEPWISE = ("srpo", "process", "prorag")  # the estimators that read the steps' rewards
 
 
 class Collector:

@@ -76,7 +76,8 @@ def collapse(recent: Sequence[Sequence[float]], began: float) -> list[str]:
         found.append(
             f"the rollouts of {silent:.0%} of the groups are all alike to the verifier: next to "
             "nothing is left to learn from these prompts. Filter them anew (filter.pairs, a lower "
-            "filter.high), aim at harder ones (rl.aim), or refill the groups (rl.refill)"
+            "filter.high), aim at harder ones (rl.aim), refill the groups (rl.refill), or imitate "
+            "right rollouts in their places (rl.replay)"
         )
     if paths < PATHS:
         found.append(

@@ -1,0 +1,235 @@
+"""Right rollouts kept and imitated where a group teaches nothing."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_run import assert_same_run, config, lines
+
+from she_jax.cot import CotSchema
+from she_jax.train import replay, rollouts
+from she_jax.train.experience import Experience
+from she_jax.train.replay import Replay, nothing_wrong
+from she_jax.types import Example, StepBatch, TrainBatch
+
+G, P, T, S = 2, 3, 7, 2
+END = 9
+SCHEMA = CotSchema()
+
+
+def experience(*groups):
+    """Some groups: a prompt's ids, two completions, whether each is right, the advantages."""
+    prompts, chains, right, signal = zip(*groups, strict=True)
+    rows = G * len(groups)
+    tokens, positions = np.zeros((rows, T), np.int32), np.full((rows, T), -1, np.int32)
+    weights = np.zeros((rows, T), np.float32)
+    for row in range(rows):
+        prompt, ids = prompts[row // G], chains[row // G][row % G]
+        start, end = P - len(prompt), P + len(ids)
+        tokens[row, start:end] = [*prompt, *ids]
+        positions[row, start:end] = np.arange(end - start)
+        weights[row, P:end] = 1 / len(ids)
+    sign = np.reshape([[one, -one] for one in signal], (rows, 1))
+    outcome = np.reshape(right, rows).astype(np.float32)
+    batch = TrainBatch(
+        tokens=jnp.asarray(tokens),
+        positions=jnp.asarray(positions),
+        weights=jnp.asarray(weights),
+        advantages=jnp.asarray(sign * (weights > 0), jnp.float32),
+        old_logps=jnp.full((rows, T), -1.0),
+        ref_logps=jnp.full((rows, T), -2.0),
+        prompt_length=P,
+        group_size=G,
+    )
+    steps = StepBatch(
+        step_ids=jnp.zeros((rows, T), jnp.int32),
+        step_mask=jnp.ones((rows, S), bool),
+        verifier=jnp.asarray(np.tile(outcome[:, None], S)),
+        verifier_known=jnp.ones((rows, S), bool),
+        model_score=jnp.zeros((rows, S)),
+        model_known=jnp.zeros((rows, S), bool),
+        outcome=jnp.asarray(outcome),
+    )
+    return Experience(
+        batch=batch,
+        figures={},
+        examples=[Example(uid=str(n), query="q", product={}, label=1) for n in range(len(groups))],
+        texts=[""] * rows,
+        chains=[SCHEMA.parse("")] * rows,
+        steps=steps,
+        outcome=outcome,
+        rewards=np.asarray(steps.verifier),
+        known=np.ones((rows, S), bool),
+        advantages=np.zeros((rows, S)),
+        informative=np.array([one != 0 for one in signal]),
+    )
+
+
+TELLING = ([1, 2], ([5, END], [6, 6, 6, END]), (True, False), 1.0)
+SILENT = ([3], ([7, END], [7, END]), (True, True), 0.0)
+WRONG = ([4, 4, 4], ([8, END], [END]), (False, False), 0.5)
+BOTH = ([4], ([7, 7, END], [8, END]), (True, True), 0.5)
+
+
+def made(advantage=0.75, estimator="srpo", seed=0):
+    return Replay(config(rl__replay=advantage, rl__estimator=estimator, seed=seed))
+
+
+@pytest.fixture(autouse=True)
+def one_is_enough(monkeypatch):
+    monkeypatch.setattr(replay, "FEWEST", 1)
+
+
+def test_a_silent_group_gives_way_to_what_was_right_before():
+    own = made()
+    first, figures = own(experience(TELLING, SILENT, WRONG), 0)
+    assert figures == {"replayed": 0, "replay/kept": 0}
+    assert not first.imitated.any()
+    # Kept is the right rollout of the group that had a wrong one too.
+    assert [[prompt, [ids for ids, _ in chains]] for prompt, chains in own.state] == [
+        [[1, 2], [[5, END]]]
+    ]
+    seen = experience(SILENT, WRONG)
+    batch, figures = own(seen, 1)
+    assert figures == {"replayed": 0.5, "replay/kept": 1}
+    rows = [[0, 1, 2, 5, END, 0, 0]] * G  # its prompt too, which the rows of a group share
+    np.testing.assert_array_equal(batch.tokens[:G], rows)
+    np.testing.assert_array_equal(batch.positions[:G], [[-1, 0, 1, 2, 3, -1, -1]] * G)
+    np.testing.assert_array_equal(batch.weights[:G], [[0, 0, 0, 0.5, 0.5, 0, 0]] * G)
+    np.testing.assert_array_equal(batch.advantages[:G], [[0, 0, 0, 0.75, 0.75, 0, 0]] * G)
+    np.testing.assert_array_equal(batch.imitated[:G], np.asarray(batch.weights[:G]) > 0)
+    # The other group is as it was, and so is what was handed in.
+    for name in ("tokens", "positions", "weights", "advantages"):
+        after, before = getattr(batch, name), getattr(seen.batch, name)
+        np.testing.assert_array_equal(after[G:], before[G:])
+        assert (after.dtype, after.sharding) == (before.dtype, before.sharding)
+    assert not batch.imitated[G:].any()
+    assert not seen.batch.advantages[:G].any()
+    assert (batch.prompt_length, batch.group_size) == (P, G)
+
+
+def test_several_right_rollouts_take_turns_and_each_chain_counts_once():
+    own = made()
+    twice = ([1], ([5, END], [5, END]), (True, True), 1.0)
+    own(experience(BOTH, twice), 0)
+    assert [len(chains) for _, chains in own.state] == [2, 1]
+    own.restore(own.state[:1])
+    batch, _ = own(experience(SILENT), 1)
+    np.testing.assert_array_equal(batch.tokens[:, P:], [[7, 7, END, 0], [8, END, 0, 0]])
+
+
+def test_nothing_is_shown_before_enough_is_kept_and_the_oldest_go(monkeypatch):
+    monkeypatch.setattr(replay, "FEWEST", 3)
+    monkeypatch.setattr(replay, "MOST", 4)
+    own = made()
+    telling = [([n], ([n, END], [8, END]), (True, False), 1.0) for n in range(1, 7)]
+    shown = [own(experience(one, SILENT), step)[1]["replayed"] for step, one in enumerate(telling)]
+    assert shown == [0, 0, 0, 0.5, 0.5, 0.5]
+    assert [prompt for prompt, _ in own.state] == [[3], [4], [5], [6]]
+
+
+def test_which_are_shown_follows_from_seed_and_step_alone():
+    telling = [([n], ([n, END], [8, END]), (True, False), 1.0) for n in range(1, 8)]
+
+    def shown(step, seed=0, through_json=False):
+        own = made(seed=seed)
+        own(experience(*telling), 0)
+        state = json.loads(json.dumps(own.state)) if through_json else own.state
+        assert state == own.state
+        other = made(seed=seed)
+        other.restore(state)
+        batch, _ = other(experience(*[SILENT] * 8), step)
+        return np.asarray(batch.tokens[::G, P - 1]).tolist()
+
+    assert shown(3) == shown(3, through_json=True)
+    assert shown(3) != shown(4)
+    assert shown(3) != shown(3, seed=1)
+    assert len(set(shown(3) + shown(4) + shown(5))) > 3
+
+
+def test_a_state_that_was_handed_out_stays_as_it_is():
+    """A checkpoint's must not change while later updates keep more."""
+    own = made()
+    own(experience(TELLING), 0)
+    state = own.state
+    before = json.dumps(state)
+    own(experience(TELLING, BOTH), 1)
+    assert json.dumps(state) == before
+
+
+def test_what_counts_as_right():
+    seen = experience(TELLING, BOTH)
+    wrong_step = np.asarray(seen.steps.verifier).copy()
+    wrong_step[2, 0] = 0.5  # of a rollout with the right label
+    steps = dataclasses.replace(seen.steps, verifier=jnp.asarray(wrong_step))
+    seen = dataclasses.replace(seen, steps=steps, rewards=wrong_step)
+    assert nothing_wrong(seen, True).tolist() == [True, False, False, True]
+    # Who reads no steps must not learn of them this way.
+    assert nothing_wrong(seen, False).tolist() == [True, False, True, True]
+    # Where the verifier is silent, an examiner's word counts if there is one.
+    known = np.ones((4, S), bool)
+    known[2:, 0] = False
+    steps = dataclasses.replace(steps, verifier_known=jnp.asarray(known))
+    for score, right in ((0.4, False), (0.6, True)):
+        rewards = wrong_step.copy()
+        rewards[2:, 0] = score
+        own = dataclasses.replace(seen, steps=steps, rewards=rewards, known=np.ones((4, S), bool))
+        assert nothing_wrong(own, True).tolist() == [True, False, right, right]
+    silent = dataclasses.replace(seen, steps=steps, known=known)
+    assert nothing_wrong(silent, True).tolist() == [True, False, True, True]
+
+
+@pytest.mark.parametrize("estimator", ["srpo", "grpo"])
+def test_an_estimator_that_reads_no_steps_keeps_what_the_label_calls_right(estimator):
+    seen = experience(BOTH)
+    steps = dataclasses.replace(seen.steps, verifier=jnp.zeros_like(seen.steps.verifier))
+    own = made(estimator=estimator)
+    own(dataclasses.replace(seen, steps=steps), 0)
+    assert len(own.state) == (estimator == "grpo")
+
+
+def test_trap_11_a_resumed_run_goes_on_with_what_was_kept(tmp_path, monkeypatch):
+    """The rollouts of so small a policy are all wrong, so chance says which are right."""
+    whole = rollouts.step_batch
+
+    def by_chance(*args, tokens, **kwargs):
+        steps = whole(*args, tokens=tokens, **kwargs)
+        right = jnp.asarray(np.asarray(tokens).sum(axis=1) % 3 == 0, jnp.float32)
+        verifier = jnp.where(steps.verifier_known, right[:, None], 0.0)
+        return dataclasses.replace(steps, verifier=verifier, outcome=right)
+
+    monkeypatch.setattr(rollouts, "step_batch", by_chance)
+    recipe = config(rl__replay=1.0, rl__estimator="grpo", rl__checkpoint_every=2, rl__eval_every=4)
+    replay_run = replay.Replay.__call__
+    from she_jax.train.run import run
+
+    run(recipe, tmp_path / "done")
+    rows = [row for row in lines(tmp_path / "done") if row["phase"] == "srpo"]
+    assert rows[0]["replayed"] == 0
+    assert rows[-1]["replayed"] > 0
+    kept = [row["replay/kept"] for row in rows]
+    assert kept == sorted(kept)
+    assert kept[-1] > 0
+
+    def dying(self, seen, step):
+        if step == 3:
+            raise KeyboardInterrupt
+        return replay_run(self, seen, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(replay.Replay, "__call__", dying)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, tmp_path / "again")
+    run(recipe, tmp_path / "again")
+    assert_same_run(tmp_path / "done", tmp_path / "again")
+
+
+def test_one_compilation_with_and_without_something_to_show():
+    own = made()
+    batches = [own(experience(TELLING, SILENT), step)[0] for step in range(2)]
+    assert [bool(batch.imitated.any()) for batch in batches] == [False, True]
+    shapes = [jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), one) for one in batches]
+    assert shapes[0] == shapes[1]
