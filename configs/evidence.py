@@ -187,6 +187,9 @@ def _main() -> dict[str, dict[str, Any]]:
         "cold_start": _arm("cold start", "main", {}, tuned=False, against="srpo", trained=False),
         "grpo": arm("GRPO", {"rl.estimator": "grpo"}, "short_grpo"),
         "srpo": arm("SRPO", {"rl.estimator": "srpo"}, "short_srpo", against=""),
+        "srpo_replay": arm(
+            "SRPO with replay", {"rl.estimator": "srpo", "rl.replay": 1.0}, "short_srpo"
+        ),
         "sft_rejection": arm("SFT, own right chains", rejection, "short_sft_rejection", seeds=3),
         "she": arm("full SHE", {}, "short_srpo", seeds=3, stages=_stages()),
         # As GRPO knows them: the label, and of the steps nothing.

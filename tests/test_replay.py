@@ -15,13 +15,13 @@ from she_jax.train.experience import Experience
 from she_jax.train.replay import Replay, nothing_wrong
 from she_jax.types import Example, StepBatch, TrainBatch
 
-G, P, T, S = 2, 3, 7, 2
+G, P, T, S = 3, 3, 7, 2
 END = 9
 SCHEMA = CotSchema()
 
 
 def experience(*groups):
-    """Some groups: a prompt's ids, two completions, whether each is right, the advantages."""
+    """Some groups: a prompt's ids, three completions, whether each is right, the advantages."""
     prompts, chains, right, signal = zip(*groups, strict=True)
     rows = G * len(groups)
     tokens, positions = np.zeros((rows, T), np.int32), np.full((rows, T), -1, np.int32)
@@ -32,7 +32,7 @@ def experience(*groups):
         tokens[row, start:end] = [*prompt, *ids]
         positions[row, start:end] = np.arange(end - start)
         weights[row, P:end] = 1 / len(ids)
-    sign = np.reshape([[one, -one] for one in signal], (rows, 1))
+    sign = np.reshape([[one, -one, one] for one in signal], (rows, 1))
     outcome = np.reshape(right, rows).astype(np.float32)
     batch = TrainBatch(
         tokens=jnp.asarray(tokens),
@@ -68,10 +68,18 @@ def experience(*groups):
     )
 
 
-TELLING = ([1, 2], ([5, END], [6, 6, 6, END]), (True, False), 1.0)
-SILENT = ([3], ([7, END], [7, END]), (True, True), 0.0)
-WRONG = ([4, 4, 4], ([8, END], [END]), (False, False), 0.5)
-BOTH = ([4], ([7, 7, END], [8, END]), (True, True), 0.5)
+ONE = ([1, 2], ([5, END], [6, 6, 6, END], [END]), (True, False, False), 1.0)
+TWO = ([4], ([7, 7, END], [8, END], [END]), (True, True, False), 0.5)
+ALL = ([4], ([7, 7, END], [8, END], [END]), (True, True, True), 0.5)
+NONE = ([4, 4, 4], ([8, END], [END], [7, END]), (False, False, False), 0.5)
+SILENT = ([3], ([7, END], [7, END], [7, END]), (True, True, True), 0.0)
+
+
+def others(count):
+    """Groups of one right rollout each, all different."""
+    return [
+        ([n], ([n, END], [8, END], [END]), (True, False, False), 1.0) for n in range(1, count + 1)
+    ]
 
 
 def made(advantage=0.75, estimator="srpo", seed=0):
@@ -85,14 +93,12 @@ def one_is_enough(monkeypatch):
 
 def test_a_silent_group_gives_way_to_what_was_right_before():
     own = made()
-    first, figures = own(experience(TELLING, SILENT, WRONG), 0)
+    first, figures = own(experience(ONE, SILENT, NONE, ALL), 0)
     assert figures == {"replayed": 0, "replay/kept": 0}
     assert not first.imitated.any()
-    # Kept is the right rollout of the group that had a wrong one too.
-    assert [[prompt, [ids for ids, _ in chains]] for prompt, chains in own.state] == [
-        [[1, 2], [[5, END]]]
-    ]
-    seen = experience(SILENT, WRONG)
+    # Kept is the right rollout of the group that had wrong ones too.
+    assert own.state == [[[1, 2], [[[5, END], [0.5, 0.5]]], 1 / 3]]
+    seen = experience(SILENT, NONE)
     batch, figures = own(seen, 1)
     assert figures == {"replayed": 0.5, "replay/kept": 1}
     rows = [[0, 1, 2, 5, END, 0, 0]] * G  # its prompt too, which the rows of a group share
@@ -113,30 +119,40 @@ def test_a_silent_group_gives_way_to_what_was_right_before():
 
 def test_several_right_rollouts_take_turns_and_each_chain_counts_once():
     own = made()
-    twice = ([1], ([5, END], [5, END]), (True, True), 1.0)
-    own(experience(BOTH, twice), 0)
-    assert [len(chains) for _, chains in own.state] == [2, 1]
+    twice = ([1], ([5, END], [5, END], [END]), (True, True, False), 1.0)
+    own(experience(TWO, twice), 0)
+    assert [(len(chains), share) for _, chains, share in own.state] == [(2, 2 / 3), (1, 2 / 3)]
     own.restore(own.state[:1])
     batch, _ = own(experience(SILENT), 1)
-    np.testing.assert_array_equal(batch.tokens[:, P:], [[7, 7, END, 0], [8, END, 0, 0]])
+    want = [[7, 7, END, 0], [8, END, 0, 0], [7, 7, END, 0]]
+    np.testing.assert_array_equal(batch.tokens[:, P:], want)
+
+
+def test_rare_right_rollouts_are_shown_more_often():
+    """One of three right is drawn twice as often as two of three."""
+    own = made()
+    own(experience(ONE, TWO), 0)
+    batch, _ = own(experience(*[SILENT] * 600), 1)
+    shown = np.asarray(batch.tokens[::G, P])
+    assert set(shown.tolist()) == {5, 7}
+    assert abs((shown == 5).mean() - 2 / 3) < 0.08  # four standard deviations
 
 
 def test_nothing_is_shown_before_enough_is_kept_and_the_oldest_go(monkeypatch):
     monkeypatch.setattr(replay, "FEWEST", 3)
     monkeypatch.setattr(replay, "MOST", 4)
     own = made()
-    telling = [([n], ([n, END], [8, END]), (True, False), 1.0) for n in range(1, 7)]
-    shown = [own(experience(one, SILENT), step)[1]["replayed"] for step, one in enumerate(telling)]
+    batches = [experience(one, SILENT) for one in others(6)]
+    shown = [own(seen, step)[1]["replayed"] for step, seen in enumerate(batches)]
     assert shown == [0, 0, 0, 0.5, 0.5, 0.5]
-    assert [prompt for prompt, _ in own.state] == [[3], [4], [5], [6]]
+    assert [prompt for prompt, *_ in own.state] == [[3], [4], [5], [6]]
 
 
 def test_which_are_shown_follows_from_seed_and_step_alone():
-    telling = [([n], ([n, END], [8, END]), (True, False), 1.0) for n in range(1, 8)]
 
     def shown(step, seed=0, through_json=False):
         own = made(seed=seed)
-        own(experience(*telling), 0)
+        own(experience(*others(7)), 0)
         state = json.loads(json.dumps(own.state)) if through_json else own.state
         assert state == own.state
         other = made(seed=seed)
@@ -153,38 +169,38 @@ def test_which_are_shown_follows_from_seed_and_step_alone():
 def test_a_state_that_was_handed_out_stays_as_it_is():
     """A checkpoint's must not change while later updates keep more."""
     own = made()
-    own(experience(TELLING), 0)
+    own(experience(ONE), 0)
     state = own.state
     before = json.dumps(state)
-    own(experience(TELLING, BOTH), 1)
+    own(experience(ONE, TWO), 1)
     assert json.dumps(state) == before
 
 
 def test_what_counts_as_right():
-    seen = experience(TELLING, BOTH)
+    seen = experience(TWO)
     wrong_step = np.asarray(seen.steps.verifier).copy()
-    wrong_step[2, 0] = 0.5  # of a rollout with the right label
+    wrong_step[0, 0] = 0.5  # of a rollout with the right label
     steps = dataclasses.replace(seen.steps, verifier=jnp.asarray(wrong_step))
     seen = dataclasses.replace(seen, steps=steps, rewards=wrong_step)
-    assert nothing_wrong(seen, True).tolist() == [True, False, False, True]
+    assert nothing_wrong(seen, True).tolist() == [False, True, False]
     # Who reads no steps must not learn of them this way.
-    assert nothing_wrong(seen, False).tolist() == [True, False, True, True]
+    assert nothing_wrong(seen, False).tolist() == [True, True, False]
     # Where the verifier is silent, an examiner's word counts if there is one.
-    known = np.ones((4, S), bool)
-    known[2:, 0] = False
+    known = np.ones((G, S), bool)
+    known[0, 0] = False
     steps = dataclasses.replace(steps, verifier_known=jnp.asarray(known))
     for score, right in ((0.4, False), (0.6, True)):
         rewards = wrong_step.copy()
-        rewards[2:, 0] = score
-        own = dataclasses.replace(seen, steps=steps, rewards=rewards, known=np.ones((4, S), bool))
-        assert nothing_wrong(own, True).tolist() == [True, False, right, right]
+        rewards[0, 0] = score
+        own = dataclasses.replace(seen, steps=steps, rewards=rewards)
+        assert nothing_wrong(own, True).tolist() == [right, True, False]
     silent = dataclasses.replace(seen, steps=steps, known=known)
-    assert nothing_wrong(silent, True).tolist() == [True, False, True, True]
+    assert nothing_wrong(silent, True).tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize("estimator", ["srpo", "grpo"])
 def test_an_estimator_that_reads_no_steps_keeps_what_the_label_calls_right(estimator):
-    seen = experience(BOTH)
+    seen = experience(TWO)
     steps = dataclasses.replace(seen.steps, verifier=jnp.zeros_like(seen.steps.verifier))
     own = made(estimator=estimator)
     own(dataclasses.replace(seen, steps=steps), 0)
@@ -229,7 +245,7 @@ def test_trap_11_a_resumed_run_goes_on_with_what_was_kept(tmp_path, monkeypatch)
 
 def test_one_compilation_with_and_without_something_to_show():
     own = made()
-    batches = [own(experience(TELLING, SILENT), step)[0] for step in range(2)]
+    batches = [own(experience(ONE, SILENT), step)[0] for step in range(2)]
     assert [bool(batch.imitated.any()) for batch in batches] == [False, True]
     shapes = [jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), one) for one in batches]
     assert shapes[0] == shapes[1]

@@ -24,13 +24,15 @@ class Replay:
 
     What a policy seldom meets may drift from right to wrong while it learns other things; once it
     is sure of the wrong word, no rollout of the group is right, none has an advantage, and nothing
-    leads back. So a group without any advantage gives way to one that was kept, drawn evenly, whose
-    right rollouts fill its rows by turns. They are imitated (``TrainBatch.imitated``) with the
-    advantage ``rl.replay``.
+    leads back. So a group without any advantage gives way to one that was kept, whose right
+    rollouts fill its rows by turns. They are imitated (``TrainBatch.imitated``) with the advantage
+    ``rl.replay``. The rarer right rollouts were in a group, the more often it is drawn: in
+    proportion to 1 less their share.
 
-    Self-imitation of past good decisions is Oh et al.'s (arXiv 1806.05249), who weigh it by how far
-    the return exceeds the value. Reconstruction: groups, and the places of the silent ones, are
-    ours; nothing that could be obtained says that the paper does so.
+    Oh et al. (arXiv 1806.05249, section 3) imitate past decisions in proportion to how far their
+    return exceeds the value, which here is the share. Reconstruction: groups, and the places of the
+    silent ones, are ours; nothing that could be obtained says that the paper (arXiv 2510.07972)
+    does so.
 
     Args:
       config: of the run.
@@ -43,7 +45,7 @@ class Replay:
             config.seed,
             rl.estimator in STEPWISE,
         )
-        # Of each group its prompt, and of each right rollout tokens and their weights, as lists.
+        # Of each group its prompt, the tokens and weights of each right rollout, and their share.
         self._kept: list[list[Any]] = []
 
     @property
@@ -60,14 +62,15 @@ class Replay:
 
         Returns:
           The batch, and the figures ``replayed`` (share of the groups) and ``replay/kept`` (groups
-          before this update). Afterwards the right rollouts of its other groups are kept too.
+          before this update). Afterwards those of its other groups that had right rollouts and
+          wrong ones are kept too.
         """
         batch = jax.device_get(seen.batch)
         size = len(seen.texts) // len(seen.examples)
         silent = ~batch.advantages.reshape(-1, size * batch.advantages.shape[1]).any(axis=1)
         kept, places = len(self._kept), np.flatnonzero(silent)
         shown = places if kept >= FEWEST else places[:0]
-        drawn = np.random.default_rng((self._seed, 2, step)).integers(max(kept, 1), size=len(shown))
+        drawn = self._draw(len(shown), step)
         rows = {name: getattr(batch, name).copy() for name in ("tokens", "weights", "advantages")}
         rows |= {
             "positions": batch.positions.copy(),
@@ -83,9 +86,17 @@ class Replay:
         figures = {"replayed": len(shown) / len(silent), "replay/kept": kept}
         return dataclasses.replace(seen.batch, **changed), figures
 
+    def _draw(self, count: int, step: int) -> list[int]:
+        """So many of the groups kept."""
+        if not count:
+            return []
+        rare = 1 - np.array([share for *_, share in self._kept])
+        rng = np.random.default_rng((self._seed, 2, step))
+        return rng.choice(len(rare), size=count, p=rare / rare.sum()).tolist()
+
     def _rows(self, group: list[Any], size: int, batch: TrainBatch) -> dict[str, np.ndarray]:
         """A kept group as so many rows of such a batch."""
-        prompt, chains = group
+        prompt, chains, _ = group
         start, shape = batch.prompt_length, (size, batch.tokens.shape[1])
         tokens, weights = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
         real = np.zeros(shape, bool)
@@ -113,10 +124,10 @@ class Replay:
                 real = batch.positions[row, start:] >= 0
                 ids = batch.tokens[row, start:][real].tolist()
                 chains[tuple(ids)] = [ids, batch.weights[row, start:][real].tolist()]
-            if chains:
+            if 0 < len(rows) < size:
                 real = batch.positions[rows[0], :start] >= 0
                 prompt = batch.tokens[rows[0], :start][real].tolist()
-                self._kept.append([prompt, list(chains.values())])
+                self._kept.append([prompt, list(chains.values()), len(rows) / size])
         del self._kept[:-MOST]
 
 
