@@ -30,6 +30,7 @@ EXAMINED = {"reward.model": EXAMINER, "rl.tol": 0.05}
 CHECKS = {2: (36, 92), 8: (56, 188)}
 COVERAGES = (0.5, 0.2, 0.0)  # share of the steps that humans annotated, besides the recipe's
 SHORT = {"rl.steps": 120, "rl.eval_every": 40}
+REPLAY = 1.0  # advantage of what is imitated in the places of silent groups
 
 
 def get_config() -> Any:
@@ -123,8 +124,9 @@ def _stages() -> dict[str, dict[str, Any]]:
     """Of full SHE: first imitate what goes right, then practise what does not.
 
     The first stage samples 7,680 prompts once and imitates the rollouts that are right in every
-    annotated step. SRPO then takes the prompts that had none, which costs no rollout more: as many
-    updates and rollouts as the other arms have, and each rollout is of use to one of the two.
+    annotated step. SRPO with replay then takes the prompts that had none, which costs no rollout
+    more: as many updates and rollouts as the other arms have, and each rollout is of use to one of
+    the two.
     """
     return {
         "stage1": {
@@ -134,7 +136,7 @@ def _stages() -> dict[str, dict[str, Any]]:
             "rl.steps": 120,
             "rl.eval_every": 60,
         },
-        "stage2": {"rl.missed": True, "rl.steps": 240},
+        "stage2": {"rl.missed": True, "rl.steps": 240, "rl.replay": REPLAY},
     }
 
 
@@ -188,7 +190,7 @@ def _main() -> dict[str, dict[str, Any]]:
         "grpo": arm("GRPO", {"rl.estimator": "grpo"}, "short_grpo"),
         "srpo": arm("SRPO", {"rl.estimator": "srpo"}, "short_srpo", against=""),
         "srpo_replay": arm(
-            "SRPO with replay", {"rl.estimator": "srpo", "rl.replay": 1.0}, "short_srpo"
+            "SRPO with replay", {"rl.estimator": "srpo", "rl.replay": REPLAY}, "short_srpo"
         ),
         "sft_rejection": arm("SFT, own right chains", rejection, "short_sft_rejection", seeds=3),
         "she": arm("full SHE", {}, "short_srpo", seeds=3, stages=_stages()),
