@@ -297,8 +297,12 @@ def _ablations() -> dict[str, dict[str, Any]]:
             outcome | {"rl.srpo.w_step": 0.5},
         ),
         "srpo_model": ("SRPO, examiner only", model),
+        "short_srpo_replay": ("SRPO with replay", {"rl.replay": REPLAY}),
     }
-    return {name: _variant(title, table, values) for name, (title, values) in own.items()}
+    grpo = {"rl.estimator": "grpo", "rl.replay": REPLAY}  # of what has the right label
+    return {name: _variant(title, table, values) for name, (title, values) in own.items()} | {
+        "short_grpo_replay": _variant("GRPO with replay", table, grpo, tuned="short_grpo")
+    }
 
 
 def _orders() -> dict[str, dict[str, Any]]:
@@ -325,7 +329,7 @@ def _variant(title: str, table: str, settings: dict[str, Any], **own: Any) -> di
 def _plots() -> dict[str, Any]:
     """Which arms the plots show; a line's points are arms, placed by what their config says."""
     return {
-        "curves": ("srpo", "grpo", "dpo", "sft_rejection", "she", "sft_gold"),
+        "curves": ("srpo", "srpo_replay", "grpo", "dpo", "sft_rejection", "she", "sft_gold"),
         "confusion": ("cold_start", "grpo", "srpo"),
         # The lead is that of the first line over each of the others.
         "checks": (
