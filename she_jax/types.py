@@ -125,10 +125,10 @@ class TrainBatch:
       ref_logps: log-probabilities under the frozen reference, or None for no KL term.
       counts: each row's share of what the loss is divided by, see
         ``she_jax.rl.losses.row_counts``; None stands for the sum of the row's weights.
-      temperature: sampling temperature of the behaviour policy; traced, so it may change freely.
-      kl_weight: weight of the KL term; traced.
       imitated: tokens that the behaviour policy has no say in: their ratio is 1, whatever
         ``old_logps`` are, and they have no KL term; None for none.
+      temperature: sampling temperature of the behaviour policy; traced, so it may change freely.
+      kl_weight: weight of the KL term; traced.
       prompt_length: no token before this index carries loss, so the output head skips them; static.
       group_size: the rows of a group, contiguous, are the same before ``prompt_length``: the model
         may read that part once; 1 says nothing of the kind; static.

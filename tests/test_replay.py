@@ -13,6 +13,7 @@ from she_jax.cot import CotSchema
 from she_jax.train import replay, rollouts
 from she_jax.train.experience import Experience
 from she_jax.train.replay import Replay, nothing_wrong
+from she_jax.train.run import run
 from she_jax.types import Example, StepBatch, TrainBatch
 
 G, P, T, S = 3, 3, 7, 2
@@ -219,9 +220,7 @@ def test_trap_11_a_resumed_run_goes_on_with_what_was_kept(tmp_path, monkeypatch)
 
     monkeypatch.setattr(rollouts, "step_batch", by_chance)
     recipe = config(rl__replay=1.0, rl__estimator="grpo", rl__checkpoint_every=2, rl__eval_every=4)
-    replay_run = replay.Replay.__call__
-    from she_jax.train.run import run
-
+    replayed = Replay.__call__
     run(recipe, tmp_path / "done")
     rows = [row for row in lines(tmp_path / "done") if row["phase"] == "srpo"]
     assert rows[0]["replayed"] == 0
@@ -233,17 +232,18 @@ def test_trap_11_a_resumed_run_goes_on_with_what_was_kept(tmp_path, monkeypatch)
     def dying(self, seen, step):
         if step == 3:
             raise KeyboardInterrupt
-        return replay_run(self, seen, step)
+        return replayed(self, seen, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(replay.Replay, "__call__", dying)
+        patch.setattr(Replay, "__call__", dying)
         with pytest.raises(KeyboardInterrupt):
             run(recipe, tmp_path / "again")
     run(recipe, tmp_path / "again")
     assert_same_run(tmp_path / "done", tmp_path / "again")
 
 
-def test_one_compilation_with_and_without_something_to_show():
+def test_the_batch_is_alike_with_and_without_something_to_show():
+    """Else the update would be compiled twice."""
     own = made()
     batches = [own(experience(ONE, SILENT), step)[0] for step in range(2)]
     assert [bool(batch.imitated.any()) for batch in batches] == [False, True]

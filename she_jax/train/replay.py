@@ -39,12 +39,8 @@ class Replay:
     """
 
     def __init__(self, config: Config):
-        rl = config.rl
-        self._advantage, self._seed, self._stepwise = (
-            rl.replay,
-            config.seed,
-            rl.estimator in STEPWISE,
-        )
+        self._advantage, self._seed = config.rl.replay, config.seed
+        self._stepwise = config.rl.estimator in STEPWISE
         # Of each group its prompt, the tokens and weights of each right rollout, and their share.
         self._kept: list[list[Any]] = []
 
@@ -119,15 +115,16 @@ class Replay:
         start, right = batch.prompt_length, nothing_wrong(seen, self._stepwise)
         for group in groups:
             rows = [row for row in range(group * size, (group + 1) * size) if right[row]]
+            if not 0 < len(rows) < size:
+                continue
             chains = {}
             for row in rows:
                 real = batch.positions[row, start:] >= 0
                 ids = batch.tokens[row, start:][real].tolist()
                 chains[tuple(ids)] = [ids, batch.weights[row, start:][real].tolist()]
-            if 0 < len(rows) < size:
-                real = batch.positions[rows[0], :start] >= 0
-                prompt = batch.tokens[rows[0], :start][real].tolist()
-                self._kept.append([prompt, list(chains.values()), len(rows) / size])
+            real = batch.positions[rows[0], :start] >= 0
+            prompt = batch.tokens[rows[0], :start][real].tolist()
+            self._kept.append([prompt, list(chains.values()), len(rows) / size])
         del self._kept[:-MOST]
 
 
