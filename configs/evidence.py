@@ -9,11 +9,11 @@ on with the same command. ``--config.only=srpo,grpo`` runs these arms alone. On 
 
 Every arm begins with the cold start of its seed, meets the same prompts, samples as many rollouts
 and takes ``recipe.rl.steps`` updates, or a third of them: so many go to the choice of the rates and
-to the variants. Exceptions: the second stage of full SHE takes up the prompts that its first
-missed; of the teacher's chains there is a new one for every row; and the gold ones, like these, are
-not sampled. An arm's learning rate is the one of ``rates`` that does best on the first seed's
-validation split, or that of the arm it is a variant of: the three in the middle are tried, and the
-next one as long as the outermost is best. Nothing is chosen on a test split.
+to the variants. Exceptions: of what is learnt in stages, each takes up the prompts that the one
+before missed; of the teacher's chains there is a new one for every row; and the gold ones, like
+these, are not sampled. An arm's learning rate is the one of ``rates`` that does best on the first
+seed's validation split, or that of the arm it is a variant of: the three in the middle are tried,
+and the next one as long as the outermost is best. Nothing is chosen on a test split.
 """
 
 from typing import Any
@@ -120,24 +120,31 @@ def _scalar() -> Any:
     return config
 
 
+def _rounds(count: int) -> dict[str, dict[str, Any]]:
+    """SFT on own right rollouts, a third of the updates a round: the prompts of a round are those
+    that the one before found no right rollout of, and the policy that samples them is better.
+
+    A round samples as many rollouts as it takes rows, and imitates what is right in every annotated
+    step.
+    """
+    own = {
+        "method": "sft",
+        "rl.prompts": 64,
+        "rl.group_size": 1,
+        "rl.steps": 120,
+        "rl.eval_every": 60,
+    }
+    return {f"stage{n}": own | {"rl.missed": n > 1} for n in range(1, count + 1)}
+
+
 def _stages() -> dict[str, dict[str, Any]]:
     """Of full SHE: first imitate what goes right, then practise what does not.
 
-    The first stage samples 7,680 prompts once and imitates the rollouts that are right in every
-    annotated step. SRPO with replay then takes the prompts that had none, which costs no rollout
-    more: as many updates and rollouts as the other arms have, and each rollout is of use to one of
-    the two.
+    Two rounds of imitation, then SRPO with replay on the prompts that are left: as many updates and
+    rollouts as the other arms have. Little is left to learn by then, and so the rate is lower.
     """
-    return {
-        "stage1": {
-            "method": "sft",
-            "rl.prompts": 64,
-            "rl.group_size": 1,
-            "rl.steps": 120,
-            "rl.eval_every": 60,
-        },
-        "stage2": {"rl.missed": True, "rl.steps": 240, "rl.replay": REPLAY},
-    }
+    last = {"rl.missed": True, "rl.steps": 120, "rl.learning_rate": 1e-4, "rl.replay": REPLAY}
+    return _rounds(2) | {"stage3": last}
 
 
 # -------------------------------------------------------------------------- arms
@@ -164,8 +171,8 @@ def _arm(
         "against": against,  # the arm that is compared with it
         "trained": trained,  # False: the cold start itself is the row
         "settings": _nested(settings),  # what it changes in the recipe
-        # Of a curriculum, what each stage changes besides. A learning rate of its own is a share of
-        # the recipe's, and so it is of the rate that is chosen.
+        # Of a curriculum, what each stage changes besides. A learning rate of its own stands in the
+        # same proportion to the rate that is chosen as to the recipe's.
         "stages": {name: _nested(own) for name, own in (stages or {}).items()},
     }
 
@@ -193,7 +200,14 @@ def _main() -> dict[str, dict[str, Any]]:
             "SRPO with replay", {"rl.estimator": "srpo", "rl.replay": REPLAY}, "short_srpo"
         ),
         "sft_rejection": arm("SFT, own right chains", rejection, "short_sft_rejection", seeds=3),
-        "she": arm("full SHE", {}, "short_srpo", seeds=3, stages=_stages()),
+        "she": arm("full SHE", {}, "short_srpo", stages=_stages()),
+        "sft_rounds": arm(
+            "SFT, own right chains, three rounds",
+            {},
+            "short_sft_rejection",
+            seeds=3,
+            stages=_rounds(3),
+        ),
         # As GRPO knows them: the label, and of the steps nothing.
         "sft_labels": arm(
             "SFT, own right labels",
@@ -329,7 +343,7 @@ def _variant(title: str, table: str, settings: dict[str, Any], **own: Any) -> di
 def _plots() -> dict[str, Any]:
     """Which arms the plots show; a line's points are arms, placed by what their config says."""
     return {
-        "curves": ("srpo", "srpo_replay", "grpo", "dpo", "sft_rejection", "she", "sft_gold"),
+        "curves": ("srpo", "grpo", "dpo", "sft_rejection", "sft_rounds", "she", "sft_gold"),
         "confusion": ("cold_start", "grpo", "srpo"),
         # The lead is that of the first line over each of the others.
         "checks": (

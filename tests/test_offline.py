@@ -218,9 +218,10 @@ def test_a_policy_that_never_agrees_is_said(policy, tmp_path, monkeypatch):
             run(config(**changes, eval__pass_k=0), tmp_path / method)
 
 
-def test_rows_that_are_no_pairs_are_refused():
-    with pytest.raises(ValueError, match="= 9 rows: DPO has them in pairs"):
-        _check_method(config(method="dpo", rl__prompts=3, rl__group_size=3))
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_rows_that_are_no_pairs_are_refused(method):
+    with pytest.raises(ValueError, match=f"= 9 rows: method='{method}' takes them two by two"):
+        _check_method(config(method=method, rl__prompts=3, rl__group_size=3))
 
 
 def test_without_updates_a_run_ends_with_the_cold_start(policy, tmp_path):

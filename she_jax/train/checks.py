@@ -63,9 +63,9 @@ def check(config: Config, workdir: Path) -> None:
             raise ValueError(f"sft.batch_size={sft.batch_size}: expected an even number")
     _check_rows(rows, sft.micro_batches, mesh)
     if config.kind == "train":
+        _check_method(config)
         _check_rl(config, mesh)
         _check_start(config)
-        _check_method(config)
         _check_reward(config)
     if config.kind == EXAMINER.kind:
         _check_examiner(config.examiner)
@@ -104,7 +104,10 @@ def _check_rl(config: Config, mesh: Mesh) -> None:
         if value not in choices:
             raise ValueError(f"rl.{name}={value!r}: expected one of {choices}")
     check_batch(rl.prompts, mesh)
-    _check_rows(rl.prompts * rl.group_size, rl.loss.micro_batches, mesh)
+    rows = rl.prompts * rl.group_size
+    if config.method == "sft":
+        rows //= 2  # two chains a row
+    _check_rows(rows, rl.loss.micro_batches, mesh)
 
 
 def _check_method(config: Config) -> None:
@@ -133,11 +136,11 @@ def _check_method(config: Config) -> None:
         )
     if not offline.beta > 0:
         raise ValueError(f"offline.beta={offline.beta}: expected a positive number")
-    if config.method == "dpo" and rows % (2 * config.rl.loss.micro_batches):
+    if config.method != "online" and rows % (2 * rl.loss.micro_batches):
         raise ValueError(
-            f"rl.prompts x rl.group_size = {rows} rows: DPO has them in pairs and in micro_batches="
-            f"{config.rl.loss.micro_batches}, so expected a multiple of "
-            f"{2 * config.rl.loss.micro_batches}"
+            f"rl.prompts x rl.group_size = {rows} rows: method={config.method!r} takes them two by "
+            f"two and in micro_batches={rl.loss.micro_batches}, so expected a multiple of "
+            f"{2 * rl.loss.micro_batches}"
         )
 
 

@@ -24,7 +24,7 @@ from she_jax.train.online import make_pool
 from she_jax.train.predict import Judge, Sample
 from she_jax.train.report import write_json
 from she_jax.train.setup import Policy
-from she_jax.train.sft import completion_batch
+from she_jax.train.sft import completion_batch, two_a_row
 from she_jax.train.workdir import MISSED, Config
 from she_jax.types import DpoBatch, Example, SftBatch, TrainState
 
@@ -136,7 +136,7 @@ class Imitation(Offline):
         rl = self._config.rl
         rows = shuffled(self._rows, rl.prompts * rl.group_size, step, self._config.seed)
         batch, cut = as_batch(self._policy.format, [one for row in rows for one in row])
-        return batch, {"cut_prompts": cut}
+        return two_a_row(batch), {"cut_prompts": cut}
 
 
 class Preferences(Offline):

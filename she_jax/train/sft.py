@@ -25,7 +25,7 @@ from she_jax.train.workdir import Config
 from she_jax.types import Example, OutcomeBatch, SftBatch, TrainState
 
 # Lengths of a row that holds two, in rows that hold one: few, as each takes a compilation.
-WIDTHS = (1.0, 1.4, 2.0)
+WIDTHS = (1.0, 1.2, 1.3, 1.4, 2.0)
 
 
 def sft(
