@@ -121,8 +121,8 @@ def _scalar() -> Any:
 
 
 def _rounds(count: int) -> dict[str, dict[str, Any]]:
-    """SFT on own right rollouts, a third of the updates a round: the prompts of a round are those
-    that the one before found no right rollout of, and the policy that samples them is better.
+    """SFT on own right rollouts, a third of the updates a round: the prompts of a round are first
+    those that had no right rollout yet, and the policy that samples them is better.
 
     A round samples as many rollouts as it takes rows, and imitates what is right in every annotated
     step.

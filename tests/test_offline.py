@@ -126,8 +126,9 @@ def test_srpo_can_take_up_the_prompts_that_an_sft_sampled_in_vain(policy, tmp_pa
         patch.setattr(Judge, "samples", samples)
         sft = {"method": "sft", "rl__prompts": 16, "rl__group_size": 1}
         run(config(**begin, **small, **sft), tmp_path / "sft")
-    missed = json.loads((tmp_path / "sft" / "missed.json").read_text())
-    assert 0 < len(missed) < 2 * 16
+    told = json.loads((tmp_path / "sft" / "missed.json").read_text())
+    missed = told["missed"]
+    assert 0 < len(missed) < len(told["met"]) == 2 * 16
     met, plain = [], online.make_pool
 
     def make_pool(config, source, rates):
@@ -140,16 +141,41 @@ def test_srpo_can_take_up_the_prompts_that_an_sft_sampled_in_vain(policy, tmp_pa
     assert sorted(example.uid for example in met) == missed
     assert {example.label for example in met} == {2, 3}
 
+    with pytest.MonkeyPatch.context() as patch:  # a second round, of whose prompts few are missed
+        patch.setattr(Judge, "samples", samples)
+        run(config(**after, **small, **sft), tmp_path / "again")
+    again = json.loads((tmp_path / "again" / "missed.json").read_text())
+    new = set(again["met"]) - set(told["met"])
+    assert set(again["met"]) > set(told["met"])
+    assert len(new) == 2 * 16 - len(missed)
+    assert set(missed) < set(again["missed"]) < set(missed) | new  # these it finds none of either
+
     with pytest.raises(ValueError, match="wants the pairs of that run"):
         run(config(**after, **small, shopworld__seed=7), tmp_path / "others")
     with pytest.raises(FileNotFoundError, match=r"has no missed\.json"):
         run(config(**begin, **small, rl__missed=True), tmp_path / "online")
-    (tmp_path / "none.json").write_text("[]")
-    with pytest.raises(ValueError, match="found a right chain for each"):
-        online.missed_prompts(tmp_path / "none.json", met)
+    with pytest.raises(ValueError, match="found a right chain for every pair"):
+        online.missed_prompts(set(), {example.uid for example in met}, met, count=8, seed=0)
     for other in ({"start": ""}, {"filter__pairs": 8}):
         with pytest.raises(ValueError, match="takes the prompts that an SFT"):
             run(config(**after | other, **small), tmp_path / "neither")
+
+
+def test_where_few_prompts_were_missed_new_ones_make_them_up(pairs):
+    source = pairs[:20]
+    uids = [example.uid for example in source]
+    missed, met = set(uids[:3]), set(uids[:12])
+    own = [e.uid for e in online.missed_prompts(missed, met, source, count=8, seed=0)]
+    assert own[:3] == uids[:3]
+    assert len(set(own)) == 8
+    assert not set(own[3:]) & met
+    other = [e.uid for e in online.missed_prompts(missed, met, source, count=8, seed=1)]
+    assert own != other
+    assert own == [e.uid for e in online.missed_prompts(missed, met, source, count=8, seed=0)]
+    few = online.missed_prompts(missed, met, source, count=2, seed=0)
+    assert [e.uid for e in few] == uids[:3]  # all that were missed
+    every = online.missed_prompts(missed, met, source, count=99, seed=0)
+    assert len(every) == 3 + 8  # no more are left
 
 
 def test_trap_11_a_resumed_dpo_run_equals_the_uninterrupted_one(

@@ -20,7 +20,7 @@ from she_jax.data.prompts import PromptFormat
 from she_jax.rl.rewards import left_out, verify
 from she_jax.rl.update import make_scorer
 from she_jax.train.metrics import Progress, say
-from she_jax.train.online import make_pool
+from she_jax.train.online import left_over, make_pool
 from she_jax.train.predict import Judge, Sample
 from she_jax.train.report import write_json
 from she_jax.train.setup import Policy
@@ -101,7 +101,7 @@ class Imitation(Offline):
     ``offline.chains`` says which: ``written``, the data set's own (a teacher's, or gold ones: what
     SFT reaches where someone writes them); ``rejection``, the policy's own, sampled, as far as they
     agree with all that humans said of the pair; ``missed.json`` in the run's folder names the pairs
-    without one, on which a stage after it may learn (``rl.missed``).
+    without one, on which a stage after it may learn (``rl.missed``), and all pairs met so far.
 
     Raises:
       ValueError: if no sampled chain agrees with the annotation.
@@ -128,8 +128,10 @@ class Imitation(Offline):
                 "(rl.group_size, rl.steps)"
             )
         found = {one.example.uid for (one,) in self._rows}
-        missed = {one.uid for one in self._prompts} - found
-        write_json(self._workdir / MISSED, sorted(missed))
+        met = {one.uid for one in self._prompts}
+        left, before = left_over(self._config) if self._config.rl.missed else (set(), set())
+        told = {"missed": sorted((met | left) - found), "met": sorted(met | before)}
+        write_json(self._workdir / MISSED, told)
 
     def batch(self, state: TrainState, step: int) -> tuple[SftBatch, dict[str, float]]:
         """The next rows, as many as an update online has; shuffled anew each time round."""

@@ -1,11 +1,12 @@
 """Learning from the policy's own rollouts: SRPO, and the estimators it is compared with."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from she_jax.data.curriculum import PromptPool
 from she_jax.data.dataset import ExampleSource, Prepared, open_split
@@ -113,11 +114,12 @@ def training_prompts(
     """The prompts of the stage, and their pass rates by uid as far as they were measured.
 
     All of the training split; or what a filter keeps of it with the policy as it is now; or what
-    the stage before had no right chain of.
+    the stage before had no right chain of, and where that is not enough, new ones.
     """
     source = open_split(made.path, "train")
     if config.rl.missed:
-        return missed_prompts(Path(config.start).parent.parent / MISSED, source), {}
+        count = config.rl.steps * config.rl.prompts
+        return missed_prompts(*left_over(config), source, count, config.seed), {}
     if not config.filter.pairs:
         return source, {}
     kept = filter_prompts(config, workdir, policy, params, made, stop)
@@ -126,24 +128,45 @@ def training_prompts(
     return [source[row] for row in kept.rows], kept.rates
 
 
-def missed_prompts(path: Path, source: Sequence[Example] | ExampleSource) -> list[Example]:
-    """The training pairs that an SFT on right rollouts sampled in vain.
+def left_over(config: Config) -> tuple[set[str], set[str]]:
+    """Of the run behind ``start``, an SFT on right rollouts: the uids of the pairs that it sampled
+    in vain, and of all that were met by then.
+    """
+    path = Path(config.start).parent.parent / MISSED
+    told = json.loads(path.read_text(encoding="utf-8"))
+    return set(told["missed"]), set(told["met"])
 
-    They cost no rollout more, and are what is left to learn: the rest was imitated.
+
+def missed_prompts(
+    missed: Set[str],
+    met: Set[str],
+    source: Sequence[Example] | ExampleSource,
+    count: int,
+    seed: int,
+) -> list[Example]:
+    """The training pairs that were sampled in vain, filled up with such as were never met.
+
+    The missed ones are what is left to learn: the rest was imitated. A few of them alone, met again
+    and again, would be learnt by heart.
 
     Args:
-      path: where that SFT wrote them.
+      missed, met: uids of pairs.
       source: the training split.
+      count: prompts that the stage is going to draw. As far as there are fewer missed ones, new
+        ones make it up, drawn by chance.
+      seed: of the draw.
 
     Raises:
-      ValueError: if it found one for every pair.
+      ValueError: if there is neither a missed nor a new one.
     """
-    uids = set(json.loads(path.read_text(encoding="utf-8")))
-    found = [one for one in map(source.__getitem__, range(len(source))) if one.uid in uids]
-    if not found:
-        raise ValueError(f"{path} names no pair: the stage before found a right chain for each")
-    say(f"{len(found):,} prompts, all of which the stage before had no right chain of")
-    return found
+    uids = [source[row].uid for row in range(len(source))]
+    again = [row for row, uid in enumerate(uids) if uid in missed]
+    new = [row for row, uid in enumerate(uids) if uid not in met]
+    more = np.random.default_rng((seed, 3)).permutation(new)[: max(0, count - len(again))]
+    if not len(again) + len(more):
+        raise ValueError("the stage before found a right chain for every pair of the split")
+    say(f"{len(again):,} prompts that had no right chain before, and {len(more):,} new ones")
+    return [source[row] for row in (*again, *more)]
 
 
 def make_pool(

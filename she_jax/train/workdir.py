@@ -10,7 +10,7 @@ from she_jax.train.report import write_json
 
 # As long as none of these is there, nothing is lost by another config.
 MADE = ("checkpoints", "predictions.jsonl", "examinations", "outcomes", "filter")
-MISSED = "missed.json"  # of an SFT on its own right rollouts: uids of the pairs without one
+MISSED = "missed.json"  # of an SFT on own right rollouts: uids of pairs without one, and of all met
 
 # A ConfigDict. Its attributes are typed as a union of everything, which no checker can follow.
 Config: TypeAlias = Any
