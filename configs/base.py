@@ -109,8 +109,8 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.rl.tol = 1e-6
     # Prompts come shuffled (even), or by their running pass rate; she_jax.data.curriculum.
     config.rl.aim = "even"  # even | easy | medium | hard
-    # The prompts that the run behind ``start``, an SFT on its own right rollouts, found none of; and
-    # new ones, where these are fewer than the stage draws.
+    # The prompts that the run behind ``start``, an SFT on its own right rollouts, found none of,
+    # and new ones where these are fewer than the stage draws.
     config.rl.missed = False
     # Groups that the verifier cannot tell apart give way to those of so many further batches.
     config.rl.refill = 0
