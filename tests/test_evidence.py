@@ -178,6 +178,19 @@ def test_every_job_of_the_real_recipe_has_a_config():
 # ---------------------------------------------------------------------- the rates
 
 
+def test_no_arm_is_given_more_rows_or_rollouts_than_another():
+    config = recipe.get_config()
+    for name, arm in config.arms.items():
+        job = Job(kind="arm", of=name, seed=0, rate=1e-4)
+        own = job_config(config, Path("w"), job)
+        stages = list(own.stages.values()) if arm.stages else [own]
+        updates = config.recipe.rl.steps // (1 if arm.table == "main" else 3)
+        assert sum(stage.rl.steps for stage in stages) == updates, name
+        assert {stage.rl.prompts * stage.rl.group_size for stage in stages} == {64}, name
+        sampled = [s for s in stages if s.method != "sft" or s.offline.chains == "rejection"]
+        assert not any(s.offline.pairs or s.rl.refill or s.filter.pairs for s in sampled), name
+
+
 def test_the_rate_that_reached_most_on_validation_is_taken(tmp_path):
     config = small({"grpo": {"seeds": 2}}, rates=(1e-3, 3e-4, 1e-4))
     assert row(config, "grpo", {}).rate is None
