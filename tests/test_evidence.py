@@ -175,9 +175,6 @@ def test_every_job_of_the_real_recipe_has_a_config():
         assert own.is_locked
 
 
-# ---------------------------------------------------------------------- the rates
-
-
 def test_no_arm_is_given_more_rows_or_rollouts_than_another():
     config = recipe.get_config()
     for name, arm in config.arms.items():
@@ -189,6 +186,9 @@ def test_no_arm_is_given_more_rows_or_rollouts_than_another():
         assert {stage.rl.prompts * stage.rl.group_size for stage in stages} == {64}, name
         sampled = [s for s in stages if s.method != "sft" or s.offline.chains == "rejection"]
         assert not any(s.offline.pairs or s.rl.refill or s.filter.pairs for s in sampled), name
+
+
+# ---------------------------------------------------------------------- the rates
 
 
 def test_the_rate_that_reached_most_on_validation_is_taken(tmp_path):

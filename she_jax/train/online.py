@@ -164,7 +164,10 @@ def missed_prompts(
     new = [row for row, uid in enumerate(uids) if uid not in met]
     more = np.random.default_rng((seed, 3)).permutation(new)[: max(0, count - len(again))]
     if not len(again) + len(more):
-        raise ValueError("the stage before found a right chain for every pair of the split")
+        raise ValueError(
+            "the stage before found a right chain for every pair of the split: nothing is left for "
+            "rl.missed; set it to False, or give the data set more training pairs"
+        )
     say(f"{len(again):,} prompts that had no right chain before, and {len(more):,} new ones")
     return [source[row] for row in (*again, *more)]
 
