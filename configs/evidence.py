@@ -29,8 +29,14 @@ EXAMINED = {"reward.model": EXAMINER, "rl.tol": 0.05}
 # Conditions a query besides the recipe's, and the room that prompts and chains of them take.
 CHECKS = {2: (36, 92), 8: (56, 188)}
 COVERAGES = (0.5, 0.2, 0.0)  # share of the steps that humans annotated, besides the recipe's
-SHORT = {"rl.steps": 120, "rl.eval_every": 40}
+SHORT = {"rl.steps": 80, "rl.eval_every": 40}
 REPLAY = 1.0  # advantage of what is imitated in the places of silent groups
+# What is run from every start: title and settings.
+COMPARED = {
+    "grpo": ("GRPO", {"rl.estimator": "grpo"}),
+    "srpo": ("SRPO", {"rl.estimator": "srpo"}),
+    "sft": ("SFT, own right chains", {"method": "sft", "offline.chains": "rejection"}),
+}
 
 
 def get_config() -> Any:
@@ -51,7 +57,11 @@ def get_config() -> Any:
     config.scalar.cpu_devices = config.get_ref("cpu_devices")
 
     # Worlds and chains that need a cold start of their own: what they change in the recipe.
-    starts = {"main": {}, "label_first": {"chain.label_first": True}}
+    starts = {
+        "main": {},
+        "label_first": {"chain.label_first": True},
+        "weak": {"sft.steps": 600, "sft.checkpoint_every": 600},
+    }
     starts |= {
         f"checks_{n}": {
             "chain.checks": n,
@@ -79,17 +89,17 @@ def _recipe() -> Any:
             "model.prompt_length": 44,
             "model.completion_length": 120,
             "shopworld.pairs": (40_000, 1_024, 2_048, 1_024),
-            "sft.steps": 1_800,
+            "sft.steps": 1_500,
             "sft.micro_batches": 4,
-            "sft.checkpoint_every": 600,
+            "sft.checkpoint_every": 500,
             "filter.pairs": 0,
             "rl.aim": "even",
             "rl.refill": 0,
             "rl.prompts": 16,
             "rl.group_size": 4,
-            "rl.loss.micro_batches": 4,
+            "rl.loss.micro_batches": 16,  # of a group each
             "rl.srpo.w_outcome": 0.0,  # the label is a step like the others
-            "rl.steps": 360,
+            "rl.steps": 240,
             "rl.eval_every": 60,
             "eval.pass_k": 0,
         }
@@ -102,7 +112,7 @@ def _examiner() -> Any:
     config.update_from_flattened_dict(
         {
             "solve.steps": 0,  # 20 minutes that an evidence run does not have
-            "sft.steps": 1_500,
+            "sft.steps": 750,
             "examiner.pairs": 10_000,
             "examiner.policy_pairs": 5_000,
             "examiner.eval_pairs": 256,
@@ -131,8 +141,8 @@ def _rounds(count: int) -> dict[str, dict[str, Any]]:
         "method": "sft",
         "rl.prompts": 64,
         "rl.group_size": 1,
-        "rl.steps": 120,
-        "rl.eval_every": 60,
+        "rl.steps": 80,
+        "rl.eval_every": 40,
     }
     return {f"stage{n}": own | {"rl.missed": n > 1} for n in range(1, count + 1)}
 
@@ -143,8 +153,8 @@ def _stages() -> dict[str, dict[str, Any]]:
     Two rounds of imitation, then SRPO with replay on the prompts that are left: as many updates and
     rollouts as the other arms have. Little is left to learn by then, and so the rate is lower.
     """
-    last = {"rl.missed": True, "rl.steps": 120, "rl.learning_rate": 1e-4, "rl.replay": REPLAY}
-    return _rounds(2) | {"stage3": last}
+    last = {"rl.missed": True, "rl.learning_rate": 1e-4, "rl.replay": REPLAY}
+    return _rounds(2) | {"stage3": last | SHORT}
 
 
 # -------------------------------------------------------------------------- arms
@@ -179,86 +189,94 @@ def _arm(
 
 def _arms() -> dict[str, dict[str, Any]]:
     """In the order in which they are run, after what they need."""
-    return _main() | _short() | _checks() | _coverages() | _ablations() | _estimators() | _orders()
+    return (
+        _main()
+        | _short()
+        | _checks()
+        | _weak()
+        | _coverages()
+        | _ablations()
+        | _estimators()
+        | _orders()
+    )
 
 
 def _main() -> dict[str, dict[str, Any]]:
-    rejection = {"method": "sft", "offline.chains": "rejection"}
     chains = {"method": "sft", "offline.chains": "written"}
     gold = chains | {"shopworld.chains": "gold"}
-    teacher = chains | {"offline.pairs": 23_040}  # a new chain for every row
-    scalar = {"rl.estimator": "grpo", "reward.scalar": SCALAR, "rl.tol": 0.05}
+    teacher = chains | {"offline.pairs": 15_360}  # a new chain for every row
 
     def arm(title: str, settings: Any, tuned: str, against: str = "srpo", **own: Any) -> Any:
         return _arm(title, "main", settings, tuned=tuned, against=against, **own)
 
     return {
         "cold_start": _arm("cold start", "main", {}, tuned=False, against="srpo", trained=False),
-        "grpo": arm("GRPO", {"rl.estimator": "grpo"}, "short_grpo"),
-        "srpo": arm("SRPO", {"rl.estimator": "srpo"}, "short_srpo", against=""),
-        "srpo_replay": arm(
-            "SRPO with replay", {"rl.estimator": "srpo", "rl.replay": REPLAY}, "short_srpo"
-        ),
-        "sft_rejection": arm("SFT, own right chains", rejection, "short_sft_rejection", seeds=3),
+        "grpo": arm(*COMPARED["grpo"], "short_grpo"),
+        "srpo": arm(*COMPARED["srpo"], "short_srpo", against=""),
+        "sft": arm(*COMPARED["sft"], "short_sft", seeds=3),
         "she": arm("full SHE", {}, "short_srpo", stages=_stages()),
         "sft_rounds": arm(
             "SFT, own right chains, three rounds",
             {},
-            "short_sft_rejection",
+            "short_sft",
             seeds=3,
             stages=_rounds(3),
         ),
         # As GRPO knows them: the label, and of the steps nothing.
         "sft_labels": arm(
             "SFT, own right labels",
-            rejection | {"shopworld.coverage": 0.0},
-            "short_sft_rejection",
-            seeds=2,
+            COMPARED["sft"][1] | {"shopworld.coverage": 0.0},
+            "short_sft",
+            seeds=1,
         ),
         "dpo": arm("DPO", {"method": "dpo"}, "short_dpo", seeds=2),
-        "sft_teacher": arm("SFT, teacher's chains", teacher, "short_sft_rejection", seeds=1),
-        "sft_gold": arm("SFT, gold chains (ceiling)", gold, "short_sft_rejection", seeds=1),
-        "grpo_scalar": arm("GRPO, scalar reward model", scalar, "short_grpo", seeds=1),
+        "sft_teacher": arm("SFT, teacher's chains", teacher, "short_sft", seeds=1),
+        "sft_gold": arm("SFT, gold chains (ceiling)", gold, "short_sft", seeds=1),
     }
 
 
 def _short() -> dict[str, dict[str, Any]]:
     """The main arms on which rates are chosen; SRPO's is what its variants are compared with."""
-    own = {
-        "grpo": ("GRPO", {"rl.estimator": "grpo"}),
-        "srpo": ("SRPO", {"rl.estimator": "srpo"}),
-        "sft_rejection": (
-            "SFT, own right chains",
-            {"method": "sft", "offline.chains": "rejection"},
-        ),
-        "dpo": ("DPO", {"method": "dpo"}),
-    }
+    own = COMPARED | {"dpo": ("DPO", {"method": "dpo"})}
     return {
-        f"short_{name}": _arm(
-            title,
-            "a third of the updates",
-            settings | SHORT,
-            seeds=2 if name in ("grpo", "srpo") else 1,
-            against="" if name == "srpo" else "short_srpo",
+        f"short_{name}": _variant(
+            title, "a third of the updates", settings, tuned=True, against=_against("short", name)
         )
         for name, (title, settings) in own.items()
     }
 
 
 def _checks() -> dict[str, dict[str, Any]]:
+    table = "checks, a third of the updates"
     return {
-        f"checks_{n}_{name}": _arm(
-            f"{name.upper()}, {n} checks",
-            "checks, a third of the updates",
-            {"rl.estimator": name} | SHORT,
-            start=f"checks_{n}",
-            seeds=2,
-            tuned=f"short_{name}",
-            against="" if name == "srpo" else f"checks_{n}_srpo",
-        )
+        name: arm
         for n in CHECKS
-        for name in ("grpo", "srpo")
+        for name, arm in _elsewhere(f"checks_{n}", f"{n} checks", table).items()
     }
+
+
+def _weak() -> dict[str, dict[str, Any]]:
+    return _elsewhere("weak", "weak cold start", "weak cold start, a third of the updates")
+
+
+def _elsewhere(start: str, what: str, table: str) -> dict[str, dict[str, Any]]:
+    """The main arms from another start, at the rates of the short ones."""
+    begin = _arm(f"cold start, {what}", table, {}, start=start, seeds=1, tuned=False, trained=False)
+    return {f"{start}_start": begin} | {
+        f"{start}_{name}": _variant(
+            f"{title}, {what}",
+            table,
+            settings,
+            start=start,
+            tuned=f"short_{name}",
+            against=_against(start, name),
+        )
+        for name, (title, settings) in COMPARED.items()
+    }
+
+
+def _against(start: str, name: str) -> str:
+    return "" if name == "srpo" else f"{start}_srpo"
 
 
 def _coverages() -> dict[str, dict[str, Any]]:
@@ -285,16 +303,18 @@ def _estimators() -> dict[str, dict[str, Any]]:
     constant = {"rl.estimator": "dr_grpo", "rl.normalisation": "constant"}
     # Sums over steps, which a clamp of 2 would make all alike; its paper has none.
     process = {"rl.estimator": "process", "rl.clamp": 100.0}
+    scalar = {"rl.estimator": "grpo", "reward.scalar": SCALAR, "rl.tol": 0.05}
     own = {
         "dapo": ("DAPO, no resampling", dapo, "short_grpo"),
         "dr_grpo": ("Dr.GRPO", constant, "short_grpo"),
         "rloo": ("RLOO", {"rl.estimator": "rloo"}, "short_grpo"),
-        "process": ("process supervision", process, True),
-        "prorag": ("dual granularity (ProRAG)", {"rl.estimator": "prorag"}, True),
+        "process": ("process supervision", process, "short_srpo"),
+        "prorag": ("dual granularity (ProRAG)", {"rl.estimator": "prorag"}, "short_srpo"),
+        "grpo_scalar": ("GRPO, scalar reward model", scalar, "short_grpo"),
     }
     table = "estimators, a third of the updates"
     return {
-        name: _variant(title, table, settings, tuned=tuned, seeds=1)
+        name: _variant(title, table, settings, tuned=tuned)
         for name, (title, settings, tuned) in own.items()
     }
 
@@ -327,28 +347,27 @@ def _orders() -> dict[str, dict[str, Any]]:
             {"rl.estimator": name},
             start="label_first",
             tuned=f"short_{name}",
-            seeds=1,
-            against="" if name == "srpo" else "label_first_srpo",
+            against=_against("label_first", name),
         )
         for name in ("grpo", "srpo")
     }
 
 
 def _variant(title: str, table: str, settings: dict[str, Any], **own: Any) -> dict[str, Any]:
-    """Two seeds, or one, and a third of the updates, beside SRPO's."""
-    usual = {"seeds": 2, "tuned": "short_srpo", "against": "short_srpo"}
+    """One seed and a third of the updates, beside SRPO's."""
+    usual = {"seeds": 1, "tuned": "short_srpo", "against": "short_srpo"}
     return _arm(title, table, settings | SHORT, **usual | own)
 
 
 def _plots() -> dict[str, Any]:
     """Which arms the plots show; a line's points are arms, placed by what their config says."""
     return {
-        "curves": ("srpo", "grpo", "dpo", "sft_rejection", "sft_rounds", "she", "sft_gold"),
+        "curves": ("srpo", "grpo", "dpo", "sft", "sft_rounds", "she", "sft_gold"),
         "confusion": ("cold_start", "grpo", "srpo"),
         # The lead is that of the first line over each of the others.
-        "checks": (
-            ("SRPO", ("checks_2_srpo", "short_srpo", "checks_8_srpo")),
-            ("GRPO", ("checks_2_grpo", "short_grpo", "checks_8_grpo")),
+        "checks": tuple(
+            (COMPARED[name][0], (f"checks_2_{name}", f"short_{name}", f"checks_8_{name}"))
+            for name in ("srpo", "grpo", "sft")
         ),
         "coverage": (
             ("SRPO, hybrid", ("srpo_outcome", *_names("hybrid_coverage"))),

@@ -178,6 +178,8 @@ def test_every_job_of_the_real_recipe_has_a_config():
 def test_no_arm_is_given_more_rows_or_rollouts_than_another():
     config = recipe.get_config()
     for name, arm in config.arms.items():
+        if not arm.trained:
+            continue
         job = Job(kind="arm", of=name, seed=0, rate=1e-4)
         own = job_config(config, Path("w"), job)
         stages = list(own.stages.values()) if arm.stages else [own]

@@ -40,6 +40,11 @@ from she_jax.train.workdir import Config
 
 GRACE = 60.0  # seconds that a job has to save in, once its parent is gone
 TAIL = 5  # lines of a failed job's log to show
+OWN_ENVIRONMENT = (
+    "JAX_COMPILATION_CACHE_DIR",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
+    "JAX_NUM_CPU_DEVICES",
+)
 
 
 def run_job(config: Config, folder: Path) -> None:
@@ -329,14 +334,16 @@ def _claimed(workdir: Path, config: Config) -> Iterator[None]:
 def _environment(config: Config, workdir: Path) -> Iterator[None]:
     """What a new process reads as it starts, JAX above all."""
     before = dict(os.environ)
-    # All arms are the same few programs: they are compiled once.
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((workdir / "compiled").absolute()))
+    # All arms are the same few programs: they are compiled once, the small ones too.
+    compiled, seconds, devices = OWN_ENVIRONMENT
+    os.environ.setdefault(compiled, str((workdir / "compiled").absolute()))
+    os.environ.setdefault(seconds, "0")
     if "xla_force_host_platform_device_count" not in before.get("XLA_FLAGS", ""):
-        os.environ["JAX_NUM_CPU_DEVICES"] = str(config.cpu_devices)
+        os.environ[devices] = str(config.cpu_devices)
     try:
         yield
     finally:
-        for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_NUM_CPU_DEVICES"):
+        for name in OWN_ENVIRONMENT:
             os.environ.pop(name, None)
             os.environ |= {name: before[name]} if name in before else {}
 
