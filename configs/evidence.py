@@ -168,7 +168,7 @@ def _arm(
     start: str = "main",
     seeds: int = 5,
     tuned: bool | str = True,
-    against: str = "",
+    against: tuple[str, ...] = (),
     trained: bool = True,
     stages: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def _arm(
         "start": start,  # one of ``starts``
         "seeds": seeds,  # it is run with the first so many
         "tuned": tuned,  # over ``rates``; or the arm whose rate it takes; or False, the recipe's
-        "against": against,  # the arm that is compared with it
+        "against": against,  # the arms that are compared with it
         "trained": trained,  # False: the cold start itself is the row
         "settings": _nested(settings),  # what it changes in the recipe
         # Of a curriculum, what each stage changes besides. A learning rate of its own stands in the
@@ -206,15 +206,15 @@ def _main() -> dict[str, dict[str, Any]]:
     gold = chains | {"shopworld.chains": "gold"}
     teacher = chains | {"offline.pairs": 15_360}  # a new chain for every row
 
-    def arm(title: str, settings: Any, tuned: str, against: str = "srpo", **own: Any) -> Any:
-        return _arm(title, "main", settings, tuned=tuned, against=against, **own)
+    def arm(title: str, settings: Any, tuned: str, **own: Any) -> Any:
+        return _arm(title, "main", settings, tuned=tuned, **{"against": ("srpo", "she")} | own)
 
     return {
-        "cold_start": _arm("cold start", "main", {}, tuned=False, against="srpo", trained=False),
+        "cold_start": _arm("cold start", "main", {}, tuned=False, against=("srpo",), trained=False),
         "grpo": arm(*COMPARED["grpo"], "short_grpo"),
-        "srpo": arm(*COMPARED["srpo"], "short_srpo", against=""),
+        "srpo": arm(*COMPARED["srpo"], "short_srpo", against=("she",)),
         "sft": arm(*COMPARED["sft"], "short_sft", seeds=3),
-        "she": arm("full SHE", {}, "short_srpo", stages=_stages()),
+        "she": arm("full SHE", {}, "short_srpo", against=(), stages=_stages()),
         "sft_rounds": arm(
             "SFT, own right chains, three rounds",
             {},
@@ -275,8 +275,8 @@ def _elsewhere(start: str, what: str, table: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def _against(start: str, name: str) -> str:
-    return "" if name == "srpo" else f"{start}_srpo"
+def _against(start: str, name: str) -> tuple[str, ...]:
+    return () if name == "srpo" else (f"{start}_srpo",)
 
 
 def _coverages() -> dict[str, dict[str, Any]]:
@@ -290,7 +290,7 @@ def _coverages() -> dict[str, dict[str, Any]]:
             f"SRPO, {title}, {share:.0%} annotated",
             table,
             outcome | own | {"shopworld.coverage": share},
-            against="srpo_outcome",
+            against=("srpo_outcome",),
         )
         for share in COVERAGES
         for name, (title, own) in kinds.items()
@@ -355,7 +355,7 @@ def _orders() -> dict[str, dict[str, Any]]:
 
 def _variant(title: str, table: str, settings: dict[str, Any], **own: Any) -> dict[str, Any]:
     """One seed and a third of the updates, beside SRPO's."""
-    usual = {"seeds": 1, "tuned": "short_srpo", "against": "short_srpo"}
+    usual = {"seeds": 1, "tuned": "short_srpo", "against": ("short_srpo",)}
     return _arm(title, table, settings | SHORT, **usual | own)
 
 

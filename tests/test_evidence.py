@@ -34,7 +34,7 @@ def small(arms, **changes):
     config = recipe.get_config().copy_and_resolve_references().unlock()
     own, main = {}, next(iter(arms))
     for name, values in arms.items():
-        rest = {"seeds": 1, "against": "" if name == main else main} | values
+        rest = {"seeds": 1, "against": () if name == main else (main,)} | values
         settings = rest.pop("settings", {})
         own[name] = recipe._arm(name, "main", settings, **rest)
     config.arms, config.order = ConfigDict(own), tuple(own)
@@ -140,7 +140,7 @@ def test_the_stages_of_a_curriculum_keep_the_proportions_of_their_rates():
         ({"start": "moon"}, "arms.arm.start='moon': expected one of"),
         ({"seeds": 3}, "arms.arm.seeds=3: expected 1 to 2"),
         ({"tuned": "nobody"}, "tuned='nobody': expected an arm that is tuned itself"),
-        ({"against": "nobody"}, "against: no arm is named 'nobody'"),
+        ({"against": ("nobody",)}, "against: no arm is named 'nobody'"),
     ],
 )
 def test_a_plan_that_cannot_be_is_said_before_anything_runs(tmp_path, arm, message):

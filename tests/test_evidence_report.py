@@ -22,8 +22,8 @@ ARMS = {
     "srpo": {"seeds": 2, "tuned": False},
     "grpo": {"seeds": 2, "tuned": False, "settings": {"rl.estimator": "grpo"}},
     "base": {"seeds": 2, "trained": False},
-    "few": {"seeds": 2, "tuned": False, "start": "checks_2", "against": ""},
-    "few_grpo": {"seeds": 2, "tuned": False, "start": "checks_2", "against": "few"},
+    "few": {"seeds": 2, "tuned": False, "start": "checks_2", "against": ()},
+    "few_grpo": {"seeds": 2, "tuned": False, "start": "checks_2", "against": ("few",)},
     "half": {"tuned": False, "settings": {"shopworld.coverage": 0.5}},
 }
 PLOTS = {

@@ -1,7 +1,9 @@
 """Learning from chains kept: which ones, in which order, and whole small runs."""
 
 import json
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -231,6 +233,24 @@ def test_a_run_goes_on_with_the_chains_it_began_with_or_not_at_all(policy, tmp_p
         patch.setattr(Judge, "samples", others)
         with pytest.raises(ValueError, match="not those of the last checkpoint"):
             run(config(**changes), tmp_path / "run")
+
+
+def test_a_signal_is_heard_while_rollouts_are_sampled(policy, tmp_path, sampled, capsys):
+    def signalled(self, params, examples, k, seed, show):
+        os.kill(os.getpid(), signal.SIGTERM)
+        show(1)
+        raise AssertionError("it samples on")
+
+    start = str(policy / "checkpoints" / "sft")
+    changes = {"start": start, "method": "dpo", "shopworld__chains": "gold", "eval__pass_k": 0}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Judge, "samples", signalled)
+        with pytest.raises(SystemExit) as left:
+            run(config(**changes), tmp_path / "run")
+    assert left.value.code == 143
+    assert "SIGTERM: the same command samples these rollouts anew" in capsys.readouterr().out
+    run(config(**changes), tmp_path / "run")
+    assert (tmp_path / "run" / "summary.json").is_file()
 
 
 def test_a_policy_that_never_agrees_is_said(policy, tmp_path, monkeypatch):

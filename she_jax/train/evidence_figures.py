@@ -42,7 +42,7 @@ def collect(config: Config, workdir: Path) -> dict[str, Any]:
     """The figures of every arm and seed that is done, those that ``only`` leaves out as well.
 
     Returns:
-      ``plots`` as in the config; ``arms``, name to title, table, the arm it is held ``against``,
+      ``plots`` as in the config; ``arms``, name to title, table, the arms it is held ``against``,
       number of checks, coverage, number of seeds ``planned``, ``rate``, the arm it is ``tuned_on``,
       how many ``rates`` are to be tried, ``tried`` (what each of them reached on the validation
       split) and ``seeds``, a seed to what ``read_run`` returns; ``bad``, what could not be read,
@@ -67,7 +67,7 @@ def collect(config: Config, workdir: Path) -> dict[str, Any]:
         found[name] = {
             "title": own.title,
             "table": own.table,
-            "against": own.against,
+            "against": list(own.against),
             "checks": shown.chain.checks,
             "coverage": shown.shopworld.coverage,
             "planned": len(seeds(config, name)),
@@ -204,9 +204,10 @@ def comparisons(found: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Paire
     """Arms that others are held against, each with those others, as far as there are figures."""
     every: dict[str, dict[str, dict[str, Paired]]] = {}
     for name, arm in found["arms"].items():
-        ours = found["arms"].get(arm["against"])
-        if ours is not None and (own := compare(ours, arm)):
-            every.setdefault(arm["against"], {})[name] = own
+        for other in arm["against"]:
+            ours = found["arms"].get(other)
+            if ours is not None and (own := compare(ours, arm)):
+                every.setdefault(other, {})[name] = own
     return every
 
 

@@ -80,7 +80,7 @@ def arms(config: Config) -> list[str]:
     for key, names in {
         "order": config.order,
         "only": only,
-        "against": [arm.against for arm in config.arms.values() if arm.against],
+        "against": [name for arm in config.arms.values() for name in arm.against],
         "plots": [*config.plots.curves, *config.plots.confusion, *lines],
     }.items():
         if unknown := [name for name in names if name not in config.arms]:

@@ -25,6 +25,7 @@ from she_jax.train.predict import Judge, Sample
 from she_jax.train.report import write_json
 from she_jax.train.setup import Policy
 from she_jax.train.sft import completion_batch, two_a_row
+from she_jax.train.stop import StopSignal
 from she_jax.train.workdir import MISSED, Config
 from she_jax.types import DpoBatch, Example, SftBatch, TrainState
 
@@ -46,6 +47,10 @@ class Offline:
       reference: the parameters that the policy begins with.
       source: the prompts.
       judge: samples.
+      stop: asks to stop; honoured between two batches of rollouts.
+
+    Raises:
+      SystemExit: when it asked.
     """
 
     def __init__(
@@ -56,8 +61,9 @@ class Offline:
         reference: Any,
         source: Sequence[Example] | ExampleSource,
         judge: Judge,
+        stop: StopSignal,
     ):
-        self._config, self._workdir = config, workdir
+        self._config, self._workdir, self._stop = config, workdir, stop
         self._policy, self._reference = policy, reference
         self._prompts, self._judge = offline_prompts(config, source), judge
         self._rows: list[tuple[Completion, ...]] = []  # what an update takes one by one
@@ -88,9 +94,15 @@ class Offline:
     def _sample(self) -> list[list[Sample]]:
         """A group of rollouts for each prompt."""
         with Progress("rollouts, of prompts", total=len(self._prompts)) as progress:
+
+            def show(count: int) -> None:
+                progress.update(count)
+                if self._stop:
+                    say(f"{self._stop.name}: the same command samples these rollouts anew")
+                    raise SystemExit(self._stop.exit_code)
+
             size, seed = self._config.rl.group_size, self._config.seed + 1
-            own = self._reference, self._prompts, size, seed
-            groups = self._judge.samples(*own, progress.update)
+            groups = self._judge.samples(self._reference, self._prompts, size, seed, show)
         self._sampled = sum(len(sample.tokens) for group in groups for sample in group)
         return groups
 

@@ -187,7 +187,7 @@ def lessons(
     if config.method == "online":
         return Online(config, workdir, policy, reference, source, rates, judge)
     offline = Imitation if config.method == "sft" else Preferences
-    return offline(config, workdir, policy, reference, source, judge)
+    return offline(config, workdir, policy, reference, source, judge, stop)
 
 
 def export(folder: Path, policy: Policy, params: Any) -> None:
