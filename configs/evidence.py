@@ -57,11 +57,7 @@ def get_config() -> Any:
     config.scalar.cpu_devices = config.get_ref("cpu_devices")
 
     # Worlds and chains that need a cold start of their own: what they change in the recipe.
-    starts = {
-        "main": {},
-        "label_first": {"chain.label_first": True},
-        "weak": {"sft.steps": 600, "sft.checkpoint_every": 600},
-    }
+    starts = {"main": {}, "label_first": {"chain.label_first": True}}
     starts |= {
         f"checks_{n}": {
             "chain.checks": n,
@@ -189,16 +185,7 @@ def _arm(
 
 def _arms() -> dict[str, dict[str, Any]]:
     """In the order in which they are run, after what they need."""
-    return (
-        _main()
-        | _short()
-        | _checks()
-        | _weak()
-        | _coverages()
-        | _ablations()
-        | _estimators()
-        | _orders()
-    )
+    return _main() | _short() | _checks() | _coverages() | _ablations() | _estimators() | _orders()
 
 
 def _main() -> dict[str, dict[str, Any]]:
@@ -247,32 +234,17 @@ def _short() -> dict[str, dict[str, Any]]:
 
 
 def _checks() -> dict[str, dict[str, Any]]:
-    table = "checks, a third of the updates"
-    return {
-        name: arm
-        for n in CHECKS
-        for name, arm in _elsewhere(f"checks_{n}", f"{n} checks", table).items()
-    }
-
-
-def _weak() -> dict[str, dict[str, Any]]:
-    return _elsewhere("weak", "weak start", "weak cold start, a third of the updates")
-
-
-def _elsewhere(start: str, what: str, table: str) -> dict[str, dict[str, Any]]:
-    """The main arms from another start, at the rates of the short ones."""
-    begin = _arm(f"cold start, {what}", table, {}, start=start, seeds=1, tuned=False, trained=False)
-    return {f"{start}_start": begin} | {
-        f"{start}_{name}": _variant(
-            f"{title}, {what}",
-            table,
-            settings,
-            start=start,
-            tuned=f"short_{name}",
-            against=_against(start, name),
+    """What is compared, from starts with fewer and more checks, at the rates of the short arms."""
+    table, every = "checks, a third of the updates", {}
+    for n in CHECKS:
+        start, what = f"checks_{n}", f"{n} checks"
+        every[f"{start}_start"] = _arm(
+            f"cold start, {what}", table, {}, start=start, seeds=1, tuned=False, trained=False
         )
-        for name, (title, settings) in COMPARED.items()
-    }
+        for name, (title, settings) in COMPARED.items():
+            own = {"start": start, "tuned": f"short_{name}", "against": _against(start, name)}
+            every[f"{start}_{name}"] = _variant(f"{title}, {what}", table, settings, **own)
+    return every
 
 
 def _against(start: str, name: str) -> tuple[str, ...]:
@@ -331,7 +303,6 @@ def _ablations() -> dict[str, dict[str, Any]]:
             outcome | {"rl.srpo.w_step": 0.5},
         ),
         "srpo_model": ("SRPO, examiner only", model),
-        "short_srpo_replay": ("SRPO with replay", {"rl.replay": REPLAY}),
     }
     return {name: _variant(title, table, values) for name, (title, values) in own.items()}
 
@@ -359,7 +330,7 @@ def _variant(title: str, table: str, settings: dict[str, Any], **own: Any) -> di
 def _plots() -> dict[str, Any]:
     """Which arms the plots show; a line's points are arms, placed by what their config says."""
     return {
-        "curves": ("srpo", "grpo", "dpo", "sft", "sft_rounds", "she", "sft_gold"),
+        "curves": ("srpo", "grpo", "dpo", "sft", "sft_rounds", "she"),
         "confusion": ("cold_start", "grpo", "srpo"),
         # The lead is that of the first line over each of the others.
         "checks": tuple(
