@@ -194,7 +194,8 @@ def _main() -> dict[str, dict[str, Any]]:
     teacher = chains | {"offline.pairs": 15_360}  # a new chain for every row
 
     def arm(title: str, settings: Any, tuned: str, **own: Any) -> Any:
-        return _arm(title, "main", settings, tuned=tuned, **{"against": ("srpo", "she")} | own)
+        usual: dict[str, Any] = {"against": ("srpo", "she")}
+        return _arm(title, "main", settings, tuned=tuned, **usual | own)
 
     return {
         "cold_start": _arm("cold start", "main", {}, tuned=False, against=("srpo",), trained=False),
