@@ -31,7 +31,7 @@ CHECKS = {2: (36, 92), 8: (56, 188)}
 COVERAGES = (0.2, 0.0)  # share of the steps that humans annotated, besides the recipe's
 SHORT = {"rl.steps": 80, "rl.eval_every": 40}
 REPLAY = 1.0  # advantage of what is imitated in the places of silent groups
-# What is run from every start: title and settings.
+# Compared from starts of several numbers of checks: title and settings.
 COMPARED = {
     "grpo": ("GRPO", {"rl.estimator": "grpo"}),
     "srpo": ("SRPO", {"rl.estimator": "srpo"}),
@@ -133,13 +133,7 @@ def _rounds(count: int) -> dict[str, dict[str, Any]]:
     A round samples as many rollouts as it takes rows, and imitates what is right in every annotated
     step.
     """
-    own = {
-        "method": "sft",
-        "rl.prompts": 64,
-        "rl.group_size": 1,
-        "rl.steps": 80,
-        "rl.eval_every": 40,
-    }
+    own = {"method": "sft", "rl.prompts": 64, "rl.group_size": 1} | SHORT
     return {f"stage{n}": own | {"rl.missed": n > 1} for n in range(1, count + 1)}
 
 
@@ -311,9 +305,9 @@ def _ablations() -> dict[str, dict[str, Any]]:
 def _orders() -> dict[str, dict[str, Any]]:
     return {
         f"label_first_{name}": _variant(
-            f"{name.upper()}, label first",
+            f"{COMPARED[name][0]}, label first",
             "label first, a third of the updates",
-            {"rl.estimator": name},
+            COMPARED[name][1],
             start="label_first",
             tuned=f"short_{name}",
             against=_against("label_first", name),

@@ -15,7 +15,7 @@ from stand_in import leave, stand_in
 from test_run import SMALL
 
 from configs import evidence as recipe
-from she_jax.train.evidence import run_evidence
+from she_jax.train.evidence import _environment, run_evidence
 from she_jax.train.evidence_plan import (
     Job,
     best_rate,
@@ -188,6 +188,21 @@ def test_no_arm_is_given_more_rows_or_rollouts_than_another():
         assert {stage.rl.prompts * stage.rl.group_size for stage in stages} == {64}, name
         sampled = [s for s in stages if s.method != "sft" or s.offline.chains == "rejection"]
         assert not any(s.offline.pairs or s.rl.refill or s.filter.pairs for s in sampled), name
+
+
+def test_jobs_share_what_they_compile_and_the_users_environment_comes_back(tmp_path, monkeypatch):
+    cache, least = "JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+    monkeypatch.delenv(cache, raising=False)
+    monkeypatch.setenv(least, "3")
+    with _environment(small({"grpo": {}}, cpu_devices=2), tmp_path):
+        assert os.environ[cache] == str(tmp_path / "compiled")
+        assert os.environ[least] == "3"  # the user's own
+    assert cache not in os.environ
+    assert os.environ[least] == "3"
+    monkeypatch.delenv(least)
+    with _environment(small({"grpo": {}}), tmp_path):
+        assert os.environ[least] == "0"
+    assert least not in os.environ
 
 
 # ---------------------------------------------------------------------- the rates

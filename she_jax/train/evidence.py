@@ -40,11 +40,6 @@ from she_jax.train.workdir import Config
 
 GRACE = 60.0  # seconds that a job has to save in, once its parent is gone
 TAIL = 5  # lines of a failed job's log to show
-OWN_ENVIRONMENT = (
-    "JAX_COMPILATION_CACHE_DIR",
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
-    "JAX_NUM_CPU_DEVICES",
-)
 
 
 def run_job(config: Config, folder: Path) -> None:
@@ -335,16 +330,19 @@ def _environment(config: Config, workdir: Path) -> Iterator[None]:
     """What a new process reads as it starts, JAX above all."""
     before = dict(os.environ)
     # All arms are the same few programs: they are compiled once, the small ones too.
-    compiled, seconds, devices = OWN_ENVIRONMENT
-    os.environ.setdefault(compiled, str((workdir / "compiled").absolute()))
-    os.environ.setdefault(seconds, "0")
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str((workdir / "compiled").absolute()),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    own = {name: before.get(name, value) for name, value in cache.items()}
     if "xla_force_host_platform_device_count" not in before.get("XLA_FLAGS", ""):
-        os.environ[devices] = str(config.cpu_devices)
+        own["JAX_NUM_CPU_DEVICES"] = str(config.cpu_devices)
+    os.environ |= own
     try:
         yield
     finally:
-        for name in OWN_ENVIRONMENT:
-            os.environ.pop(name, None)
+        for name in own:
+            del os.environ[name]
             os.environ |= {name: before[name]} if name in before else {}
 
 
