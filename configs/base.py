@@ -109,9 +109,9 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.rl.tol = 1e-6
     # Prompts come shuffled (even), or by their running pass rate; she_jax.data.curriculum.
     config.rl.aim = "even"  # even | easy | medium | hard
-    # The prompts that the run behind ``start``, an SFT on its own right rollouts, found none of,
-    # and new ones where these are fewer than the stage draws.
-    config.rl.missed = False
+    # The share of the prompts of which the run behind ``start``, an SFT on its own right rollouts,
+    # found no right one; the others are new. 0: prompts of all kinds.
+    config.rl.missed = 0.0
     # Groups that the verifier cannot tell apart give way to those of so many further batches.
     config.rl.refill = 0
     # Groups without any advantage give way to right rollouts of earlier ones, which are imitated

@@ -7,13 +7,16 @@ runs what is not done yet, most important arms first, two runs side by side, and
 on with the same command. ``--config.only=srpo,grpo`` runs these arms alone. On an accelerator set
 ``--config.workers=1``.
 
+Humans gave every training pair its label and annotated a fifth of the steps. That is what all arms
+know, and the examiner too; those called "every step annotated" know all.
+
 Every arm begins with the cold start of its seed, meets the same prompts, samples as many rollouts
 and takes ``recipe.rl.steps`` updates, or a third of them: so many go to the choice of the rates and
-to the variants. Exceptions: of what is learnt in stages, each takes up the prompts that the one
-before missed; of the teacher's chains there is a new one for every row; and the gold ones, like
-these, are not sampled. An arm's learning rate is the one of ``rates`` that does best on the first
-seed's validation split, or that of the arm it is a variant of: the three in the middle are tried,
-and the next one as long as the outermost is best. Nothing is chosen on a test split.
+to the variants. Exceptions: of what is learnt in stages, each takes up prompts that the one before
+missed; of the teacher's chains there is a new one for every row; and the gold ones, like these, are
+not sampled. An arm's learning rate is the one of ``rates`` that does best on the first seed's
+validation split, or that of the arm it is a variant of: the three in the middle are tried, and the
+next one as long as the outermost is best. Nothing is chosen on a test split.
 """
 
 from typing import Any
@@ -24,14 +27,16 @@ from configs import reward_model, scalar_reward, stage1
 
 # Beside ``recipe.reward.model`` and ``.scalar``: the reward models trained for an arm's cold start.
 EXAMINER, SCALAR = "{examiner}", "{scalar}"
-# A model's scores are never quite equal: what deviates less teaches nothing.
-EXAMINED = {"reward.model": EXAMINER, "rl.tol": 0.05}
+# An examiner's scores are never quite equal: what deviates less teaches nothing.
+TOL = {"rl.tol": 0.05}
+HYBRID = {"reward.model": EXAMINER} | TOL  # it speaks of the steps that humans did not annotate
+ALL = {"shopworld.coverage": 1.0}  # every step is annotated
 # Conditions a query besides the recipe's, and the room that prompts and chains of them take.
 CHECKS = {2: (36, 92), 8: (56, 188)}
-COVERAGES = (0.2, 0.0)  # share of the steps that humans annotated, besides the recipe's
+COVERAGE = 0.2  # share of the steps that humans annotated
 SHORT = {"rl.steps": 80, "rl.eval_every": 40}
 REPLAY = 1.0  # advantage of what is imitated in the places of silent groups
-# Compared from starts of several numbers of checks: title and settings.
+# Compared over and over: title and settings.
 COMPARED = {
     "grpo": ("GRPO", {"rl.estimator": "grpo"}),
     "srpo": ("SRPO", {"rl.estimator": "srpo"}),
@@ -85,6 +90,7 @@ def _recipe() -> Any:
             "model.prompt_length": 44,
             "model.completion_length": 120,
             "shopworld.pairs": (40_000, 1_024, 2_048, 1_024),
+            "shopworld.coverage": COVERAGE,
             "sft.steps": 1_500,
             "sft.micro_batches": 4,
             "sft.checkpoint_every": 500,
@@ -94,7 +100,6 @@ def _recipe() -> Any:
             "rl.prompts": 16,
             "rl.group_size": 4,
             "rl.loss.micro_batches": 16,  # of a group each
-            "rl.srpo.w_outcome": 0.0,  # the label is a step like the others
             "rl.steps": 240,
             "rl.eval_every": 60,
             "eval.pass_k": 0,
@@ -108,9 +113,9 @@ def _examiner() -> Any:
     config.update_from_flattened_dict(
         {
             "solve.steps": 0,  # 20 minutes that an evidence run does not have
-            "sft.steps": 750,
-            "examiner.pairs": 10_000,
-            "examiner.policy_pairs": 5_000,
+            "sft.steps": 1_500,
+            "examiner.pairs": 40_000,  # each with a fifth of its steps
+            "examiner.policy_pairs": 20_000,
             "examiner.eval_pairs": 256,
             "examiner.votes": 0,
         }
@@ -130,20 +135,20 @@ def _rounds(count: int) -> dict[str, dict[str, Any]]:
     """SFT on own right rollouts, a third of the updates a round: the prompts of a round are first
     those that had no right rollout yet, and the policy that samples them is better.
 
-    A round samples as many rollouts as it takes rows, and imitates what is right in every annotated
-    step.
+    A round samples as many rollouts as it takes rows.
     """
     own = {"method": "sft", "rl.prompts": 64, "rl.group_size": 1} | SHORT
-    return {f"stage{n}": own | {"rl.missed": n > 1} for n in range(1, count + 1)}
+    return {f"stage{n}": own | {"rl.missed": float(n > 1)} for n in range(1, count + 1)}
 
 
 def _stages() -> dict[str, dict[str, Any]]:
     """Of full SHE: first imitate what goes right, then practise what does not.
 
-    Two rounds of imitation, then SRPO with replay on the prompts that are left: as many updates and
-    rollouts as the other arms have. Little is left to learn by then, and so the rate is lower.
+    Two rounds of imitation, then SRPO with replay on the prompts that are left and as many new
+    ones: as many updates and rollouts as the other arms have. Little is left to learn by then, and
+    so the rate is lower.
     """
-    last = {"rl.missed": True, "rl.learning_rate": 1e-4, "rl.replay": REPLAY}
+    last = {"rl.missed": 0.5, "rl.learning_rate": 1e-4, "rl.replay": REPLAY}
     return _rounds(2) | {"stage3": last | SHORT}
 
 
@@ -179,13 +184,15 @@ def _arm(
 
 def _arms() -> dict[str, dict[str, Any]]:
     """In the order in which they are run, after what they need."""
-    return _main() | _short() | _checks() | _coverages() | _ablations() | _estimators() | _orders()
+    first = _main() | _annotated() | _short()
+    return first | _coverages() | _checks() | _ablations() | _estimators() | _orders()
 
 
 def _main() -> dict[str, dict[str, Any]]:
     chains = {"method": "sft", "offline.chains": "written"}
     gold = chains | {"shopworld.chains": "gold"}
     teacher = chains | {"offline.pairs": 15_360}  # a new chain for every row
+    imitated = COMPARED["sft"][1]
 
     def arm(title: str, settings: Any, tuned: str, **own: Any) -> Any:
         usual: dict[str, Any] = {"against": ("srpo", "she")}
@@ -194,32 +201,23 @@ def _main() -> dict[str, dict[str, Any]]:
     return {
         "cold_start": _arm("cold start", "main", {}, tuned=False, against=("srpo",), trained=False),
         "grpo": arm(*COMPARED["grpo"], "short_grpo"),
-        "srpo": arm(*COMPARED["srpo"], "short_srpo", against=("she",)),
-        "sft": arm(*COMPARED["sft"], "short_sft", seeds=3),
-        "she": arm("full SHE", {}, "short_srpo", against=(), stages=_stages()),
-        "sft_rounds": arm(
-            "SFT, own right chains, three rounds",
-            {},
-            "short_sft",
-            seeds=3,
-            stages=_rounds(3),
-        ),
+        "srpo": arm("SRPO", HYBRID, "short_srpo", against=("she",)),
+        "sft": arm(*COMPARED["sft"], "short_sft"),
+        "she": arm("full SHE", HYBRID, "short_sft", against=(), stages=_stages()),
+        "srpo_verifier": arm("SRPO, verifier only", TOL, "short_srpo", seeds=3),
         # As GRPO knows them: the label, and of the steps nothing.
         "sft_labels": arm(
-            "SFT, own right labels",
-            COMPARED["sft"][1] | {"shopworld.coverage": 0.0},
-            "short_sft",
-            seeds=1,
+            "SFT, own right labels", imitated | {"shopworld.coverage": 0.0}, "short_sft", seeds=1
         ),
         "dpo": arm("DPO", {"method": "dpo"}, "short_dpo", seeds=1),
-        "sft_teacher": arm("SFT, teacher's chains", teacher, "short_sft", seeds=1),
-        "sft_gold": arm("SFT, gold chains (ceiling)", gold, "short_sft", seeds=1),
+        "sft_teacher": arm("SFT, teacher's chains", teacher, "short_all_sft", seeds=1),
+        "sft_gold": arm("SFT, gold chains (ceiling)", gold, "short_all_sft", seeds=1),
     }
 
 
 def _short() -> dict[str, dict[str, Any]]:
     """The main arms on which rates are chosen; SRPO's is what its variants are compared with."""
-    own = COMPARED | {"dpo": ("DPO", {"method": "dpo"})}
+    own = COMPARED | {"srpo": ("SRPO", HYBRID), "dpo": ("DPO", {"method": "dpo"})}
     return {
         f"short_{name}": _variant(
             title, "a third of the updates", settings, tuned=True, against=_against("short", name)
@@ -228,18 +226,52 @@ def _short() -> dict[str, dict[str, Any]]:
     }
 
 
+def _annotated() -> dict[str, dict[str, Any]]:
+    """Where every step is annotated, an examiner has nothing to add."""
+    told, short = "every step annotated", "every step annotated, a third of the updates"
+
+    def arm(title: str, settings: Any, tuned: str, **own: Any) -> Any:
+        usual: dict[str, Any] = {"against": ("all_srpo", "all_she"), "seeds": 3}
+        return _arm(title, told, settings | ALL, tuned=tuned, **usual | own)
+
+    srpo, sft = COMPARED["srpo"], COMPARED["sft"]
+    rounds = f"{sft[0]}, three rounds"
+    short_sft = {"tuned": True, "against": ("short_all_srpo",)}
+    return {
+        "all_srpo": arm(*srpo, "short_all_srpo", against=("all_she",)),
+        "all_sft": arm(*sft, "short_all_sft"),
+        "all_she": arm("full SHE", {}, "short_all_sft", against=(), stages=_stages()),
+        "all_sft_rounds": arm(rounds, {}, "short_all_sft", stages=_rounds(3)),
+        "short_all_srpo": _variant(srpo[0], short, srpo[1] | ALL, tuned=True, against=()),
+        "short_all_sft": _variant(sft[0], short, sft[1] | ALL, **short_sft),
+    }
+
+
 def _checks() -> dict[str, dict[str, Any]]:
-    """What is compared, from starts with fewer and more checks, at the rates of the short arms."""
+    """What is compared, from starts with fewer and more checks, all of their steps annotated."""
     table, every = "checks, a third of the updates", {}
     for n in CHECKS:
         start, what = f"checks_{n}", f"{n} checks"
         every[f"{start}_start"] = _arm(
             f"cold start, {what}", table, {}, start=start, seeds=1, tuned=False, trained=False
         )
-        for name, (title, settings) in COMPARED.items():
-            own = {"start": start, "tuned": f"short_{name}", "against": _against(start, name)}
+        for name, (title, settings) in _compared().items():
+            own = {"start": start, "tuned": _rates(name), "against": _against(start, name)}
             every[f"{start}_{name}"] = _variant(f"{title}, {what}", table, settings, **own)
     return every
+
+
+def _compared() -> dict[str, tuple[str, dict[str, Any]]]:
+    """What is compared, every step annotated; GRPO reads labels alone."""
+    return {
+        name: (title, settings if name == "grpo" else settings | ALL)
+        for name, (title, settings) in COMPARED.items()
+    }
+
+
+def _rates(name: str) -> str:
+    """The arm on which the rate of such a one is chosen."""
+    return "short_grpo" if name == "grpo" else f"short_all_{name}"
 
 
 def _against(start: str, name: str) -> tuple[str, ...]:
@@ -247,20 +279,40 @@ def _against(start: str, name: str) -> tuple[str, ...]:
 
 
 def _coverages() -> dict[str, dict[str, Any]]:
-    # All of them have the outcome beside the steps: what has no annotation learns from it alone.
-    table, outcome = "coverage, a third of the updates", {"rl.srpo.w_outcome": 1.0}
-    tol = {"rl.tol": EXAMINED["rl.tol"]}  # the two differ in the examiner alone
-    kinds = {"verifier": ("verifier only", tol), "hybrid": ("hybrid", EXAMINED)}
-    whole = {"srpo_outcome": _variant("SRPO, outcome weight 1", table, outcome)}
-    return whole | {
-        f"{name}_coverage_{100 * share:.0f}": _variant(
-            f"SRPO, {title}, {share:.0%} annotated",
-            table,
-            outcome | own | {"shopworld.coverage": share},
-            against=("srpo_outcome",),
-        )
-        for share in COVERAGES
-        for name, (title, own) in kinds.items()
+    """With and without an examiner, and of labels alone, beside the short arms."""
+    table, none = "coverage, a third of the updates", {"shopworld.coverage": 0.0}
+    srpo, (_, imitated) = "short_srpo", COMPARED["sft"]
+    own = {
+        f"verifier_coverage_{100 * COVERAGE:.0f}": ("SRPO, verifier only", TOL, srpo),
+        "hybrid_coverage_0": ("SRPO, labels and the examiner", HYBRID | none, srpo),
+        "verifier_coverage_0": ("SRPO, labels alone", none | TOL, srpo),
+        "sft_coverage_0": ("SFT, own right labels", imitated | none, "short_sft"),
+        # The rejection of full SHE by itself: the examiner finds wrong steps in chains to imitate.
+        "sft_hybrid": ("SFT, right by the hybrid", imitated | HYBRID, "short_sft"),
+    }
+    return {
+        name: _variant(title, table, settings, tuned=tuned)
+        for name, (title, settings, tuned) in own.items()
+    }
+
+
+def _ablations() -> dict[str, dict[str, Any]]:
+    """Of SRPO where every step is annotated, so that the credit alone makes the difference."""
+    critical, table = "rl.srpo.critical", "ablations, a third of the updates"
+    model = HYBRID | {"reward.combine": "model_only", "rl.srpo.w_outcome": 0.0}
+    own = {
+        "srpo_all": ("SRPO, all steps alike", {critical: "all"}),
+        "srpo_outcome_consistent": (
+            "SRPO, outcome-consistent steps",
+            {critical: "outcome_consistent"},
+        ),
+        "srpo_half": ("SRPO, step weight 0.5", {"rl.srpo.w_step": 0.5}),
+        "srpo_steps": ("SRPO, steps alone", {"rl.srpo.w_outcome": 0.0}),
+        "srpo_model": ("SRPO, examiner only", model),
+    }
+    return {
+        name: _variant(title, table, values | ALL, **VARIED)
+        for name, (title, values) in own.items()
     }
 
 
@@ -269,51 +321,40 @@ def _estimators() -> dict[str, dict[str, Any]]:
     dapo = {"rl.estimator": "grpo", "rl.kl_weight": 0.0, "rl.loss.clip_high": 0.28}
     constant = {"rl.estimator": "dr_grpo", "rl.normalisation": "constant"}
     # Sums over steps, which a clamp of 2 would make all alike; its paper has none.
-    process = {"rl.estimator": "process", "rl.clamp": 100.0}
-    scalar = {"rl.estimator": "grpo", "reward.scalar": SCALAR, "rl.tol": 0.05}
+    process = {"rl.estimator": "process", "rl.clamp": 100.0} | ALL
+    scalar = {"rl.estimator": "grpo", "reward.scalar": SCALAR} | TOL
     own = {
         "dapo": ("DAPO, no resampling", dapo, "short_grpo"),
         "dr_grpo": ("Dr.GRPO", constant, "short_grpo"),
         "rloo": ("RLOO", {"rl.estimator": "rloo"}, "short_grpo"),
-        "process": ("process supervision", process, "short_srpo"),
-        "prorag": ("dual granularity (ProRAG)", {"rl.estimator": "prorag"}, "short_srpo"),
+        "process": ("process supervision", process, "short_all_srpo"),
+        "prorag": ("dual granularity (ProRAG)", {"rl.estimator": "prorag"} | ALL, "short_all_srpo"),
         "grpo_scalar": ("GRPO, scalar reward model", scalar, "short_grpo"),
     }
     table = "estimators, a third of the updates"
     return {
-        name: _variant(title, table, settings, tuned=tuned)
+        name: _variant(title, table, settings, **VARIED | {"tuned": tuned})
         for name, (title, settings, tuned) in own.items()
     }
-
-
-def _ablations() -> dict[str, dict[str, Any]]:
-    critical, table = "rl.srpo.critical", "ablations, a third of the updates"
-    outcome = {"rl.srpo.w_outcome": 1.0}
-    model = EXAMINED | {"reward.combine": "model_only"}
-    own = {
-        "srpo_all": ("SRPO, all steps count", {critical: "all"}),
-        "srpo_outcome_consistent": ("SRPO, outcome-consistent", {critical: "outcome_consistent"}),
-        "srpo_half": (
-            "SRPO, outcome weight 1, step weight 0.5",
-            outcome | {"rl.srpo.w_step": 0.5},
-        ),
-        "srpo_model": ("SRPO, examiner only", model),
-    }
-    return {name: _variant(title, table, values) for name, (title, values) in own.items()}
 
 
 def _orders() -> dict[str, dict[str, Any]]:
     return {
         f"label_first_{name}": _variant(
-            f"{COMPARED[name][0]}, label first",
+            f"{title}, label first",
             "label first, a third of the updates",
-            COMPARED[name][1],
+            settings,
             start="label_first",
-            tuned=f"short_{name}",
+            tuned=_rates(name),
             against=_against("label_first", name),
         )
-        for name in ("grpo", "srpo")
+        for name, (title, settings) in _compared().items()
+        if name != "sft"
     }
+
+
+# A variant of what SRPO is where every step is annotated.
+VARIED = {"tuned": "short_all_srpo", "against": ("short_all_srpo",)}
 
 
 def _variant(title: str, table: str, settings: dict[str, Any], **own: Any) -> dict[str, Any]:
@@ -324,24 +365,22 @@ def _variant(title: str, table: str, settings: dict[str, Any], **own: Any) -> di
 
 def _plots() -> dict[str, Any]:
     """Which arms the plots show; a line's points are arms, placed by what their config says."""
+    few = f"verifier_coverage_{100 * COVERAGE:.0f}"
     return {
-        "curves": ("srpo", "grpo", "dpo", "sft", "sft_rounds", "she"),
-        "confusion": ("cold_start", "grpo", "srpo"),
+        "curves": ("srpo", "grpo", "dpo", "sft", "srpo_verifier", "she"),
+        "confusion": ("cold_start", "grpo", "sft", "srpo", "she"),
         # The lead is that of the first line over each of the others.
         "checks": tuple(
-            (COMPARED[name][0], (f"checks_2_{name}", f"short_{name}", f"checks_8_{name}"))
+            (COMPARED[name][0], (f"checks_2_{name}", _rates(name), f"checks_8_{name}"))
             for name in ("srpo", "grpo", "sft")
         ),
         "coverage": (
-            ("SRPO, hybrid", ("srpo_outcome", *_names("hybrid_coverage"))),
-            ("SRPO, verifier only", ("srpo_outcome", *_names("verifier_coverage"))),
+            ("SRPO, hybrid", ("hybrid_coverage_0", "short_srpo", "short_all_srpo")),
+            ("SRPO, verifier only", ("verifier_coverage_0", few, "short_all_srpo")),
+            ("SFT, own right chains", ("sft_coverage_0", "short_sft", "short_all_sft")),
             ("GRPO", ("short_grpo",)),
         ),
     }
-
-
-def _names(prefix: str) -> tuple[str, ...]:
-    return tuple(f"{prefix}_{100 * share:.0f}" for share in COVERAGES)
 
 
 def _nested(flat: dict[str, Any]) -> dict[str, Any]:

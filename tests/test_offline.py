@@ -4,7 +4,9 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from test_run import config, lines
@@ -13,7 +15,8 @@ from she_jax.cot import CotSchema
 from she_jax.data.shopworld import World, generate
 from she_jax.train import online
 from she_jax.train.checks import _check_method
-from she_jax.train.offline import agreeing, preferred, shuffled
+from she_jax.train.examiner import Scores
+from she_jax.train.offline import agreeing, approved, preferred, shuffled
 from she_jax.train.predict import Judge, Sample
 from she_jax.train.run import run
 
@@ -51,7 +54,37 @@ def test_only_chains_that_agree_with_all_that_humans_said_are_kept_and_each_once
         sample("label: 4"),
     ]
     kept = agreeing([example], [rows], SCHEMA)
-    assert [one.example.uid for one in kept] == [example.uid]
+    assert [(one.uid, own) for one, own in kept] == [(example.uid, rows[0])]
+
+
+class Doubter:
+    """An examiner that doubts the steps of some names and has no answer to those of others."""
+
+    def __init__(self, wrong=(), unread=()):
+        self._wrong, self._unread = wrong, unread
+
+    def score(self, examinations, key):
+        del key
+        steps = [one.step for one in examinations]
+        score = np.array([0.4 if step in self._wrong else 0.6 for step in steps], np.float32)
+        return Scores(score=score, known=np.array([step not in self._unread for step in steps]))
+
+
+@pytest.mark.parametrize(
+    ("examiner", "fine"),
+    [
+        (Doubter(), True),
+        (Doubter(wrong=("query",)), False),
+        (Doubter(unread=("query",)), False),
+        (Doubter(wrong=("category", "label")), True),  # of which humans have spoken
+        (Doubter(unread=("category", "label")), True),
+    ],
+)
+def test_the_examiner_vouches_for_what_humans_did_not_look_at(pairs, examiner, fine):
+    few = replace(pairs[0], annotations=("category",))
+    told = [(few, sample(few.rationale)), (pairs[1], sample(pairs[1].rationale))]
+    # Of the second pair humans looked at all.
+    assert approved(told, examiner, SCHEMA, jax.random.key(0)) == [fine, True]
 
 
 def test_a_preference_is_a_right_and_a_wrong_rollout_and_no_rollout_is_used_twice(pairs):
@@ -138,9 +171,9 @@ def test_srpo_can_take_up_the_prompts_that_an_sft_sampled_in_vain(policy, tmp_pa
         return plain(config, source, rates)
 
     monkeypatch.setattr(online, "make_pool", make_pool)
-    after = begin | {"start": str(tmp_path / "sft" / "checkpoints" / "srpo"), "rl__missed": True}
+    after = begin | {"start": str(tmp_path / "sft" / "checkpoints" / "srpo"), "rl__missed": 1.0}
     run(config(**after, **small), tmp_path / "srpo")
-    assert sorted(example.uid for example in met) == missed
+    assert {example.uid for example in met} <= set(missed)
     assert {example.label for example in met} == {2, 3}
 
     with pytest.MonkeyPatch.context() as patch:  # a second round, of whose prompts few are missed
@@ -155,29 +188,34 @@ def test_srpo_can_take_up_the_prompts_that_an_sft_sampled_in_vain(policy, tmp_pa
     with pytest.raises(ValueError, match="wants the pairs of that run"):
         run(config(**after, **small, shopworld__seed=7), tmp_path / "others")
     with pytest.raises(FileNotFoundError, match=r"has no missed\.json"):
-        run(config(**begin, **small, rl__missed=True), tmp_path / "online")
+        run(config(**begin, **small, rl__missed=1.0), tmp_path / "online")
     with pytest.raises(ValueError, match="found a right chain for every pair"):
-        online.missed_prompts(set(), {example.uid for example in met}, met, count=8, seed=0)
+        online.missed_prompts(set(), {example.uid for example in met}, met, 8, 1.0, seed=0)
     for other in ({"start": ""}, {"filter__pairs": 8}):
         with pytest.raises(ValueError, match="takes the prompts that an SFT"):
             run(config(**after | other, **small), tmp_path / "neither")
 
 
-def test_where_few_prompts_were_missed_new_ones_make_them_up(pairs):
+def test_missed_prompts_and_new_ones_come_in_the_shares_that_are_asked_for(pairs):
     source = pairs[:20]
     uids = [example.uid for example in source]
-    missed, met = set(uids[:3]), set(uids[:12])
-    own = [e.uid for e in online.missed_prompts(missed, met, source, count=8, seed=0)]
-    assert own[:3] == uids[:3]
-    assert len(set(own)) == 8
-    assert not set(own[3:]) & met
-    other = [e.uid for e in online.missed_prompts(missed, met, source, count=8, seed=1)]
-    assert own != other
-    assert own == [e.uid for e in online.missed_prompts(missed, met, source, count=8, seed=0)]
-    few = online.missed_prompts(missed, met, source, count=2, seed=0)
-    assert [e.uid for e in few] == uids[:3]  # all that were missed
-    every = online.missed_prompts(missed, met, source, count=99, seed=0)
-    assert len(every) == 3 + 8  # no more are left
+    missed, met = set(uids[:6]), set(uids[:12])  # and so eight are new
+
+    def drawn(count, share, seed=0):
+        rows = online.missed_prompts(missed, met, source, count, share, seed=seed)
+        own = [example.uid for example in rows]
+        assert len(set(own)) == len(own)
+        assert not set(own) & (met - missed)
+        return own, len(set(own) & missed)
+
+    assert drawn(4, 1.0)[1] == 4
+    assert drawn(4, 0.5)[1] == 2
+    assert drawn(8, 1.0)[1] == 6  # no more were missed: new ones make it up
+    own, again = drawn(12, 0.25)  # no more are new: missed ones make it up
+    assert (len(own), again) == (12, 4)
+    assert len(drawn(99, 0.5)[0]) == 6 + 8  # no more are left
+    assert drawn(8, 0.5) == drawn(8, 0.5)
+    assert drawn(8, 0.5) != drawn(8, 0.5, seed=1)
 
 
 def test_trap_11_a_resumed_dpo_run_equals_the_uninterrupted_one(
@@ -258,7 +296,7 @@ def test_a_policy_that_never_agrees_is_said(policy, tmp_path, monkeypatch):
         return [[sample("no chain")] * k for _ in examples]
 
     monkeypatch.setattr(Judge, "samples", samples)
-    for method, message in (("sft", "no rollout agrees"), ("dpo", "no group has both")):
+    for method, message in (("sft", "no rollout is right"), ("dpo", "no group has both")):
         changes = {"start": str(policy / "checkpoints" / "sft"), "method": method}
         with pytest.raises(ValueError, match=message):
             run(config(**changes, eval__pass_k=0), tmp_path / method)

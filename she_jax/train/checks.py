@@ -127,8 +127,21 @@ def _check_method(config: Config) -> None:
             "and takes the prompts as they come: set rl.temperature=1, rl.top_k=0, rl.top_p=1, "
             "rl.refill=0, rl.replay=0 and rl.aim=even"
         )
-    if config.method != "online" and (config.reward.model or config.reward.scalar):
-        raise ValueError(f"method={config.method!r} reads annotation alone: no reward model")
+    imitates = config.method == "sft" and offline.chains == "rejection"
+    if config.method != "online" and (
+        config.reward.scalar or (config.reward.model and not imitates)
+    ):
+        raise ValueError(
+            f"method={config.method!r} has no use for that reward model: an examiner "
+            "(reward.model) can judge the rollouts of method=sft, offline.chains=rejection"
+        )
+    if imitates and config.reward.model and config.reward.combine != "precedence":
+        raise ValueError(
+            f"reward.combine={config.reward.combine!r}: with method=sft the examiner speaks of "
+            "what humans said nothing of, so expected 'precedence'"
+        )
+    if not 0 <= rl.missed <= 1:
+        raise ValueError(f"rl.missed={rl.missed}: expected a share in [0, 1]")
     if rl.missed and (not config.start or config.filter.pairs):
         raise ValueError(
             f"rl.missed takes the prompts that an SFT before it missed, as they are: expected its "

@@ -9,8 +9,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from she_jax.cot import CotSchema
 from she_jax.data.chains import write_chain
@@ -19,6 +21,7 @@ from she_jax.data.examinations import FULL_MARKS
 from she_jax.data.prompts import PromptFormat
 from she_jax.rl.rewards import left_out, verify
 from she_jax.rl.update import make_scorer
+from she_jax.train.examiner import Examiner, examine_chains, load_examiner
 from she_jax.train.metrics import Progress, say
 from she_jax.train.online import left_over, make_pool
 from she_jax.train.predict import Judge, Sample
@@ -97,14 +100,17 @@ class Offline:
 
             def show(count: int) -> None:
                 progress.update(count)
-                if self._stop:
-                    say(f"{self._stop.name}: the same command samples these rollouts anew")
-                    raise SystemExit(self._stop.exit_code)
+                self._leave_if_asked()
 
             size, seed = self._config.rl.group_size, self._config.seed + 1
             groups = self._judge.samples(self._reference, self._prompts, size, seed, show)
         self._sampled = sum(len(sample.tokens) for group in groups for sample in group)
         return groups
+
+    def _leave_if_asked(self) -> None:
+        if self._stop:
+            say(f"{self._stop.name}: the same command samples these rollouts anew")
+            raise SystemExit(self._stop.exit_code)
 
 
 class Imitation(Offline):
@@ -112,7 +118,8 @@ class Imitation(Offline):
 
     ``offline.chains`` says which: ``written``, the data set's own (a teacher's, or gold ones: what
     SFT reaches where someone writes them); ``rejection``, the policy's own, sampled, as far as they
-    agree with all that humans said of the pair; ``missed.json`` in the run's folder names the pairs
+    agree with all that humans said of the pair and, where there is an examiner (``reward.model``),
+    with what it says of the other steps; ``missed.json`` in the run's folder names the pairs
     without one, on which a stage after it may learn (``rl.missed``), and all pairs met so far.
 
     Raises:
@@ -129,21 +136,39 @@ class Imitation(Offline):
             self._rows = [(one,) for one in written(self._prompts, own, self._config.seed)]
             return
         groups = self._sample()
-        self._rows = [(one,) for one in agreeing(self._prompts, groups, own.schema)]
+        right = agreeing(self._prompts, groups, own.schema)
         say(
-            f"{len(self._rows):,} of {sum(map(len, groups)):,} rollouts agree with the annotation "
-            "and differ from each other"
+            f"{len(right):,} of {sum(map(len, groups)):,} rollouts agree with the annotation and "
+            "differ from each other"
         )
-        if not self._rows:
+        if self._config.reward.model and right:
+            right = self._approved(right)
+        if not right:
             raise ValueError(
-                "no rollout agrees with the annotation: train a better cold start, or sample more "
-                "(rl.group_size, rl.steps)"
+                "no rollout is right: train a better cold start, or sample more (rl.group_size, "
+                "rl.steps)"
             )
+        self._rows = [(Completion(one, sample.tokens),) for one, sample in right]
         found = {one.example.uid for (one,) in self._rows}
         met = {one.uid for one in self._prompts}
         left, before = left_over(self._config) if self._config.rl.missed else (set(), set())
         told = {"missed": sorted((met | left) - found), "met": sorted(met | before)}
         write_json(self._workdir / MISSED, told)
+
+    def _approved(self, told: Sequence[tuple[Example, Sample]]) -> list[tuple[Example, Sample]]:
+        """Those of some rollouts of which the examiner calls right what humans did not look at."""
+        examiner, schema = load_examiner(self._config), self._policy.format.schema
+        key, kept = jax.random.key(self._config.seed + 1), []
+        with Progress("rollouts, examined", total=len(told)) as progress:
+            for first in range(0, len(told), self._config.eval.batch_size):
+                self._leave_if_asked()
+                part = told[first : first + self._config.eval.batch_size]
+                own = jax.random.fold_in(key, first)
+                good = approved(part, examiner, schema, own)
+                kept += [one for one, fine in zip(part, good, strict=True) if fine]
+                progress.update(first + len(part))
+        say(f"of these, {len(kept):,} have no step that the examiner calls wrong")
+        return kept
 
     def batch(self, state: TrainState, step: int) -> tuple[SftBatch, dict[str, float]]:
         """The next rows, as many as an update online has; shuffled anew each time round."""
@@ -219,10 +244,10 @@ def written(prompts: Sequence[Example], own: PromptFormat, seed: int) -> list[Co
 
 def agreeing(
     prompts: Sequence[Example], groups: Sequence[Sequence[Sample]], schema: CotSchema
-) -> list[Completion]:
+) -> list[tuple[Example, Sample]]:
     """The rollouts that say of every step and of the label what humans said, each chain once."""
     kept = {
-        (example.uid, sample.text): Completion(example, sample.tokens)
+        (example.uid, sample.text): (example, sample)
         for example, group in zip(prompts, groups, strict=True)
         for sample in group
         if not sample.truncated and _agrees(sample, example, schema)
@@ -235,6 +260,28 @@ def _agrees(sample: Sample, example: Example, schema: CotSchema) -> bool:
     right = sample.chain.well_formed and sample.chain.label == example.label
     whole = not left_out(sample.chain, example, schema).any()
     return bool(right and whole and (rewards[known] >= FULL_MARKS).all())
+
+
+def approved(
+    told: Sequence[tuple[Example, Sample]], examiner: Examiner, schema: CotSchema, key: Array
+) -> list[bool]:
+    """Whether the examiner calls right every step of a rollout that humans did not look at.
+
+    Reconstruction: rejection sampling by the hybrid. A step is right from one half on; what the
+    examiner has no answer to, nobody vouches for.
+
+    Args:
+      told: pairs and rollouts for them.
+      key: of the examiner's critiques, consumed.
+    """
+    examples, chains = [one for one, _ in told], [sample.chain for _, sample in told]
+    scores = examine_chains(examiner, chains, examples, schema, key)
+    has = np.array([[step is not None for step in chain.steps] for chain in chains])
+    human = np.stack(
+        [verify(chain, one, schema)[1] for chain, one in zip(chains, examples, strict=True)]
+    )
+    wrong = has & ~human & ~(scores.known & (scores.score >= 0.5))
+    return (~wrong.any(axis=1)).tolist()
 
 
 def preferred(

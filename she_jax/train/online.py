@@ -119,7 +119,8 @@ def training_prompts(
     source = open_split(made.path, "train")
     if config.rl.missed:
         count = config.rl.steps * config.rl.prompts
-        return missed_prompts(*left_over(config), source, count, config.seed), {}
+        left = left_over(config)
+        return missed_prompts(*left, source, count, config.rl.missed, config.seed), {}
     if not config.filter.pairs:
         return source, {}
     kept = filter_prompts(config, workdir, policy, params, made, stop)
@@ -142,9 +143,10 @@ def missed_prompts(
     met: Set[str],
     source: Sequence[Example] | ExampleSource,
     count: int,
+    share: float,
     seed: int,
 ) -> list[Example]:
-    """The training pairs that were sampled in vain, filled up with such as were never met.
+    """Training pairs that were sampled in vain, and such as were never met, drawn by chance.
 
     The missed ones are what is left to learn: the rest was imitated. A few of them alone, met again
     and again, would be learnt by heart.
@@ -152,21 +154,24 @@ def missed_prompts(
     Args:
       missed, met: uids of pairs.
       source: the training split.
-      count: prompts that the stage is going to draw. As far as there are fewer missed ones, new
-        ones make it up, drawn by chance.
+      count: prompts that the stage is going to draw.
+      share: of these, how many were missed, in (0, 1]. Where there are too few of one kind, more of
+        the other make it up.
       seed: of the draw.
 
     Raises:
       ValueError: if there is neither a missed nor a new one.
     """
     uids = [source[row].uid for row in range(len(source))]
-    again = [row for row, uid in enumerate(uids) if uid in missed]
-    new = [row for row, uid in enumerate(uids) if uid not in met]
-    more = np.random.default_rng((seed, 3)).permutation(new)[: max(0, count - len(again))]
+    rng = np.random.default_rng((seed, 3))
+    again = rng.permutation([row for row, uid in enumerate(uids) if uid in missed])
+    new = rng.permutation([row for row, uid in enumerate(uids) if uid not in met])
+    again = again[: max(round(share * count), count - len(new))]
+    more = new[: count - len(again)]
     if not len(again) + len(more):
         raise ValueError(
             "the stage before found a right chain for every pair of the split: nothing is left for "
-            "rl.missed; set it to False, or give the data set more training pairs"
+            "rl.missed; set it to 0, or give the data set more training pairs"
         )
     say(f"{len(again):,} prompts that had no right chain before, and {len(more):,} new ones")
     return [source[row] for row in (*again, *more)]

@@ -126,7 +126,7 @@ def run_curriculum(config: Config, workdir: Path) -> None:
 def alone(stage: Config) -> Config:
     """A stage's config as if it began anew: to be checked before what it starts from is there."""
     own: Config = ConfigDict(stage.to_dict() | {"start": "", "before": {}})
-    own.rl.missed = False
+    own.rl.missed = 0.0
     return own.lock()
 
 
