@@ -33,7 +33,7 @@ def verify(
       much both cost. Case does not count, and the first item (the true first one) may have words
       before it, such as "asks for".
     - An optional step that the truth does not have (a ``check_3`` where two attributes were asked)
-      earns 0, and is known if humans annotated any step of its family (``check_1``, ...) here.
+      earns 0, and is known if humans annotated all steps of its family (``check_1``, ...) here.
 
     Reconstruction: the paper's annotation verifier (arXiv 2510.07972) is not described in what
     could be obtained.
@@ -194,7 +194,7 @@ def _judge(step: Step, parsed: ParsedStep, example: Example) -> float | None:
     """The verifier's reward of a step that the chain has; None where humans said nothing of it."""
     truth = _truth(step, example)
     if truth is None:
-        return 0.0 if step.optional and _family_annotated(step, example) else None
+        return 0.0 if step.optional and _too_much(step, example) else None
     if step.verdicts:
         return float(parsed.verdict == truth)
     return _items_found(truth, parsed.text) if parsed.valid else 0.0
@@ -208,9 +208,18 @@ def _truth(step: Step, example: Example) -> str | None:
     return example.steps.get(step.name)
 
 
-def _family_annotated(step: Step, example: Example) -> bool:
-    family = step.name.rstrip("0123456789")
-    return any(name.rstrip("0123456789") == family for name in example.annotations)
+def _too_much(step: Step, example: Example) -> bool:
+    """Whether humans annotated all steps of this one's family, of which the truth has fewer."""
+    family, number = _numbered(step.name)
+    told = {name: _numbered(name) for name in example.steps or ()}
+    own = {name: n for name, (kind, n) in told.items() if kind == family}
+    return bool(own) and own.keys() <= set(example.annotations) and number > max(own.values())
+
+
+def _numbered(name: str) -> tuple[str, int]:
+    """A step's family and its number there: ``check_3`` is the third ``check_``."""
+    family = name.rstrip("0123456789")
+    return family, int(name[len(family) :] or 0)
 
 
 def _items_found(truth: str, text: str) -> float:

@@ -156,7 +156,7 @@ class Imitation(Offline):
         write_json(self._workdir / MISSED, told)
 
     def _approved(self, told: Sequence[tuple[Example, Sample]]) -> list[tuple[Example, Sample]]:
-        """Those of some rollouts of which the examiner calls right what humans did not look at."""
+        """Those of some rollouts that the examiner approves of."""
         examiner, schema = load_examiner(self._config), self._policy.format.schema
         key, kept = jax.random.key(self._config.seed + 1), []
         with Progress("rollouts, examined", total=len(told)) as progress:
@@ -265,10 +265,9 @@ def _agrees(sample: Sample, example: Example, schema: CotSchema) -> bool:
 def approved(
     told: Sequence[tuple[Example, Sample]], examiner: Examiner, schema: CotSchema, key: Array
 ) -> list[bool]:
-    """Whether the examiner calls right every step of a rollout that humans did not look at.
+    """Whether the examiner calls none of a rollout's steps wrong, of those humans did not look at.
 
-    Reconstruction: rejection sampling by the hybrid. A step is right from one half on; what the
-    examiner has no answer to, nobody vouches for.
+    Reconstruction: rejection sampling by the hybrid. A step is wrong with a P(correct) below 1/2.
 
     Args:
       told: pairs and rollouts for them.
@@ -276,12 +275,11 @@ def approved(
     """
     examples, chains = [one for one, _ in told], [sample.chain for _, sample in told]
     scores = examine_chains(examiner, chains, examples, schema, key)
-    has = np.array([[step is not None for step in chain.steps] for chain in chains])
     human = np.stack(
         [verify(chain, one, schema)[1] for chain, one in zip(chains, examples, strict=True)]
     )
-    wrong = has & ~human & ~(scores.known & (scores.score >= 0.5))
-    return (~wrong.any(axis=1)).tolist()
+    wrong = ~human & scores.known & (scores.score < 0.5)
+    return [not row.any() for row in wrong]
 
 
 def preferred(
