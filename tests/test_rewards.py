@@ -115,7 +115,7 @@ def test_truth_with_signs_that_mean_something_to_regular_expressions():
 
 
 def test_an_optional_step_that_nobody_asked_for():
-    """It earns 0 where humans annotated its family; else nobody knows."""
+    """It earns 0 where humans annotated all of its family; else nobody knows."""
     extra = RIGHT.replace("attributes:", "check_1: => met\ncheck_3: => met\nattributes:")
     checked = with_fields(
         steps=GOLD | {"check_1": "met"}, annotations=(*EXAMPLE.annotations, "check_1")
@@ -124,6 +124,27 @@ def test_an_optional_step_that_nobody_asked_for():
     assert rewards[3:6] == [1, 0, 0]
     assert known[3:6] == [True, False, True]
     assert judged(extra, EXAMPLE, CHECKS)[1][3:6] == [False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("truth", "annotated", "known"),
+    [
+        (("check_1", "check_2"), ("check_2",), [False, True, False]),
+        (("check_1", "check_2"), ("check_1", "check_2"), [True, True, True]),
+        (("check_2",), ("check_2",), [False, True, True]),  # somebody told of the second alone
+        (("check_1", "check_2"), (), [False, False, False]),
+    ],
+)
+def test_a_check_that_humans_passed_over_is_unknown_and_not_one_too_many(truth, annotated, known):
+    """It is the share of the steps that they annotated; the third one nobody asked for."""
+    names = ("check_1", "check_2", "check_3")
+    lines = "".join(f"{name}: => met\n" for name in names)
+    chain = RIGHT.replace("attributes:", f"{lines}attributes:")
+    own = (*EXAMPLE.annotations, *annotated)
+    pair = with_fields(steps=GOLD | dict.fromkeys(truth, "met"), annotations=own)
+    rewards, told = judged(chain, pair, CHECKS)
+    assert told[3:6] == known
+    assert rewards[3:6] == [float(name in annotated) for name in names]
 
 
 def test_a_check_left_out_counts_as_one_that_is_wrong():
