@@ -19,7 +19,7 @@ from she_jax.train.evidence_plots import COLOURS, draw, pictures
 from she_jax.train.evidence_report import markdown, spread, tables, write_report
 
 ARMS = {
-    "srpo": {"seeds": 2, "tuned": False},
+    "srpo": {"seeds": 2, "tuned": False, "settings": {"shopworld.coverage": 1.0}},
     "grpo": {"seeds": 2, "tuned": False, "settings": {"rl.estimator": "grpo"}},
     "base": {"seeds": 2, "trained": False},
     "few": {"seeds": 2, "tuned": False, "start": "checks_2", "against": ()},

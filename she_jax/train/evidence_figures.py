@@ -223,8 +223,8 @@ def lines(found: Mapping[str, Any], axis: str) -> list[tuple[str, dict[float, di
     for title, names in found["plots"][axis]:
         own = [every[name] for name in names if every.get(name, {}).get("seeds")]
         drawn.append((title, {arm[axis]: arm for arm in sorted(own, key=lambda arm: arm[axis])}))
-    places = sorted({place for _, line in drawn for place in line})
     alone = {title for title, names in found["plots"][axis] if len(names) == 1}
+    places = sorted({place for title, line in drawn if title not in alone for place in line})
     return [
         (title, dict.fromkeys(places, *line.values()) if title in alone and line else line)
         for title, line in drawn
