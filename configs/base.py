@@ -135,7 +135,8 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     # Diversified data filtering; see she_jax.data.filtering.FilterConfig.
     config.filter = filtering()
 
-    # The hybrid examination; see she_jax.rl.rewards.combine_rewards.
+    # The hybrid examination; see she_jax.rl.rewards.combine_rewards. With method=sft and
+    # offline.chains=rejection the examiner has a say in what is imitated.
     config.reward = ConfigDict()
     config.reward.model = ""  # folder of an examiner, from configs/reward_model.py; "" for none
     config.reward.combine = "precedence"  # precedence | mean | gate | verifier_only | model_only
