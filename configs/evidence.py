@@ -8,7 +8,7 @@ on with the same command. ``--config.only=srpo,grpo`` runs these arms alone. On 
 ``--config.workers=1``.
 
 Humans gave every training pair its label and annotated a fifth of the steps. That is what all arms
-know, and the examiner too; those called "every step annotated" know all.
+know, and the examiner too; those with ``ALL`` among their settings know every step.
 
 Every arm begins with the cold start of its seed, meets the same prompts, samples as many rollouts
 and takes ``recipe.rl.steps`` updates, or a third of them: so many go to the choice of the rates and

@@ -11,8 +11,10 @@ from test_run import FOUR_STEPS, changed, config, lines
 from configs import reward_model
 from she_jax.data.prompts import PromptFormat
 from she_jax.examination import Examination
+from she_jax.train import offline
 from she_jax.train.examiner import Scores, load_examiner
 from she_jax.train.policy_run import INHERITED
+from she_jax.train.predict import Judge, Sample
 from she_jax.train.reward_model import calibration_error, examiner_figures, first_errors
 from she_jax.train.run import run
 from she_jax.train.setup import policy_mesh
@@ -33,6 +35,7 @@ EXAMINER_RUN = FOUR_STEPS | {
     "examiner.batch_size": 16,
     "examiner.votes": 2,
 }
+CHAIN = "query: mug\nproduct: mug\ncategory: => match\nattributes: => met\nlabel: 4"
 PAIR = Example(uid="a", query="mug", product={"title": "mug"})
 
 
@@ -43,9 +46,8 @@ def examiner_config(policy, **changes):
 @pytest.fixture(scope="module")
 def written():
     """Has policies write a chain that can be read, which their few steps have not taught them."""
-    chain = "query: mug\nproduct: mug\ncategory: => match\nattributes: => met\nlabel: 4"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PromptFormat, "texts", lambda self, rollout: [chain] * len(rollout.tokens))
+        patch.setattr(PromptFormat, "texts", lambda self, rollout: [CHAIN] * len(rollout.tokens))
         yield
 
 
@@ -167,6 +169,33 @@ def test_stage_1_runs_and_resumes_with_an_examiner(examiner, tmp_path, monkeypat
                 assert row[f"reward/{name}"] == pytest.approx(row[f"examiner/{name}"], abs=1e-6)
     assert "examiner:  0." in (done / "samples" / "step_000001.md").read_text()
     assert_resumes(changes, done, tmp_path / "again", monkeypatch, 2)
+
+
+@pytest.mark.usefixtures("readable")
+def test_an_sft_imitates_what_the_examiner_approves_of(examiner, tmp_path, monkeypatch, capsys):
+    """All labels are right, and nothing but the label is annotated."""
+    asked = []
+
+    def samples(self, params, examples, k, seed, show):
+        texts = [CHAIN.replace("label: 4", f"label: {example.label}") for example in examples]
+        chains = [self.format.schema.parse(text) for text in texts]
+        rows = zip(texts, chains, strict=True)
+        return [[Sample(tokens=(1, 2), text=t, chain=c, truncated=False)] * k for t, c in rows]
+
+    def approved(told, *own):
+        assert len(plain(told, *own)) == len(told)
+        asked.extend(one.uid for one, _ in told)
+        return [uid == asked[0] for uid in asked[-len(told) :]]
+
+    plain = offline.approved
+    monkeypatch.setattr(offline, "approved", approved)
+    monkeypatch.setattr(Judge, "samples", samples)
+    changes = {"method": "sft", "shopworld__coverage": 0.0, "reward__model": str(examiner)}
+    run(config(**POLICY_RUN | changes), tmp_path / "run")
+    assert len(asked) > 1
+    assert "of these, 1 have no step that the examiner calls wrong" in capsys.readouterr().out
+    told = json.loads((tmp_path / "run/missed.json").read_text())
+    assert set(told["met"]) - set(told["missed"]) == {asked[0]}
 
 
 @pytest.mark.usefixtures("readable")

@@ -132,8 +132,9 @@ def _check_method(config: Config) -> None:
         config.reward.scalar or (config.reward.model and not imitates)
     ):
         raise ValueError(
-            f"method={config.method!r} has no use for that reward model: an examiner "
-            "(reward.model) can judge the rollouts of method=sft, offline.chains=rejection"
+            f"method={config.method!r} has no use for that reward model: leave reward.model and "
+            "reward.scalar empty (an examiner, reward.model, can judge what method=sft with "
+            "offline.chains=rejection samples)"
         )
     if imitates and config.reward.model and config.reward.combine != "precedence":
         raise ValueError(

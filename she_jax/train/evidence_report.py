@@ -26,8 +26,8 @@ validation split of the first seed, or another arm's. Wrong reason: the share of
 is right although a step's verdict is not. Step accuracy: the mean over the steps. Entropy: nats a
 token, the mean of the last ten updates. Cost: of the updates of one run and what it sampled to
 learn from; seconds are of the updates, with the sampling where it is online. The cold start, reward
-models, the choice of a rate and a filter's rollouts come on top. An examiner learnt from annotated
-pairs of its own, besides those that a row names."""
+models, the choice of a rate and a filter's rollouts come on top. The examiner learnt from the
+annotated steps of the first seed's pairs."""
 PAIRED = """\
 Over the seeds that both have: the mean difference, its 95% interval (Student's t over seeds) and
 the p value of the paired t test, not corrected for the number of comparisons. One seed has no

@@ -145,8 +145,8 @@ class Imitation(Offline):
             right = self._approved(right)
         if not right:
             raise ValueError(
-                "no rollout is right: train a better cold start, or sample more (rl.group_size, "
-                "rl.steps)"
+                "no rollout is right: train a better cold start, sample more (rl.group_size, "
+                "rl.steps), or do without an examiner, if there is one (reward.model)"
             )
         self._rows = [(Completion(one, sample.tokens),) for one, sample in right]
         found = {one.example.uid for (one,) in self._rows}
