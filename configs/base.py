@@ -145,7 +145,7 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     # Folder of a scalar reward model, from configs/scalar_reward.py, whose score takes the place of
     # the outcome reward; "" for none.
     config.reward.scalar = ""
-    config.reward.batch_size = 64  # chains that a reward model reads at a time; with votes, steps
+    config.reward.batch_size = 16  # chains that a reward model reads at a time; with votes, steps
     config.reward.devices = 0  # set so many apart for the examiner; 0: it shares the policy's mesh
     # The examiner may go on learning from annotated steps that the policy writes by now.
     config.reward.refresh_every = 0  # SRPO updates between two refreshes; 0 for never

@@ -125,7 +125,8 @@ def alone(form, question, ids):
     return row, list(range(len(row)))
 
 
-def test_a_branch_sees_its_question_and_itself_as_it_would_alone():
+@pytest.mark.parametrize("aligned", [False, True])
+def test_a_branch_sees_its_question_and_itself_as_it_would_alone(aligned):
     """Of three questions: one in the trunk, a part of it, and one whose last line is another."""
     form = question_format()
     spoilt = WRITTEN.replace("=> near", "=> match")
@@ -136,16 +137,19 @@ def test_a_branch_sees_its_question_and_itself_as_it_would_alone():
         for one, question in zip(steps, form.questions(steps), strict=True)
         for branch in form.answers([one], [question])
     ]
-    room = form.size(branches)  # no more than they take, lines of their own included
-    assert (form.pack([branches], room - 1).ends == -1).sum() == 1
-    packed = form.pack([branches], room)
+    trunk = len(form.questions(steps[:1])[0].ids)
+    before = form.trunk_length if aligned else None
+    width = form.size(branches)  # no more than they take, lines of their own included
+    width += form.trunk_length - trunk if aligned else 0
+    assert (form.pack([branches], width - 1, before).ends == -1).sum() == 1
+    packed = form.pack([branches], width, before)
     for branch, end in zip(branches, packed.ends[0], strict=True):
         seen = np.flatnonzero(packed.mask[0, end])
         assert (packed.tokens[0, seen].tolist(), packed.positions[0, seen].tolist()) == alone(
             form, branch.question, branch.ids
         )
         for n, column in enumerate(seen):  # and each token before it sees those before itself
-            if column >= form.trunk_length:
+            if column >= (before or trunk):
                 assert np.flatnonzero(packed.mask[0, column]).tolist() == seen[: n + 1].tolist()
     real = packed.positions >= 0
     assert not packed.mask[0][:, ~real[0]].any()
@@ -155,7 +159,8 @@ def test_a_branch_without_room_is_left_out_and_counted():
     form, chain = question_format(), [examination(), examination(correct=True)]
     (verdict, critique) = form.answers(chain[:1], form.questions(chain[:1]))
     room = len(critique.ids) + 2
-    packed = form.pack([[critique, verdict, critique]], room)
+    before = form.trunk_length
+    packed = form.pack([[critique, verdict, critique]], before + room, before)
     assert packed.ends.tolist() == [[form.trunk_length + len(critique.ids) - 1, -1, -1]]
     _, left_out = form.sft_batch([chain], room, np.random.default_rng(0))
     assert left_out > 0
@@ -170,7 +175,7 @@ def test_long_texts_are_cut_where_they_may_be():
     answer = form.answers([one], questions)[1]
     assert len(answer.ids) == form.answer_length + len(form.marks[CRITIQUE])
     assert said(form, answer.ids).endswith("\nverdict: incorrect")
-    packed = form.pack([form.answers([one], questions)], 100)
+    packed = form.pack([form.answers([one], questions)], form.trunk_length + 100)
     assert packed.ends.tolist() == [[-1, -1]]
     (short,) = form.questions([examination(written="x => near")])
     assert form.fits(short)

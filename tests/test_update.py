@@ -65,7 +65,7 @@ def random_batch(seed=0, rows=B, time=T, prompt=3):
     trained = (slot >= prompt) & (slot < prompt + lengths[:, None])
     return TrainBatch(
         tokens=jnp.asarray(rng.integers(0, V, (rows, time)), dtype=jnp.int32),
-        positions=jnp.tile(jnp.arange(time), (rows, 1)),
+        positions=jnp.asarray(np.where(slot < prompt + lengths[:, None], slot, -1)),
         weights=jnp.asarray(trained, dtype=jnp.float32),
         advantages=jnp.asarray(rng.normal(size=(rows, time)), dtype=jnp.float32),
         old_logps=jnp.asarray(-2.5 + rng.random((rows, time)) / 2, dtype=jnp.float32),
@@ -342,6 +342,32 @@ def test_a_group_reads_its_prompt_once():
     sharing, plain = (make_scorer(model.forward, start=15, group_size=size) for size in (4, 1))
     rows = (state.params, alone.tokens, alone.positions, jnp.float32(0.7))
     assert flops(sharing, *rows) < 0.6 * flops(plain, *rows)
+
+
+def test_a_micro_batch_is_read_as_far_as_its_longest_completion():
+    """To one of the widths 16, 18 and 20: the model of this test says to which."""
+
+    def forward(params, tokens, positions):
+        odds = params["w"] * jnp.float32(tokens.shape[1])
+        return jnp.zeros((*tokens.shape, 2)).at[:, :, 0].set(odds)
+
+    lengths, tokens = np.array([12, 15, 18, 16, 19, 11]), jnp.ones((6, 20), jnp.int32)
+    positions = jnp.asarray(np.where(np.arange(20) < lengths[:, None], np.arange(20), -1))
+    params = {"w": jnp.float32(0.25)}
+    # Micro-batch m has the rows m and m + 3.
+    score = make_scorer(forward, start=10, micro_batches=3)
+    logps = score(params, tokens, positions, jnp.float32(1.0))
+    widths = np.array([16, 20, 18, 16, 20, 18])
+    np.testing.assert_allclose(logps[:, 10], -np.log1p(np.exp(widths / 4)), rtol=1e-5)
+    assert logps.shape == (6, 20)
+    np.testing.assert_array_equal((np.asarray(logps) != 0).sum(axis=1), widths - 10)
+    batch = SftBatch(
+        tokens=tokens, positions=positions, weights=jnp.zeros((6, 20)).at[:, 10].set(1.0)
+    )
+    batch = dataclasses.replace(batch, prompt_length=10)
+    update = jax.jit(make_sft_step(forward, optax.sgd(1.0), micro_batches=3))
+    _, metrics = update(new_state(params, optax.sgd(1.0)), batch)
+    np.testing.assert_allclose(metrics["loss"], -np.mean(logps[:, 10]), rtol=1e-5)
 
 
 def test_micro_batches_keep_groups_whole():

@@ -181,17 +181,20 @@ class QuestionFormat:
             question=question, ids=[prompt[-1], *chain], weights=[0.0] + [1.0] * len(chain)
         )
 
-    def pack(self, rows: Sequence[Sequence[Branch]], room: int) -> Packed:
+    def pack(
+        self, rows: Sequence[Sequence[Branch]], width: int, before: int | None = None
+    ) -> Packed:
         """Rows of branches whose questions have a pair in common.
 
-        The trunk, padded on the left, is the longest question as far as a chain may be long; the
-        lines in which another one differs stand in its own branch.
+        The trunk is the longest question as far as a chain may be long; the lines in which another
+        one differs stand in its own branch.
 
         Args:
           rows: at least one branch each.
-          room: tokens for the branches of a row; those that find none are left out.
+          width: tokens of a row; branches that find no room are left out.
+          before: the column at which the branches of all rows begin, the trunks being padded on the
+            left; None has each row begin with its trunk and its branches follow.
         """
-        before, width = self.trunk_length, self.trunk_length + room
         shape = len(rows), width
         tokens = np.full(shape, self.prompts.pad_id, np.int32)
         positions, weights = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)
@@ -201,9 +204,11 @@ class QuestionFormat:
         for b, row in enumerate(rows):
             trunk, added = self._laid(row)
             own = trunk.ids
-            first, column = before - len(own), before
-            tokens[b, first:before], positions[b, first:before] = own, np.arange(len(own))
-            mask[b, first:before, first:before] = tri[: len(own), : len(own)]
+            column = len(own) if before is None else before
+            first = column - len(own)
+            cells = slice(first, column)
+            tokens[b, cells], positions[b, cells] = own, np.arange(len(own))
+            mask[b, cells, cells] = tri[: len(own), : len(own)]
             for n, (branch, (start, ids)) in enumerate(zip(row, added, strict=True)):
                 size = len(ids)
                 if column + size > width:
@@ -219,8 +224,9 @@ class QuestionFormat:
         return Packed(tokens=tokens, positions=positions, mask=mask, weights=weights, ends=ends)
 
     def size(self, row: Sequence[Branch]) -> int:
-        """Tokens that the branches of a row of ``pack`` take."""
-        return sum(len(ids) for _, ids in self._laid(row)[1])
+        """Tokens that a row of ``pack`` takes, its trunk and its branches."""
+        trunk, added = self._laid(row)
+        return len(trunk.ids) + sum(len(ids) for _, ids in added)
 
     def _laid(self, row: Sequence[Branch]) -> tuple[Question, list[tuple[int, Ids]]]:
         """The trunk of a row; and of each branch how much of it it sees, and what it adds."""
@@ -276,7 +282,7 @@ class QuestionFormat:
             room += self.prompts.completion_length + 1
             for row, ids in zip(rows, self.prompts.encode(own), strict=True):
                 row[:0] = [self._own_branch(row[0].question.prompt, ids)] if ids else []
-        packed = self.pack(rows, room)
+        packed = self.pack(rows, self.trunk_length + room, before=self.trunk_length)
         batch = SftBatch(
             tokens=jnp.asarray(packed.tokens),
             positions=jnp.asarray(packed.positions),

@@ -7,6 +7,7 @@ any tree of arrays. ``make_update_step`` returns a function of (state, batch) an
 ``jit_update_step`` compiles it for a mesh.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, Int
 
 from she_jax.models.sharding import batch_sharding, shardings
 from she_jax.rl.head import MAXIMA, fused_loss, token_logps
@@ -28,6 +29,11 @@ Batch = TypeVar("Batch", TrainBatch, SftBatch, DpoBatch, OutcomeBatch)
 # (params, batch) -> (sum of the loss, {"count": what to divide it by, and more sums or maxima}),
 # with "weight" where the metrics are divided by something else.
 LossSum = Callable[[Any, Any], tuple[Float[Array, ""], Metrics]]
+Result = TypeVar("Result")
+
+# A micro-batch is read as far as its longest completion: to one of these shares of the room that
+# there is. Few, as each is compiled.
+WIDTHS = (0.6, 0.8, 1.0)
 
 
 def make_update_step(
@@ -179,9 +185,13 @@ def make_scorer(
 
     @jax.jit
     def score(params: Any, tokens: Array, positions: Array, temperature: Array) -> Array:
-        def part(rows: Sequence[Array]) -> Array:
+        def read(rows: Sequence[Array]) -> Array:
             output = forward(params, *rows, **_shared(start, group_size))
-            return token_logps(output, rows[0], temperature=temperature, start=start)[0]
+            logps, _ = token_logps(output, rows[0], temperature=temperature, start=start)
+            return jnp.pad(logps, ((0, 0), (0, tokens.shape[1] - logps.shape[1])))
+
+        def part(rows: Sequence[Array]) -> Array:
+            return _read_to_the_end(read, rows, rows[1], start)
 
         parts = [split_rows(leaf, micro_batches, group_size) for leaf in (tokens, positions)]
         logps = jax.lax.map(part, parts).reshape(micro_batches, -1, group_size, tokens.shape[1])
@@ -285,8 +295,14 @@ def _accumulate(
 ) -> tuple[Any, Metrics]:
     """Sums of gradients and metrics over micro-batches, in float32."""
 
+    def graded(part: Any) -> tuple[tuple[Array, Metrics], Any]:
+        return jax.value_and_grad(loss_sum, has_aux=True)(params, part)
+
     def one(carry: tuple[Any, Metrics], part: Any) -> tuple[tuple[Any, Metrics], None]:
-        (total, metrics), grads = jax.value_and_grad(loss_sum, has_aux=True)(params, part)
+        if packed:
+            (total, metrics), grads = graded(part)
+        else:
+            (total, metrics), grads = _read_to_the_end(graded, part, part.positions, start)
         metrics = metrics | {"loss": total}
         sums = jax.tree.map(lambda total, g: total + g.astype(jnp.float32), carry[0], grads)
         merged = {
@@ -294,12 +310,37 @@ def _accumulate(
         }
         return (sums, merged), None
 
-    group_size = getattr(batch, "group_size", 1)
+    group_size, start = getattr(batch, "group_size", 1), getattr(batch, "prompt_length", 1)
+    packed = getattr(batch, "mask", None) is not None  # rows of several texts are full anyway
     parts = jax.tree.map(lambda x: split_rows(x, micro_batches, group_size), batch)
     _, shapes = jax.eval_shape(loss_sum, params, jax.tree.map(lambda x: x[0], parts))
     zeros = {k: jnp.zeros((), dtype=jnp.float32) for k in (*shapes, "loss")}
     grads = jax.tree.map(lambda p: jnp.zeros(p.shape, dtype=jnp.float32), params)
     return jax.lax.scan(one, (grads, zeros), parts)[0]
+
+
+def _read_to_the_end(
+    read: Callable[[Any], Result], rows: Any, positions: Int[Array, "B T"], start: int
+) -> Result:
+    """``read(rows)`` without the columns behind the last token, or without most of them.
+
+    Nobody looks at these and they have no weight, so the result is the same.
+
+    Args:
+      read: its result has one shape, however many columns it is given.
+      rows: any tree with leaves [B, T], [B] and [].
+      positions: of the tokens, -1 on padding.
+      start: the columns before this index are always read.
+    """
+    length = positions.shape[1]
+    widths = sorted({start + math.ceil(share * (length - start)) for share in WIDTHS})
+    needed = jnp.max(jnp.where(positions >= 0, jnp.arange(1, length + 1), 0))
+
+    def up_to(width: int) -> Callable[[Any], Result]:
+        return lambda rows: read(jax.tree.map(lambda x: x[:, :width] if x.ndim > 1 else x, rows))
+
+    which = jnp.searchsorted(jnp.asarray(widths), needed)
+    return jax.lax.switch(which, [up_to(width) for width in widths], rows)
 
 
 def _shared(prompt_length: int, group_size: int) -> dict[str, int]:

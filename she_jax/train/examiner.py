@@ -35,7 +35,7 @@ from she_jax.types import Example
 
 SOLVE = "solve"  # the phase in which an examiner learns to judge pairs
 OWN_BATCH = 32  # pairs at a time for which it writes chains of its own
-ROOMS = 8  # sizes at most of the room for what it reads behind a chain; each is compiled ...
+WIDTHS = 8  # sizes at most of the rows in which it reads verdicts; each is compiled ...
 STEP = 16  # ... and they are no fewer tokens apart than that
 READABLE = 0.5  # share of the probability that the two verdicts must hold between them
 EXAMINER = RewardFolder(
@@ -59,7 +59,7 @@ class Examiner:
     each of several that it samples, the scores averaged. It is unknown where the two verdicts hold
     less than ``READABLE`` of the probability, where no critique can be read, or where a chain is
     longer than chains may be. Questions are told apart by their tokens, and in one call each is
-    asked once. Batches have one shape, or one of ``ROOMS`` where verdicts are read.
+    asked once. Batches have one shape, or one of ``WIDTHS`` where verdicts are read.
 
     Args:
       policy: the examiner's model, parameters, prompts and devices.
@@ -205,11 +205,12 @@ class Examiner:
         # The longest rows together, so that the others are read in less room.
         needs = [self.format.size(row) for row in rows]
         order = sorted(range(len(rows)), key=lambda n: -needs[n])
-        unit = max(math.ceil(self._branches * size / ROOMS), STEP)
+        longest = self.format.trunk_length + self._branches * size
+        unit = max(math.ceil(longest / WIDTHS), STEP)
         read: dict[int, list[float]] = {}
         for part in self._parts(order):
-            room = unit * math.ceil(needs[part[0]] / unit)
-            packed = self.format.pack([rows[n] for n in part], room)
+            width = unit * math.ceil(needs[part[0]] / unit)
+            packed = self.format.pack([rows[n] for n in part], width)
             ends = np.full((len(part), self._branches), -1, np.int32)
             ends[:, : packed.ends.shape[1]] = packed.ends
             shares = self._verdicts(packed.tokens, packed.positions, ends, packed.mask)
