@@ -113,7 +113,7 @@ def _examiner() -> Any:
     config.update_from_flattened_dict(
         {
             "solve.steps": 0,  # 20 minutes that an evidence run does not have
-            "sft.steps": 1_500,
+            "sft.steps": 1_200,
             "examiner.pairs": 40_000,  # each with a fifth of its steps
             "examiner.policy_pairs": 20_000,
             "examiner.eval_pairs": 256,
@@ -185,14 +185,14 @@ def _arm(
 def _arms() -> dict[str, dict[str, Any]]:
     """In the order in which they are run, after what they need."""
     first = _main() | _annotated() | _short()
-    return first | _coverages() | _checks() | _ablations() | _estimators() | _orders()
+    rest = _coverages() | _checks() | _ablations() | _estimators()
+    return first | rest | _both("label_first", "label first", "label first, a third of the updates")
 
 
 def _main() -> dict[str, dict[str, Any]]:
     chains = {"method": "sft", "offline.chains": "written"}
     gold = chains | {"shopworld.chains": "gold"}
     teacher = chains | {"offline.pairs": 15_360}  # a new chain for every row
-    imitated = COMPARED["sft"][1]
 
     def arm(title: str, settings: Any, tuned: str, **own: Any) -> Any:
         usual: dict[str, Any] = {"against": ("srpo", "she")}
@@ -204,14 +204,9 @@ def _main() -> dict[str, dict[str, Any]]:
         "srpo": arm("SRPO", HYBRID, "short_srpo", against=("she",)),
         "sft": arm(*COMPARED["sft"], "short_sft"),
         "she": arm("full SHE", HYBRID, "short_sft", against=(), stages=_stages()),
-        "srpo_verifier": arm("SRPO, verifier only", TOL, "short_srpo", seeds=3),
-        # As GRPO knows them: the label, and of the steps nothing.
-        "sft_labels": arm(
-            "SFT, own right labels", imitated | {"shopworld.coverage": 0.0}, "short_sft", seeds=1
-        ),
         "dpo": arm("DPO", {"method": "dpo"}, "short_dpo", seeds=1),
-        "sft_teacher": arm("SFT, teacher's chains", teacher, "short_all_sft", seeds=1),
-        "sft_gold": arm("SFT, gold chains (ceiling)", gold, "short_all_sft", seeds=1),
+        "sft_teacher": arm("SFT, teacher's chains", teacher, "short_sft", seeds=1),
+        "sft_gold": arm("SFT, gold chains (ceiling)", gold, "short_sft", seeds=1),
     }
 
 
@@ -220,7 +215,11 @@ def _short() -> dict[str, dict[str, Any]]:
     own = COMPARED | {"srpo": ("SRPO", HYBRID), "dpo": ("DPO", {"method": "dpo"})}
     return {
         f"short_{name}": _variant(
-            title, "a third of the updates", settings, tuned=True, against=_against("short", name)
+            title,
+            "a third of the updates",
+            settings,
+            tuned=True,
+            against=() if name == "srpo" else ("short_srpo",),
         )
         for name, (title, settings) in own.items()
     }
@@ -230,52 +229,50 @@ def _annotated() -> dict[str, dict[str, Any]]:
     """Where every step is annotated, an examiner has nothing to add."""
     told, short = "every step annotated", "every step annotated, a third of the updates"
 
-    def arm(title: str, settings: Any, tuned: str, **own: Any) -> Any:
-        usual: dict[str, Any] = {"against": ("all_srpo", "all_she"), "seeds": 3}
-        return _arm(title, told, settings | ALL, tuned=tuned, **usual | own)
+    def arm(title: str, settings: Any, tuned: str, *against: str, **own: Any) -> Any:
+        own |= {"tuned": tuned, "seeds": 1, "against": against}
+        return _arm(title, told, settings | ALL, **own)
 
     srpo, sft = COMPARED["srpo"], COMPARED["sft"]
-    rounds = f"{sft[0]}, three rounds"
-    short_sft = {"tuned": True, "against": ("short_all_srpo",)}
     return {
-        "all_srpo": arm(*srpo, "short_all_srpo", against=("all_she",)),
-        "all_sft": arm(*sft, "short_all_sft"),
-        "all_she": arm("full SHE", {}, "short_all_sft", against=(), stages=_stages()),
-        "all_sft_rounds": arm(rounds, {}, "short_all_sft", stages=_rounds(3)),
-        "short_all_srpo": _variant(srpo[0], short, srpo[1] | ALL, tuned=True, against=()),
-        "short_all_sft": _variant(sft[0], short, sft[1] | ALL, **short_sft),
+        "all_srpo": arm(*srpo, "short_srpo", "all_she"),
+        "all_sft": arm(*sft, "short_sft", "all_srpo", "all_she"),
+        "all_she": arm("full SHE", {}, "short_sft", stages=_stages()),
+        "short_all_srpo": _variant(srpo[0], short, srpo[1] | ALL, against=()),
+        "short_all_sft": _variant(
+            sft[0], short, sft[1] | ALL, tuned="short_sft", against=("short_all_srpo",)
+        ),
     }
 
 
 def _checks() -> dict[str, dict[str, Any]]:
-    """What is compared, from starts with fewer and more checks, all of their steps annotated."""
+    """SRPO and GRPO from starts with fewer and more checks, all of their steps annotated."""
     table, every = "checks, a third of the updates", {}
     for n in CHECKS:
         start, what = f"checks_{n}", f"{n} checks"
         every[f"{start}_start"] = _arm(
             f"cold start, {what}", table, {}, start=start, seeds=1, tuned=False, trained=False
         )
-        for name, (title, settings) in _compared().items():
-            own = {"start": start, "tuned": _rates(name), "against": _against(start, name)}
-            every[f"{start}_{name}"] = _variant(f"{title}, {what}", table, settings, **own)
+        every |= _both(start, what, table)
     return every
 
 
-def _compared() -> dict[str, tuple[str, dict[str, Any]]]:
-    """What is compared, every step annotated; GRPO reads labels alone."""
+def _both(start: str, what: str, table: str) -> dict[str, dict[str, Any]]:
+    """SRPO and GRPO from a start of their own, every step annotated; GRPO reads labels alone."""
+    srpo, grpo = COMPARED["srpo"], COMPARED["grpo"]
     return {
-        name: (title, settings if name == "grpo" else settings | ALL)
-        for name, (title, settings) in COMPARED.items()
+        f"{start}_srpo": _variant(
+            f"{srpo[0]}, {what}", table, srpo[1] | ALL, start=start, against=()
+        ),
+        f"{start}_grpo": _variant(
+            f"{grpo[0]}, {what}",
+            table,
+            grpo[1],
+            start=start,
+            tuned="short_grpo",
+            against=(f"{start}_srpo",),
+        ),
     }
-
-
-def _rates(name: str) -> str:
-    """The arm on which the rate of such a one is chosen."""
-    return "short_grpo" if name == "grpo" else f"short_all_{name}"
-
-
-def _against(start: str, name: str) -> tuple[str, ...]:
-    return () if name == "srpo" else (f"{start}_srpo",)
 
 
 def _coverages() -> dict[str, dict[str, Any]]:
@@ -327,8 +324,8 @@ def _estimators() -> dict[str, dict[str, Any]]:
         "dapo": ("DAPO, no resampling", dapo, "short_grpo"),
         "dr_grpo": ("Dr.GRPO", constant, "short_grpo"),
         "rloo": ("RLOO", {"rl.estimator": "rloo"}, "short_grpo"),
-        "process": ("process supervision", process, "short_all_srpo"),
-        "prorag": ("dual granularity (ProRAG)", {"rl.estimator": "prorag"} | ALL, "short_all_srpo"),
+        "process": ("process supervision", process, "short_srpo"),
+        "prorag": ("dual granularity (ProRAG)", {"rl.estimator": "prorag"} | ALL, "short_srpo"),
         "grpo_scalar": ("GRPO, scalar reward model", scalar, "short_grpo"),
     }
     table = "estimators, a third of the updates"
@@ -338,23 +335,8 @@ def _estimators() -> dict[str, dict[str, Any]]:
     }
 
 
-def _orders() -> dict[str, dict[str, Any]]:
-    return {
-        f"label_first_{name}": _variant(
-            f"{title}, label first",
-            "label first, a third of the updates",
-            settings,
-            start="label_first",
-            tuned=_rates(name),
-            against=_against("label_first", name),
-        )
-        for name, (title, settings) in _compared().items()
-        if name != "sft"
-    }
-
-
 # A variant of what SRPO is where every step is annotated.
-VARIED = {"tuned": "short_all_srpo", "against": ("short_all_srpo",)}
+VARIED = {"against": ("short_all_srpo",)}
 
 
 def _variant(title: str, table: str, settings: dict[str, Any], **own: Any) -> dict[str, Any]:
@@ -367,12 +349,12 @@ def _plots() -> dict[str, Any]:
     """Which arms the plots show; a line's points are arms, placed by what their config says."""
     few = f"verifier_coverage_{100 * COVERAGE:.0f}"
     return {
-        "curves": ("srpo", "grpo", "dpo", "sft", "srpo_verifier", "she"),
+        "curves": ("srpo", "grpo", "dpo", "sft", "she"),
         "confusion": ("cold_start", "grpo", "sft", "srpo", "she"),
         # The lead is that of the first line over each of the others.
-        "checks": tuple(
-            (COMPARED[name][0], (f"checks_2_{name}", _rates(name), f"checks_8_{name}"))
-            for name in ("srpo", "grpo", "sft")
+        "checks": (
+            ("SRPO", ("checks_2_srpo", "short_all_srpo", "checks_8_srpo")),
+            ("GRPO", ("checks_2_grpo", "short_grpo", "checks_8_grpo")),
         ),
         "coverage": (
             ("SRPO, hybrid", ("hybrid_coverage_0", "short_srpo", "short_all_srpo")),
