@@ -55,6 +55,9 @@ flags.DEFINE_bool("remat", True, "Recompute layers in the backward pass.")
 flags.DEFINE_bool("reference", False, "The whole step scores a reference policy too (KL).")
 flags.DEFINE_float("ends", 0.0, "Share of the vocabulary that ends a completion; rollout only.")
 flags.DEFINE_integer("halvings", 0, "How often a rollout leaves ended rows behind.")
+flags.DEFINE_float(
+    "filled", 1.0, "Share of the C tokens that completions have; logprobs and train only."
+)
 flags.DEFINE_list(
     "sections", [*SECTIONS], "What to measure; alone, a section's peak memory is its own."
 )
@@ -212,7 +215,7 @@ def credit(rollout: Rollout, logps: jax.Array, reference: jax.Array | None) -> T
     )
     return TrainBatch(
         tokens=rollout.tokens,
-        positions=jnp.broadcast_to(jnp.arange(length), (rows, length)),
+        positions=places(rollout),
         weights=rollout.completion_mask.astype(jnp.float32),
         advantages=token_advantages(advantages, jnp.asarray(step_ids), rollout.completion_mask),
         old_logps=logps,
@@ -222,6 +225,12 @@ def credit(rollout: Rollout, logps: jax.Array, reference: jax.Array | None) -> T
         prompt_length=FLAGS.prompt_len,
         group_size=FLAGS.group,
     )
+
+
+def places(rollout: Rollout) -> jax.Array:
+    """Where each token stands in its row, -1 behind the end."""
+    mask = rollout.prompt_mask | rollout.completion_mask
+    return jnp.where(mask, jnp.arange(mask.shape[1]), -1)
 
 
 def measure() -> dict[str, Any]:
@@ -269,10 +278,12 @@ def measure() -> dict[str, Any]:
     drawn = jnp.asarray(rng.integers(10, config.vocab_size, (rows, FLAGS.new_tokens)), jnp.int32)
     asked = jnp.repeat(prompts.tokens, FLAGS.group, axis=0)
     fixed = jnp.concatenate([asked, drawn], axis=1)
-    completion = jnp.broadcast_to(jnp.arange(length) >= FLAGS.prompt_len, fixed.shape)
+    slots, written = jnp.arange(length), round(FLAGS.filled * FLAGS.new_tokens)
+    prompt = jnp.broadcast_to(slots < FLAGS.prompt_len, fixed.shape)
+    completion = ~prompt & (slots < FLAGS.prompt_len + written)
     rollout = Rollout(
         tokens=fixed,
-        prompt_mask=~completion,
+        prompt_mask=prompt,
         completion_mask=completion,
         logps=jnp.zeros(fixed.shape),
     )
@@ -287,8 +298,8 @@ def measure() -> dict[str, Any]:
     def whole() -> Any:
         nonlocal state
         seen = sample(state.params, prompts, jax.random.fold_in(state.key, state.step), 1.0)
-        place = jnp.broadcast_to(jnp.arange(length), fixed.shape)
-        scores = score(reference, seen.tokens, place, jnp.float32(1.0)) if reference else None
+        place, heat = places(seen), jnp.float32(1.0)
+        scores = score(reference, seen.tokens, place, heat) if reference else None
         state, metrics = update(state, credit(seen, seen.logps, scores))
         return metrics
 
@@ -298,7 +309,7 @@ def measure() -> dict[str, Any]:
         "train": train,
         "step": whole,
     }
-    work = Work(config, FLAGS.prompts, rows, FLAGS.prompt_len, FLAGS.new_tokens)
+    work = Work(config, FLAGS.prompts, rows, FLAGS.prompt_len, written)
     forward = work.logprobs() if FLAGS.reference else 0.0
     flops = {
         "rollout": work.rollout(),
@@ -312,7 +323,7 @@ def measure() -> dict[str, Any]:
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
             **{n: FLAGS[n].value for n in ("prompts", "group", "prompt_len", "new_tokens")},
             **{n: FLAGS[n].value for n in ("dtype", "micro", "remat", "reference")},
-            **{n: FLAGS[n].value for n in ("ends", "halvings")},
+            **{n: FLAGS[n].value for n in ("ends", "halvings", "filled")},
         },
         "machine": {
             "device": jax.devices()[0].device_kind,
@@ -332,7 +343,7 @@ def measure() -> dict[str, Any]:
             figures["tokens_per_s"] = round(float(lengths.sum()) / seconds, 1)
             figures["lengths"] = np.percentile(lengths, [0, 25, 50, 75, 100]).tolist()
             continue
-        figures["tokens_per_s"] = round(rows * FLAGS.new_tokens / seconds, 1)
+        figures["tokens_per_s"] = round(rows * written / seconds, 1)
         figures["flops"] = float(f"{flops[section]:.4g}")
         rate = flops[section] / seconds
         figures["efficiency"] = round(rate / rates["matmul_flops_per_s"], 3)
@@ -349,6 +360,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"--sections={sorted(unknown)}: expected some of {SECTIONS}")
     if FLAGS.ends and FLAGS.sections != ["rollout"]:
         raise app.UsageError("--ends is for --sections=rollout: the rest wants full completions")
+    if FLAGS.filled < 1 and not set(FLAGS.sections) <= {"logprobs", "train"}:
+        raise app.UsageError("--filled is for --sections=logprobs,train: a rollout writes all")
     print(json.dumps(measure()))
 
 
