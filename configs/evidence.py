@@ -4,19 +4,22 @@
 
 runs what is not done yet, most important arms first, two runs side by side, and writes
 ``evidence.json``, ``tables.md`` and plots into the folder. What was stopped, killed or failed goes
-on with the same command. ``--config.only=srpo,grpo`` runs these arms alone. On an accelerator set
-``--config.workers=1``.
+on with the same command. ``--config.only=srpo,grpo`` runs these arms and what they need. On an
+accelerator set ``--config.workers=1``.
 
-Humans gave every training pair its label and annotated a fifth of the steps. That is what all arms
-know, and the examiner too; those with ``ALL`` among their settings know every step.
+Humans gave every training pair its label and annotated a fifth of the steps. That is what the arms
+know, and the examiner too. Those with ``ALL`` among their settings know every step, those with a
+coverage of 0 the labels alone.
 
-Every arm begins with the cold start of its seed, meets the same prompts, samples as many rollouts
-and takes ``recipe.rl.steps`` updates, or a third of them: so many go to the choice of the rates and
-to the variants. Exceptions: of what is learnt in stages, each takes up prompts that the one before
-missed; of the teacher's chains there is a new one for every row; and the gold ones, like these, are
-not sampled. An arm's learning rate is the one of ``rates`` that does best on the first seed's
-validation split, or that of the arm it is a variant of: the three in the middle are tried, and the
-next one as long as the outermost is best. Nothing is chosen on a test split.
+Every arm begins with the cold start of its seed and takes 240 updates of 64 rows, or 80: so many
+take the runs on which rates are chosen, and the variants. All draw their prompts from the same
+split, sixteen an update, in the same order, and sample four rollouts of each. Exceptions: full SHE
+chooses its prompts, no more of them, by how the ones before went; and written chains (the
+teacher's, or gold ones) are not sampled.
+
+An arm's learning rate is the one of ``rates`` that does best on the first seed's validation split,
+or that of the arm it is a variant of: the three in the middle are tried, and the next one as long
+as the outermost is best. Nothing is chosen on a test split.
 """
 
 from typing import Any
@@ -35,6 +38,7 @@ ALL = {"shopworld.coverage": 1.0}  # every step is annotated
 CHECKS = {2: (36, 92), 8: (56, 188)}
 COVERAGE = 0.2  # share of the steps that humans annotated
 SHORT = {"rl.steps": 80, "rl.eval_every": 40}
+STAGE = {"rl.steps": 80, "rl.eval_every": 80}  # of three: no more judgings than other arms have
 REPLAY = 1.0  # advantage of what is imitated in the places of silent groups
 # Compared over and over: title and settings.
 COMPARED = {
@@ -52,7 +56,14 @@ def get_config() -> Any:
     config.workers = 2  # runs side by side, each with its share of the CPUs
     config.cpu_devices = 1  # of each of them
     config.only = ""  # these arms alone, with commas between them; "" for all
-    config.rates = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)  # of learning to choose from, rl.learning_rate
+    config.rates = (
+        3e-6,
+        1e-5,
+        3e-5,
+        1e-4,
+        3e-4,
+        1e-3,
+    )  # of learning to choose from, rl.learning_rate
 
     config.recipe = _recipe()
     config.recipe.cpu_devices = config.get_ref("cpu_devices")
@@ -133,23 +144,23 @@ def _scalar() -> Any:
 
 def _rounds(count: int) -> dict[str, dict[str, Any]]:
     """SFT on own right rollouts, a third of the updates a round: the prompts of a round are first
-    those that had no right rollout yet, and the policy that samples them is better.
-
-    A round samples as many rollouts as it takes rows.
+    those that had no right rollout yet, then new ones, and the policy that samples them is better.
     """
-    own = {"method": "sft", "rl.prompts": 64, "rl.group_size": 1} | SHORT
-    return {f"stage{n}": own | {"rl.missed": float(n > 1)} for n in range(1, count + 1)}
+    return {
+        f"stage{n}": {"method": "sft", "rl.missed": float(n > 1)} | STAGE
+        for n in range(1, count + 1)
+    }
 
 
 def _stages() -> dict[str, dict[str, Any]]:
     """Of full SHE: first imitate what goes right, then practise what does not.
 
     Two rounds of imitation, then SRPO with replay on the prompts that are left and as many new
-    ones: as many updates and rollouts as the other arms have. Little is left to learn by then, and
-    so the rate is lower.
+    ones: as many updates and rollouts as the other arms have, and no more prompts. The rate is that
+    of SFT, and a third of it for SRPO.
     """
     last = {"rl.missed": 0.5, "rl.learning_rate": 1e-4, "rl.replay": REPLAY}
-    return _rounds(2) | {"stage3": last | SHORT}
+    return _rounds(2) | {"stage3": last | STAGE}
 
 
 # -------------------------------------------------------------------------- arms
@@ -200,10 +211,20 @@ def _main() -> dict[str, dict[str, Any]]:
 
     return {
         "cold_start": _arm("cold start", "main", {}, tuned=False, against=("srpo",), trained=False),
-        "grpo": arm(*COMPARED["grpo"], "short_grpo"),
+        "grpo": arm(
+            *COMPARED["grpo"], "short_grpo", against=("srpo", "she", "all_srpo", "all_she")
+        ),
         "srpo": arm("SRPO", HYBRID, "short_srpo", against=("she",)),
         "sft": arm(*COMPARED["sft"], "short_sft"),
         "she": arm("full SHE", HYBRID, "short_sft", against=(), stages=_stages()),
+        # Full SHE with a third round of imitation in the place of SRPO.
+        "sft_rounds": arm(
+            "SFT, right by the hybrid, three rounds",
+            HYBRID,
+            "short_sft",
+            seeds=1,
+            stages=_rounds(3),
+        ),
         "dpo": arm("DPO", {"method": "dpo"}, "short_dpo", seeds=1),
         "sft_teacher": arm("SFT, teacher's chains", teacher, "short_sft", seeds=1),
         "sft_gold": arm("SFT, gold chains (ceiling)", gold, "short_sft", seeds=1),
@@ -308,7 +329,7 @@ def _ablations() -> dict[str, dict[str, Any]]:
         "srpo_model": ("SRPO, examiner only", model),
     }
     return {
-        name: _variant(title, table, values | ALL, **VARIED)
+        name: _variant(title, table, values | ALL, against=("short_all_srpo",))
         for name, (title, values) in own.items()
     }
 
@@ -330,13 +351,11 @@ def _estimators() -> dict[str, dict[str, Any]]:
     }
     table = "estimators, a third of the updates"
     return {
-        name: _variant(title, table, settings, **VARIED | {"tuned": tuned})
+        name: _variant(
+            title, table, settings, tuned=tuned, against=("short_all_srpo", "short_grpo")
+        )
         for name, (title, settings, tuned) in own.items()
     }
-
-
-# A variant of what SRPO is where every step is annotated.
-VARIED = {"against": ("short_all_srpo",)}
 
 
 def _variant(title: str, table: str, settings: dict[str, Any], **own: Any) -> dict[str, Any]:
