@@ -72,6 +72,7 @@ def _smollm2(config: ConfigDict) -> None:
             "rl.eval_every": 30,
             "rl.checkpoint_every": 20,
             "rl.sample_every": 20,
+            "reward.batch_size": 64,
             "eval.batch_size": 32,
             "eval.pass_pairs": 64,
             "data.eval_pairs": 256,

@@ -116,7 +116,7 @@ class TrainBatch:
 
     Attributes:
       tokens: token ids.
-      positions: position of each token in its own sequence, -1 on padding.
+      positions: position of each token in its own sequence, -1 on padding, which has no weight.
       weights: weight of each token in the loss, 0 where it is not trained; the loss divides once by
         their sum over the whole batch (see ``she_jax.rl.losses.token_weights``), if
         ``counts`` does not say otherwise.

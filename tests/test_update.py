@@ -327,6 +327,35 @@ def test_groups_that_share_their_prompts_change_nothing(micro_batches):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def widened(batch, room):
+    """The batch with so many columns more, which hold nothing."""
+    fills = {"tokens": 1, "positions": -1, "weights": 0, "advantages": 9}
+    fills |= {"old_logps": -1, "ref_logps": -1}
+    wide = {
+        name: jnp.pad(getattr(batch, name), ((0, 0), (0, room)), constant_values=fill)
+        for name, fill in fills.items()
+    }
+    return dataclasses.replace(batch, **wide)
+
+
+@pytest.mark.parametrize("room", [5, 10])
+def test_room_that_no_completion_takes_changes_nothing(room):
+    """Of a real model with groups: the update and the scores are those of rows without it."""
+    optimizer, model = optax.sgd(1.0), build_model(CONFIG)
+    state = new_state(init_params(CONFIG, jax.random.PRNGKey(0)), optimizer)
+    close = dataclasses.replace(grouped(random_batch(), 4), group_size=4)
+    wide = widened(close, room)
+    update = compiled(model.forward, LossConfig(micro_batches=2))
+    assert_trees_close(update(state, wide), update(state, close), rtol=1e-3, atol=1e-5)
+    score = make_scorer(model.forward, start=3, micro_batches=2, group_size=4)
+    found, expected = (
+        score(state.params, batch.tokens, batch.positions, jnp.float32(0.7))
+        for batch in (wide, close)
+    )
+    real = np.asarray(close.positions) >= 0
+    np.testing.assert_allclose(found[:, : close.tokens.shape[1]][real], expected[real], atol=1e-5)
+
+
 def test_a_group_reads_its_prompt_once():
     """Four rows of 20 tokens that share the first 15: 35 tokens to read, not 80."""
     model = build_model(CONFIG)
@@ -380,12 +409,12 @@ def test_micro_batches_keep_groups_whole():
 
 
 def two_updates(mesh):
-    """Of a real model, with AdamW, in two micro-batches."""
+    """Of a real model, with AdamW, in two micro-batches; the first batch does not fill its room."""
     optimizer = optax.adamw(1e-2, eps=1e-4)
     state = new_state(init_params(CONFIG, jax.random.PRNGKey(0)), optimizer)
     update = make_update_step(build_model(CONFIG).forward, optimizer, LossConfig(micro_batches=2))
     step = jit_update_step(update, mesh, state)
-    state, _ = step(state, random_batch(0))
+    state, _ = step(state, widened(random_batch(0), 10))
     return step(state, imitating(constant(random_batch(1))))
 
 

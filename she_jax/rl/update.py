@@ -2,9 +2,10 @@
 
 A model enters as ``forward(params, tokens, positions)``, which returns logits [B, T, V] or an
 ``LMOutput``; where a batch says that its groups share their prompts, it is told ``prompt_length``
-and ``group_size`` by name too (see ``she_jax.models.transformer.Model.forward``). Parameters are
-any tree of arrays. ``make_update_step`` returns a function of (state, batch) and nothing else;
-``jit_update_step`` compiles it for a mesh.
+and ``group_size`` by name too (see ``she_jax.models.transformer.Model.forward``). It is traced for
+several lengths T, those of ``WIDTHS``: columns at the end in which no row has a token (a position
+of 0 or more) are left out. Parameters are any tree of arrays. ``make_update_step`` returns a
+function of (state, batch) and nothing else; ``jit_update_step`` compiles it for a mesh.
 """
 
 import math
@@ -180,7 +181,8 @@ def make_scorer(
 
     Returns:
       (params, tokens [B, T], positions [B, T], temperature) -> log-probabilities, 0 before
-      ``start``. It raises ValueError if the batch does not divide into the micro-batches.
+      ``start`` and of no meaning where there is no token, at positions of -1. It raises ValueError
+      if the batch does not divide into the micro-batches.
     """
 
     @jax.jit
@@ -324,7 +326,7 @@ def _read_to_the_end(
 ) -> Result:
     """``read(rows)`` without the columns behind the last token, or without most of them.
 
-    Nobody looks at these and they have no weight, so the result is the same.
+    No token looks at these, and none of them may have weight: so the result is the same.
 
     Args:
       read: its result has one shape, however many columns it is given.

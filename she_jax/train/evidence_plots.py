@@ -18,6 +18,7 @@ COLOURS = ("#1f5f9e", "#b4602a", "#4f8a4c", "#8a5a9e", "#777777", "#b89b2e")
 BESIDE = 0.012  # shares between the error bars of two lines, which would hide each other
 SMOOTH = 5  # updates in a running mean of the entropy
 BAND = "mean ± standard deviation over seeds"
+ALONE = "one seed a point"
 
 
 def draw(found: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -168,13 +169,16 @@ def _checks(found: Mapping[str, Any]) -> Figure | None:
             places, gaps = [place for place, _ in own], [one.mean for _, one in own]
             reach = [0.0 if one.high is None else one.high - one.mean for _, one in own]
             bars = {"marker": "o", "capsize": 3, "linewidth": 1.8, "color": colour}
-            axis.errorbar(places, gaps, yerr=reach, label=f"{first} less {other}", **bars)
+            bars["yerr"] = reach if any(reach) else None
+            axis.errorbar(places, gaps, label=f"{first} less {other}", **bars)
         axis.axhline(0, color="#777777", linestyle=":", linewidth=1)
         axis.set_xticks(sorted({place for place, *_ in rows}))
         _label(axis, "attribute checks in the chain", f"lead in {measure}")
         axis.yaxis.set_tick_params(labelleft=True)
     axes[0].legend(fontsize=8, loc="upper left")
-    figure.suptitle("paired over seeds, 95% intervals", fontsize=9, fontweight="normal")
+    several = any(one.n > 1 for *_, told in rows for one in told.values())
+    title = "paired over seeds, 95% intervals" if several else ALONE
+    figure.suptitle(title, fontsize=9, fontweight="normal")
     return figure
 
 
@@ -194,12 +198,14 @@ def _coverage(found: Mapping[str, Any]) -> Figure | None:
         spreads = [float(_deviation(np.array(own))) for own in values]
         beside = [place + BESIDE * (n - (len(every) - 1) / 2) for place in line]
         bars = {"marker": "o", "capsize": 3, "linewidth": 1.8, "color": colour}
-        axis.errorbar(beside, means, yerr=spreads, label=title, **bars)
+        bars["yerr"] = spreads if any(spreads) else None
+        axis.errorbar(beside, means, label=title, **bars)
     axis.set_xlim(-0.05, 1.05)
     axis.set_xticks(places, [f"{place:.0%}" for place in places])
     _label(axis, "share of the steps that humans annotated", "macro F1, test")
     figure.legend(loc="outside right upper", fontsize=8)
-    axis.set_title(BAND, fontsize=9)
+    several = any(len(arm["seeds"]) > 1 for _, line in every for arm in line.values())
+    axis.set_title(BAND if several else ALONE, fontsize=9)
     return figure
 
 
