@@ -159,7 +159,7 @@ def _stages() -> dict[str, dict[str, Any]]:
     ones: as many updates and rollouts as the other arms have, and no more prompts. The rate is that
     of SFT, and a third of it for SRPO.
     """
-    last = {"rl.missed": 0.5, "rl.learning_rate": 1e-4, "rl.replay": REPLAY}
+    last = {"rl.missed": 0.5, "rl.learning_rate": 1e-4, "rl.replay": REPLAY, "reward.model": ""}
     return _rounds(2) | {"stage3": last | STAGE}
 
 
@@ -214,7 +214,7 @@ def _main() -> dict[str, dict[str, Any]]:
         "grpo": arm(
             *COMPARED["grpo"], "short_grpo", against=("srpo", "she", "all_srpo", "all_she")
         ),
-        "srpo": arm("SRPO", HYBRID, "short_srpo", against=("she",)),
+        "srpo": arm(*COMPARED["srpo"], "short_srpo", against=("she",)),
         "sft": arm(*COMPARED["sft"], "short_sft"),
         "she": arm("full SHE", HYBRID, "short_sft", against=(), stages=_stages()),
         # Full SHE with a third round of imitation in the place of SRPO.
@@ -233,7 +233,7 @@ def _main() -> dict[str, dict[str, Any]]:
 
 def _short() -> dict[str, dict[str, Any]]:
     """The main arms on which rates are chosen; SRPO's is what its variants are compared with."""
-    own = COMPARED | {"srpo": ("SRPO", HYBRID), "dpo": ("DPO", {"method": "dpo"})}
+    own = COMPARED | {"dpo": ("DPO", {"method": "dpo"})}
     return {
         f"short_{name}": _variant(
             title,
@@ -301,9 +301,9 @@ def _coverages() -> dict[str, dict[str, Any]]:
     table, none = "coverage, a third of the updates", {"shopworld.coverage": 0.0}
     srpo, (_, imitated) = "short_srpo", COMPARED["sft"]
     own = {
-        f"verifier_coverage_{100 * COVERAGE:.0f}": ("SRPO, verifier only", TOL, srpo),
+        f"hybrid_coverage_{100 * COVERAGE:.0f}": ("SRPO, hybrid", HYBRID, srpo),
         "hybrid_coverage_0": ("SRPO, labels and the examiner", HYBRID | none, srpo),
-        "verifier_coverage_0": ("SRPO, labels alone", none | TOL, srpo),
+        "verifier_coverage_0": ("SRPO, labels alone", none, srpo),
         "sft_coverage_0": ("SFT, own right labels", imitated | none, "short_sft"),
         # The rejection of full SHE by itself: the examiner finds wrong steps in chains to imitate.
         "sft_hybrid": ("SFT, right by the hybrid", imitated | HYBRID, "short_sft"),
@@ -366,7 +366,7 @@ def _variant(title: str, table: str, settings: dict[str, Any], **own: Any) -> di
 
 def _plots() -> dict[str, Any]:
     """Which arms the plots show; a line's points are arms, placed by what their config says."""
-    few = f"verifier_coverage_{100 * COVERAGE:.0f}"
+    few = f"hybrid_coverage_{100 * COVERAGE:.0f}"
     return {
         "curves": ("srpo", "grpo", "dpo", "sft", "she"),
         "confusion": ("cold_start", "grpo", "sft", "srpo", "she"),
@@ -376,8 +376,8 @@ def _plots() -> dict[str, Any]:
             ("GRPO", ("checks_2_grpo", "short_grpo", "checks_8_grpo")),
         ),
         "coverage": (
-            ("SRPO, hybrid", ("hybrid_coverage_0", "short_srpo", "short_all_srpo")),
-            ("SRPO, verifier only", ("verifier_coverage_0", few, "short_all_srpo")),
+            ("SRPO, hybrid", ("hybrid_coverage_0", few, "short_all_srpo")),
+            ("SRPO, verifier only", ("verifier_coverage_0", "short_srpo", "short_all_srpo")),
             ("SFT, own right chains", ("sft_coverage_0", "short_sft", "short_all_sft")),
             ("GRPO", ("short_grpo",)),
         ),
