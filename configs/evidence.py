@@ -127,7 +127,7 @@ def _examiner() -> Any:
             # With half as many it finds too few errors (F1 0.76), and SRPO is the worse for it.
             "sft.steps": 2_400,
             "examiner.pairs": 40_000,  # each with a fifth of its steps
-            "examiner.room": 72,  # that few questions do not take more
+            "examiner.room": 80,  # that few questions do not take more
             "examiner.policy_pairs": 20_000,
             "examiner.eval_pairs": 256,
             "examiner.votes": 0,
