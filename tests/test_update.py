@@ -390,10 +390,8 @@ def test_a_micro_batch_is_read_as_far_as_its_longest_completion():
     np.testing.assert_allclose(logps[:, 10], -np.log1p(np.exp(widths / 4)), rtol=1e-5)
     assert logps.shape == (6, 20)
     np.testing.assert_array_equal((np.asarray(logps) != 0).sum(axis=1), widths - 10)
-    batch = SftBatch(
-        tokens=tokens, positions=positions, weights=jnp.zeros((6, 20)).at[:, 10].set(1.0)
-    )
-    batch = dataclasses.replace(batch, prompt_length=10)
+    weights = jnp.zeros((6, 20)).at[:, 10].set(1.0)
+    batch = SftBatch(tokens=tokens, positions=positions, weights=weights, prompt_length=10)
     update = jax.jit(make_sft_step(forward, optax.sgd(1.0), micro_batches=3))
     _, metrics = update(new_state(params, optax.sgd(1.0)), batch)
     np.testing.assert_allclose(metrics["loss"], -np.mean(logps[:, 10]), rtol=1e-5)
