@@ -17,11 +17,13 @@ SCHEMA = CotSchema()
 GOOD = "query: shoes\nproduct: boots\ncategory: shoes / boots => near\nattributes: met\nlabel: 3"
 
 
-def samples(path, texts, query="shoes"):
+def samples(path, texts, query="shoes", unknown=()):
     example = Example(
         uid="u1", query=query, product={"title": "Boots"}, label=3, steps={"category": "near"}
     )
     rows = len(texts)
+    known = np.array([[c is not None for c in SCHEMA.parse(t).steps] for t in texts])
+    known[:, list(unknown)] = False
     write_samples(
         path,
         step=40,
@@ -31,7 +33,7 @@ def samples(path, texts, query="shoes"):
         chains=[SCHEMA.parse(text) for text in texts],
         rewards=np.full((rows, 5), 0.5),
         advantages=np.linspace(-1, 1, rows * 5).reshape(rows, 5),
-        step_mask=np.array([[c is not None for c in SCHEMA.parse(t).steps] for t in texts]),
+        step_mask=known,
         outcomes=np.arange(rows) / rows,
     )
     return path.read_text(encoding="utf-8")
@@ -54,6 +56,12 @@ def test_a_page_shows_the_pair_and_each_step(tmp_path):
         "    | label: 2",
     ):
         assert line in page.splitlines(), line
+
+
+def test_a_step_that_nobody_rewards_shows_the_advantage_that_the_outcome_gives_it(tmp_path):
+    lines = samples(tmp_path / "page.md", [GOOD], unknown=[1]).splitlines()
+    assert "         -     -0.500  -            product: boots" in lines
+    assert "      0.50     +0.000  near         category: shoes / boots" in lines
 
 
 HOSTILE = [

@@ -65,8 +65,8 @@ def write_samples(
       texts: the B = N * G completions as written, a group's rows contiguous.
       chains: the same, parsed.
       rewards: step rewards in [0, 1].
-      advantages: step advantages, as the loss sees them.
-      step_mask: which steps have a reward and an advantage; the others show a dash.
+      advantages: of each step's tokens, as the loss sees them: of its reward and of the outcome.
+      step_mask: which steps have a reward; the others show a dash, and the outcome's advantage.
       outcomes: outcome rewards in [0, 1].
       remarks: what an examiner says of a step, by row and step index; shown below it.
 
@@ -87,15 +87,12 @@ def write_samples(
             lines += [f"### Rollout {n + 1}.{g + 1}: outcome reward {outcomes[b]:.2f}", ""]
             lines.append("    reward  advantage  verdict      step")
             for k, name in enumerate(schema.names):
-                figures = (
-                    f"{rewards[b, k]:6.2f}  {advantages[b, k]:+9.3f}"
-                    if step_mask[b, k]
-                    else f"{'-':>6}  {'-':>9}"
-                )
-                parsed = chains[b].steps[k]
+                parsed, known = chains[b].steps[k], step_mask[b, k]
+                reward = f"{rewards[b, k]:.2f}" if known else "-"
+                advantage = f"{advantages[b, k]:+.3f}" if known or parsed else "-"
                 verdict = (parsed.verdict or "-") if parsed else "missing"
                 text = shown(f"{name}: {parsed.text if parsed else ''}")
-                lines.append(f"    {figures}  {verdict:<11}  {text}".rstrip())
+                lines.append(f"    {reward:>6}  {advantage:>9}  {verdict:<11}  {text}".rstrip())
                 if remark := (remarks or {}).get((b, k)):
                     lines.append(f"{'examiner:':>32}  {shown(remark)}")
             if not chains[b].well_formed:
