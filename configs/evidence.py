@@ -361,9 +361,10 @@ def _plots() -> dict[str, Any]:
             ("GRPO", ("checks_2_grpo", "short_grpo", "checks_8_grpo")),
         ),
         "coverage": (
-            ("SRPO, hybrid", ("hybrid_coverage_0", few, "short_all_srpo")),
             ("SRPO, verifier only", ("verifier_coverage_0", "short_srpo", "short_all_srpo")),
+            ("SRPO, hybrid", ("hybrid_coverage_0", few, "short_all_srpo")),
             ("SFT, own right chains", ("sft_coverage_0", "short_sft", "short_all_sft")),
+            ("SFT, right by the hybrid", ("sft_hybrid", "short_all_sft")),
             ("GRPO", ("short_grpo",)),
         ),
     }
