@@ -8,8 +8,8 @@ on with the same command. ``--config.only=srpo,grpo`` runs these arms and what t
 accelerator set ``--config.workers=1``.
 
 Humans gave every training pair its label and annotated a fifth of the steps. That is what the arms
-know, and the examiner too. Those with ``ALL`` among their settings know every step, those with a
-coverage of 0 the labels alone.
+know. The examiner, one for all seeds, knows as much of the first seed's pairs. Arms with ``ALL``
+among their settings know every step, those with a coverage of 0 the labels alone.
 
 Every arm begins with the cold start of its seed and takes 240 updates of 64 rows, or 80: so many
 take the runs on which rates are chosen, and the variants. All draw their prompts from the same
