@@ -201,15 +201,24 @@ def _main() -> dict[str, dict[str, Any]]:
     teacher = chains | {"offline.pairs": 15_360}  # a new chain for every row
 
     def arm(title: str, settings: Any, tuned: str, **own: Any) -> Any:
-        usual: dict[str, Any] = {"against": ("srpo", "she")}
+        usual: dict[str, Any] = {"against": ("srpo", "she", "she_verifier")}
         return _arm(title, "main", settings, tuned=tuned, **usual | own)
 
     return {
         "cold_start": _arm("cold start", "main", {}, tuned=False, against=("srpo",), trained=False),
         "grpo": arm(*COMPARED["grpo"], "short_grpo"),
-        "srpo": arm(*COMPARED["srpo"], "short_srpo", against=("she",)),
+        "srpo": arm(*COMPARED["srpo"], "short_srpo", against=("she", "she_verifier")),
         "sft": arm(*COMPARED["sft"], "short_sft"),
         "she": arm("full SHE", HYBRID, "short_sft", against=(), stages=_stages()),
+        # No examiner, which has read the annotation of more pairs than an arm meets.
+        "she_verifier": arm(
+            "full SHE, verifier only",
+            {},
+            "short_sft",
+            seeds=1,
+            against=("she",),
+            stages=_stages(),
+        ),
         # Full SHE with a third round of imitation in the place of SRPO.
         "sft_rounds": arm(
             "SFT, right by the hybrid, three rounds",
