@@ -296,7 +296,6 @@ def _coverages() -> dict[str, dict[str, Any]]:
     srpo, (_, imitated) = "short_srpo", COMPARED["sft"]
     own = {
         f"hybrid_coverage_{100 * COVERAGE:.0f}": ("SRPO, hybrid", HYBRID, srpo),
-        "hybrid_coverage_0": ("SRPO, labels and the examiner", HYBRID | none, srpo),
         "verifier_coverage_0": ("SRPO, labels alone", none, srpo),
         "sft_coverage_0": ("SFT, own right labels", imitated | none, "short_sft"),
         # The rejection of full SHE by itself: the examiner finds wrong steps in chains to imitate.
@@ -371,7 +370,7 @@ def _plots() -> dict[str, Any]:
         ),
         "coverage": (
             ("SRPO, verifier only", ("verifier_coverage_0", "short_srpo", "short_all_srpo")),
-            ("SRPO, hybrid", ("hybrid_coverage_0", few, "short_all_srpo")),
+            ("SRPO, hybrid", (few, "short_all_srpo")),
             ("SFT, own right chains", ("sft_coverage_0", "short_sft", "short_all_sft")),
             ("SFT, right by the hybrid", ("sft_hybrid", "short_all_sft")),
             ("GRPO", ("short_grpo",)),
