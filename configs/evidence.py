@@ -206,7 +206,11 @@ def _main() -> dict[str, dict[str, Any]]:
 
     return {
         "cold_start": _arm("cold start", "main", {}, tuned=False, against=("srpo",), trained=False),
-        "grpo": arm(*COMPARED["grpo"], "short_grpo"),
+        "grpo": arm(
+            *COMPARED["grpo"],
+            "short_grpo",
+            against=("srpo", "she", "she_verifier", "annotated_srpo", "annotated_she"),
+        ),
         "srpo": arm(*COMPARED["srpo"], "short_srpo", against=("she", "she_verifier")),
         "sft": arm(*COMPARED["sft"], "short_sft"),
         "she": arm("full SHE", HYBRID, "short_sft", against=(), stages=_stages()),
@@ -250,12 +254,22 @@ def _short() -> dict[str, dict[str, Any]]:
 
 def _annotated() -> dict[str, dict[str, Any]]:
     """Where every step is annotated, an examiner has nothing to add."""
-    table = "every step annotated, a third of the updates"
+    table = "every step annotated"
     srpo, sft = COMPARED["srpo"], COMPARED["sft"]
+
+    def arm(title: str, settings: Any, tuned: str, **own: Any) -> Any:
+        usual: dict[str, Any] = {"against": ("annotated_srpo", "annotated_she")}
+        return _arm(title, table, settings | ALL, tuned=tuned, **usual | own)
+
+    short = f"{table}, a third of the updates"
     return {
-        "short_all_srpo": _variant(srpo[0], table, srpo[1] | ALL, against=()),
+        "annotated_srpo": arm(*srpo, "short_srpo", against=("annotated_she",)),
+        "annotated_she": arm("full SHE", {}, "short_sft", against=(), stages=_stages()),
+        "annotated_sft": arm(*sft, "short_sft"),
+        "annotated_rounds": arm("SFT, three rounds", {}, "short_sft", stages=_rounds(3)),
+        "short_all_srpo": _variant(srpo[0], short, srpo[1] | ALL, against=()),
         "short_all_sft": _variant(
-            sft[0], table, sft[1] | ALL, tuned="short_sft", against=("short_all_srpo",)
+            sft[0], short, sft[1] | ALL, tuned="short_sft", against=("short_all_srpo",)
         ),
     }
 
