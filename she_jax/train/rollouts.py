@@ -105,11 +105,13 @@ class Collector:
         advantages, by_token, weights, informative = self._credit(
             steps, rewards, known, outcome, rollout.completion_mask
         )
+        by_step = np.asarray(advantages.step + advantages.outcome[:, None])
         teaches = self._teaches(informative, examples)
         figures = {
             **_rewards(rewards, known, outcome, prompts.schema),
             **told,
             **exploration(chains, on_host, steps, prompts.schema, len(examples)),
+            **assignment(by_step, steps, prompts.schema),
             "zero_variance": 1.0 - float(teaches.mean()),
             "sampled_tokens": int(on_host.completion_mask.sum()),
             "length": float(on_host.completion_mask.sum(axis=1).mean()),
@@ -119,7 +121,6 @@ class Collector:
             "time/sample": sampled - began,
             "time/verify": time.perf_counter() - sampled - told.get("time/examine", 0.0),
         }
-        by_step = advantages.step + advantages.outcome[:, None]
         return Experience(
             batch=self._batch(rollout, places, ref_logps, by_token, weights),
             figures=figures,
@@ -130,7 +131,7 @@ class Collector:
             outcome=np.asarray(outcome),
             rewards=np.asarray(rewards),
             known=np.asarray(known),
-            advantages=np.clip(np.asarray(by_step), -rl.clamp, rl.clamp),
+            advantages=np.clip(by_step, -rl.clamp, rl.clamp),
             informative=teaches,
         )
 
@@ -210,6 +211,27 @@ def exploration(
     for k, name in enumerate(schema.names):
         if (own := ids == k).any():
             figures[f"entropy/{name}"] = float(surprise[own].mean())
+    return figures
+
+
+def assignment(
+    advantages: Float[np.ndarray, "B S"], steps: StepBatch, schema: CotSchema
+) -> dict[str, float]:
+    """Whether credit goes to the steps that earn it, whatever estimator gave it.
+
+    Returns:
+      Of the steps whose verdict the verifier knows: ``credit/<step>``, the share that has an
+      advantage, and ``astray/<step>``, the share whose advantage is of the wrong sign, that of a
+      right step below 0 or that of a wrong one above.
+    """
+    judged = np.asarray(steps.step_mask & steps.verifier_known)
+    right = np.asarray(steps.verifier) >= FULL_MARKS
+    wrong_way = np.where(right, advantages < 0, advantages > 0)
+    figures = {}
+    for k, name in enumerate(schema.names):
+        if (own := judged[:, k]).any():
+            figures[f"credit/{name}"] = float((advantages[own, k] != 0).mean())
+            figures[f"astray/{name}"] = float(wrong_way[own, k].mean())
     return figures
 
 
