@@ -177,7 +177,8 @@ def _arm(
         "title": title,  # in tables and plots
         "table": table,  # in which it is a row
         "start": start,  # one of ``starts``
-        "seeds": seeds,  # it is run with the first so many
+        # It is run with the first so many: 0, not unless --config.arms.NAME.seeds has more.
+        "seeds": seeds,
         "tuned": tuned,  # over ``rates``; or the arm whose rate it takes; or False, the recipe's
         "against": against,  # the arms that are compared with it
         "trained": trained,  # False: the cold start itself is the row
@@ -253,12 +254,15 @@ def _short() -> dict[str, dict[str, Any]]:
 
 
 def _annotated() -> dict[str, dict[str, Any]]:
-    """Where every step is annotated, an examiner has nothing to add."""
+    """Where every step is annotated, an examiner has nothing to add.
+
+    The full runs of these, another 50 minutes of five seeds, are for who asks for them.
+    """
     table = "every step annotated"
     srpo, sft = COMPARED["srpo"], COMPARED["sft"]
 
     def arm(title: str, settings: Any, tuned: str, **own: Any) -> Any:
-        usual: dict[str, Any] = {"against": ("annotated_srpo", "annotated_she")}
+        usual: dict[str, Any] = {"seeds": 0, "against": ("annotated_srpo", "annotated_she")}
         return _arm(title, table, settings | ALL, tuned=tuned, **usual | own)
 
     short = f"{table}, a third of the updates"

@@ -18,6 +18,7 @@ from configs import evidence as recipe
 from she_jax.train.evidence import _environment, run_evidence
 from she_jax.train.evidence_plan import (
     Job,
+    arms,
     best_rate,
     job_config,
     plan,
@@ -121,6 +122,13 @@ def test_a_job_is_the_recipe_with_what_its_arm_changes():
     assert config.recipe.rl.srpo.w_step == 1.0  # the recipe itself is as it was
 
 
+def test_an_arm_without_seeds_is_run_where_more_are_asked_for():
+    config = small({"base": {"trained": False}, "grpo": {"seeds": 0}})
+    assert [job.of for job in plan(config, arms(config))] == ["main"]
+    with pytest.raises(ValueError, match=r"'grpo' has no seeds .*; set --config.arms.grpo.seeds"):
+        arms(small({"grpo": {"seeds": 0}}, only="grpo"))
+
+
 def test_the_stages_of_a_curriculum_keep_the_proportions_of_their_rates():
     stages = {"a": {"rl.steps": 40}, "b": {"rl.steps": 20, "rl.learning_rate": 1e-4}}
     config = small({"she": {"stages": stages}})
@@ -138,7 +146,7 @@ def test_the_stages_of_a_curriculum_keep_the_proportions_of_their_rates():
         ({"settings": {"rl.speed": 3}}, r"arms.arm.settings.*speed"),
         ({"settings": {"rl.steps": "many"}}, r"arms.arm.settings.*many"),
         ({"start": "moon"}, "arms.arm.start='moon': expected one of"),
-        ({"seeds": 3}, "arms.arm.seeds=3: expected 1 to 2"),
+        ({"seeds": 3}, "arms.arm.seeds=3: expected 0 to 2"),
         ({"tuned": "nobody"}, "tuned='nobody': expected an arm that is tuned itself"),
         ({"against": ("nobody",)}, "against: no arm is named 'nobody'"),
     ],

@@ -73,7 +73,8 @@ def arms(config: Config) -> list[str]:
     """The arms that are asked for, in order.
 
     Raises:
-      ValueError: for a name that no arm has, or an arm that the order leaves out.
+      ValueError: for a name that no arm has, an arm that the order leaves out, or one that is asked
+        for and has no seeds.
     """
     only = [name.strip() for name in config.only.split(",") if name.strip()]
     lines = [arm for key in ("checks", "coverage") for _, own in config.plots[key] for arm in own]
@@ -87,18 +88,23 @@ def arms(config: Config) -> list[str]:
             raise ValueError(f"{key}: no arm is named {unknown[0]!r}; there are {config.order}")
     if absent := sorted(set(config.arms) - set(config.order)):
         raise ValueError(f"order: {absent[0]!r} is missing, and so would never be run")
+    for name in only:
+        if not config.arms[name].seeds:
+            raise ValueError(
+                f"only: {name!r} has no seeds in the plan; set --config.arms.{name}.seeds too"
+            )
     return [name for name in config.order if not only or name in only]
 
 
 def seeds(config: Config, arm: str) -> list[int]:
-    """The seeds of an arm.
+    """The seeds of an arm, none of one that is run only where more are asked for.
 
     Raises:
-      ValueError: if it has none, or more than there are.
+      ValueError: if it has more than there are.
     """
     count = config.arms[arm].seeds
-    if not 1 <= count <= len(config.seeds):
-        raise ValueError(f"arms.{arm}.seeds={count}: expected 1 to {len(config.seeds)}, of seeds")
+    if not 0 <= count <= len(config.seeds):
+        raise ValueError(f"arms.{arm}.seeds={count}: expected 0 to {len(config.seeds)}, of seeds")
     return list(config.seeds[:count])
 
 
