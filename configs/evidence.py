@@ -7,9 +7,9 @@ runs what is not done yet, most important arms first, two runs side by side, and
 on with the same command. ``--config.only=srpo,grpo`` runs these arms and what they need. On an
 accelerator set ``--config.workers=1``.
 
-Humans gave every training pair its label and annotated a fifth of the steps. That is what the arms
-know. The examiner, one for all seeds, knows as much of the first seed's pairs. Arms with ``ALL``
-among their settings know every step, those with a coverage of 0 the labels alone.
+Humans gave every training pair its label and annotated steps: every one for the arms that have
+``ALL`` among their settings, the main ones, none with a coverage of 0, a fifth for the others. The
+examiner, one for all seeds, knows a fifth of the steps of the first seed's pairs.
 
 Every arm begins with the cold start of its seed and takes 240 updates of 64 rows, or 80: so many
 take the runs on which rates are chosen, and the variants. All draw their prompts from the same
@@ -177,7 +177,7 @@ def _arm(
         "title": title,  # in tables and plots
         "table": table,  # in which it is a row
         "start": start,  # one of ``starts``
-        # It is run with the first so many: 0, not unless --config.arms.NAME.seeds has more.
+        # It is run with the first so many: 0, only where --config.arms.NAME.seeds asks for more.
         "seeds": seeds,
         "tuned": tuned,  # over ``rates``; or the arm whose rate it takes; or False, the recipe's
         "against": against,  # the arms that are compared with it
@@ -191,56 +191,66 @@ def _arm(
 
 def _arms() -> dict[str, dict[str, Any]]:
     """In the order in which they are run, after what they need."""
-    first = _main() | _annotated() | _short()
+    first = _main() | _fifth() | _short()
     rest = _coverages() | _checks() | _ablations() | _estimators()
     return first | rest | _both("label_first", "label first", "label first, a third of the updates")
 
 
 def _main() -> dict[str, dict[str, Any]]:
+    """Every step is annotated, for those that read steps; an examiner would have nothing to add."""
     chains = {"method": "sft", "offline.chains": "written"}
     gold = chains | {"shopworld.chains": "gold"}
     teacher = chains | {"offline.pairs": 15_360}  # a new chain for every row
+    srpo, grpo, sft = (COMPARED[name] for name in ("srpo", "grpo", "sft"))
 
     def arm(title: str, settings: Any, tuned: str, **own: Any) -> Any:
-        usual: dict[str, Any] = {"against": ("srpo", "she", "she_verifier")}
+        usual: dict[str, Any] = {"against": ("annotated_srpo", "annotated_she")}
         return _arm(title, "main", settings, tuned=tuned, **usual | own)
 
+    # GRPO reads labels alone, and so is what those with a fifth of the steps are compared with too.
+    own = {"against": ("annotated_srpo", "annotated_she", "srpo", "she", "she_verifier")}
+    start = {"tuned": False, "trained": False, "against": ("annotated_srpo",)}
     return {
-        "cold_start": _arm("cold start", "main", {}, tuned=False, against=("srpo",), trained=False),
-        "grpo": arm(
-            *COMPARED["grpo"],
-            "short_grpo",
-            against=("srpo", "she", "she_verifier", "annotated_srpo", "annotated_she"),
+        "cold_start": _arm("cold start", "main", {}, **start),
+        "grpo": arm(*grpo, "short_grpo", **own),
+        "annotated_srpo": arm(
+            srpo[0], srpo[1] | ALL, "short_srpo", against=("annotated_she", "srpo")
         ),
-        "srpo": arm(*COMPARED["srpo"], "short_srpo", against=("she", "she_verifier")),
-        "sft": arm(*COMPARED["sft"], "short_sft"),
-        "she": arm("full SHE", HYBRID, "short_sft", against=(), stages=_stages()),
-        # No examiner, which has read the annotation of more pairs than an arm meets.
-        "she_verifier": arm(
-            "full SHE, verifier only",
-            {},
-            "short_sft",
-            seeds=1,
-            against=("she",),
-            stages=_stages(),
-        ),
+        "annotated_she": arm("full SHE", ALL, "short_sft", against=("she",), stages=_stages()),
+        "annotated_sft": arm(sft[0], sft[1] | ALL, "short_sft", seeds=3),
         # Full SHE with a third round of imitation in the place of SRPO.
-        "sft_rounds": arm(
-            "SFT, right by the hybrid, three rounds",
-            HYBRID,
-            "short_sft",
-            seeds=1,
-            stages=_rounds(3),
-        ),
+        "annotated_rounds": arm("SFT, three rounds", ALL, "short_sft", seeds=0, stages=_rounds(3)),
         "dpo": arm("DPO", {"method": "dpo"}, "short_dpo", seeds=1),
         "sft_teacher": arm("SFT, teacher's chains", teacher, "short_sft", seeds=1),
         "sft_gold": arm("SFT, gold chains (ceiling)", gold, "short_sft", seeds=1),
     }
 
 
+def _fifth() -> dict[str, dict[str, Any]]:
+    """The same where a fifth of the steps are annotated, with and without an examiner."""
+
+    def arm(title: str, settings: Any, tuned: str, **own: Any) -> Any:
+        usual: dict[str, Any] = {"seeds": 1, "against": ("srpo", "she", "she_verifier")}
+        return _arm(title, "a fifth annotated", settings, tuned=tuned, **usual | own)
+
+    title = "SFT, right by the hybrid, three rounds"
+    return {
+        "srpo": arm(*COMPARED["srpo"], "short_srpo", against=("she", "she_verifier")),
+        "sft": arm(*COMPARED["sft"], "short_sft"),
+        "she": arm("full SHE", HYBRID, "short_sft", against=(), stages=_stages()),
+        # No examiner, which has read the annotation of more pairs than an arm meets.
+        "she_verifier": arm(
+            "full SHE, verifier only", {}, "short_sft", seeds=0, against=("she",), stages=_stages()
+        ),
+        "sft_rounds": arm(title, HYBRID, "short_sft", seeds=0, stages=_rounds(3)),
+    }
+
+
 def _short() -> dict[str, dict[str, Any]]:
     """The main arms on which rates are chosen; SRPO's is what its variants are compared with."""
     own = COMPARED | {"dpo": ("DPO", {"method": "dpo"})}
+    srpo, sft = COMPARED["srpo"], COMPARED["sft"]
+    every = "every step annotated, a third of the updates"
     return {
         f"short_{name}": _variant(
             title,
@@ -250,30 +260,10 @@ def _short() -> dict[str, dict[str, Any]]:
             against=() if name == "srpo" else ("short_srpo", "short_all_srpo"),
         )
         for name, (title, settings) in own.items()
-    }
-
-
-def _annotated() -> dict[str, dict[str, Any]]:
-    """Where every step is annotated, an examiner has nothing to add.
-
-    The full runs of these, another 50 minutes of five seeds, are for who asks for them.
-    """
-    table = "every step annotated"
-    srpo, sft = COMPARED["srpo"], COMPARED["sft"]
-
-    def arm(title: str, settings: Any, tuned: str, **own: Any) -> Any:
-        usual: dict[str, Any] = {"seeds": 0, "against": ("annotated_srpo", "annotated_she")}
-        return _arm(title, table, settings | ALL, tuned=tuned, **usual | own)
-
-    short = f"{table}, a third of the updates"
-    return {
-        "annotated_srpo": arm(*srpo, "short_srpo", against=("annotated_she",)),
-        "annotated_she": arm("full SHE", {}, "short_sft", against=(), stages=_stages()),
-        "annotated_sft": arm(*sft, "short_sft"),
-        "annotated_rounds": arm("SFT, three rounds", {}, "short_sft", stages=_rounds(3)),
-        "short_all_srpo": _variant(srpo[0], short, srpo[1] | ALL, against=()),
+    } | {
+        "short_all_srpo": _variant(srpo[0], every, srpo[1] | ALL, against=()),
         "short_all_sft": _variant(
-            sft[0], short, sft[1] | ALL, tuned="short_sft", against=("short_all_srpo",)
+            sft[0], every, sft[1] | ALL, tuned="short_sft", against=("short_all_srpo",)
         ),
     }
 
@@ -379,8 +369,8 @@ def _plots() -> dict[str, Any]:
     """Which arms the plots show; a line's points are arms, placed by what their config says."""
     few = f"hybrid_coverage_{100 * COVERAGE:.0f}"
     return {
-        "curves": ("srpo", "grpo", "dpo", "sft", "she"),
-        "confusion": ("cold_start", "grpo", "sft", "srpo", "she"),
+        "curves": ("annotated_srpo", "grpo", "dpo", "annotated_sft", "annotated_she"),
+        "confusion": ("cold_start", "grpo", "annotated_sft", "annotated_srpo", "annotated_she"),
         # The lead is that of the first line over each of the others.
         "checks": (
             ("SRPO", ("checks_2_srpo", "short_all_srpo", "checks_8_srpo")),
