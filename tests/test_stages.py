@@ -17,6 +17,7 @@ from she_jax.train import run as runs
 from she_jax.train.run import run
 
 STAGE = {
+    "rl.learning_rate": 3e-4,  # a stage with a rate of its own would compile an update of its own
     "rl.steps": 2,
     "rl.refill": 1,
     "rl.aim": "medium",

@@ -3,9 +3,10 @@
 A model enters as ``forward(params, tokens, positions)``, which returns logits [B, T, V] or an
 ``LMOutput``; where a batch says that its groups share their prompts, it is told ``prompt_length``
 and ``group_size`` by name too (see ``she_jax.models.transformer.Model.forward``). It is traced for
-several lengths T, those of ``WIDTHS``: columns at the end in which no row has a token (a position
-of 0 or more) are left out. Parameters are any tree of arrays. ``make_update_step`` returns a
-function of (state, batch) and nothing else; ``jit_update_step`` compiles it for a mesh.
+several lengths T, those of ``WIDTHS``, where there is room for them: columns at the end in which no
+row has a token (a position of 0 or more) are left out. Parameters are any tree of arrays.
+``make_update_step`` returns a function of (state, batch) and nothing else; ``jit_update_step``
+compiles it for a mesh.
 """
 
 import math
@@ -33,8 +34,9 @@ LossSum = Callable[[Any, Any], tuple[Float[Array, ""], Metrics]]
 Result = TypeVar("Result")
 
 # A micro-batch is read as far as its longest completion: to one of these shares of the room that
-# there is. Few, as each is compiled.
+# there is. Few, as each is compiled; and where there is room for less than ``NARROW`` columns, one.
 WIDTHS = (0.6, 0.8, 1.0)
+NARROW = 32
 
 
 def make_update_step(
@@ -335,7 +337,9 @@ def _read_to_the_end(
       start: the columns before this index are always read.
     """
     length = positions.shape[1]
-    widths = sorted({start + math.ceil(share * (length - start)) for share in WIDTHS})
+    room = length - start
+    shares = WIDTHS if room >= NARROW else (1.0,)
+    widths = sorted({start + math.ceil(share * room) for share in shares})
     needed = jnp.max(jnp.where(positions >= 0, jnp.arange(1, length + 1), 0))
 
     def up_to(width: int) -> Callable[[Any], Result]:
