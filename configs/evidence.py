@@ -14,8 +14,9 @@ examiner, one for all seeds, knows a fifth of the steps of the first seed's pair
 Every arm begins with the cold start of its seed and takes 240 updates of 64 rows, or 80: so many
 take the runs on which rates are chosen, and the variants. All draw their prompts from the same
 split, sixteen an update, in the same order, and sample four rollouts of each. Exceptions: full SHE
-chooses its prompts, no more of them, by how the ones before went; written chains (the teacher's,
-or gold ones) are not sampled; and of the teacher's there is a new pair for every row.
+and SFT in rounds choose their prompts, no more of them, by how the ones before went; written chains
+(the teacher's, or gold ones) are not sampled; and of the teacher's there is a new pair for every
+row.
 
 An arm's learning rate is the one of ``rates`` that does best on the first seed's validation split,
 or that of the arm it is a variant of: the three in the middle are tried, and the next one as long
@@ -150,9 +151,9 @@ def _rounds(count: int) -> dict[str, dict[str, Any]]:
 def _stages() -> dict[str, dict[str, Any]]:
     """Of full SHE: first imitate what goes right, then practise what does not.
 
-    Two rounds of imitation, then SRPO with replay on the prompts that are left and as many new
-    ones: as many updates and rollouts as the other arms have, and no more prompts. The rate is that
-    of SFT, and a third of it for SRPO.
+    Two rounds of imitation, then SRPO with replay, half of it on the prompts that are left, as far
+    as there are so many, the rest on new ones: as many updates and rollouts as the other arms have,
+    and no more prompts. The rate is that of SFT, and a third of it for SRPO.
     """
     last = {"rl.missed": 0.5, "rl.learning_rate": 1e-4, "rl.replay": REPLAY, "reward.model": ""}
     return _rounds(2) | {"stage3": last | STAGE}
@@ -231,7 +232,7 @@ def _fifth() -> dict[str, dict[str, Any]]:
 
     def arm(title: str, settings: Any, tuned: str, **own: Any) -> Any:
         usual: dict[str, Any] = {"seeds": 1, "against": ("srpo", "she", "she_verifier")}
-        return _arm(title, "a fifth annotated", settings, tuned=tuned, **usual | own)
+        return _arm(f"{title}, a fifth", "a fifth annotated", settings, tuned=tuned, **usual | own)
 
     title = "SFT, right by the hybrid, three rounds"
     return {
@@ -261,9 +262,13 @@ def _short() -> dict[str, dict[str, Any]]:
         )
         for name, (title, settings) in own.items()
     } | {
-        "short_all_srpo": _variant(srpo[0], every, srpo[1] | ALL, against=()),
+        "short_all_srpo": _variant(f"{srpo[0]}, every step", every, srpo[1] | ALL, against=()),
         "short_all_sft": _variant(
-            sft[0], every, sft[1] | ALL, tuned="short_sft", against=("short_all_srpo",)
+            f"{sft[0]}, every step",
+            every,
+            sft[1] | ALL,
+            tuned="short_sft",
+            against=("short_all_srpo",),
         ),
     }
 
