@@ -38,6 +38,14 @@ hypothesis.settings.register_profile("tests", deadline=None, max_examples=100, d
 hypothesis.settings.load_profile("tests")
 
 
+# Files that take minutes go first, so that no core is left alone with one of them at the end.
+LONGEST = ("reward_model", "update", "stages", "run", "offline", "transformer", "sampling")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONGEST)
+
+
 @pytest.fixture(scope="session")
 def policy(tmp_path_factory):
     """The folder of a small policy's run, for whoever trains a reward model for it."""
