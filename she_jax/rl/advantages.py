@@ -374,3 +374,58 @@ def _spread(
     sigma = jnp.sqrt((share * jnp.square(centred)).sum(axis=1, keepdims=True))
     varies = ((weights > 0).sum(axis=1, keepdims=True) >= 2) & (sigma > tol)
     return jnp.where((weights > 0) & varies, centred, 0.0), jnp.where(varies, sigma, 1.0)
+
+
+# A trial: difficulty weights on advantages (VL-Cogito, arXiv 2507.22607), division by the mean in
+# the deviation's place, and credit for the tokens of high window entropy alone (ARES, arXiv
+# 2510.08457; she_jax.train.rollouts).
+
+
+def _curve(rate: Array, aim: str) -> Array:
+    rise = jnp.clip(jnp.cos(jnp.pi * (rate - 0.5)), 0.0)
+    easy = jnp.where(rate <= 0.5, rise, 1.0)
+    hard = jnp.where(rate <= 0, 0.25, jnp.where(rate <= 0.5, 1.0, rise))
+    return {"easy": easy, "medium": rise, "hard": hard}[aim]
+
+
+def _weighed(base, aim):
+    def own(step_rewards, step_mask, outcome, *, group_size, **kw):
+        found = base(step_rewards, step_mask, outcome, group_size=group_size, **kw)
+        right = _groups((outcome >= 0.999).astype(jnp.float32), group_size).mean(1)
+        w = jnp.repeat(_curve(right, aim), group_size)
+        return Advantages(outcome=found.outcome * w, step=found.step * w[:, None])
+
+    return own
+
+
+def _by_mean(base):
+    def own(step_rewards, step_mask, outcome, *, group_size, **kw):
+        found = base(step_rewards, step_mask, outcome, group_size=group_size, **kw)
+
+        def scale(r, m):
+            r, m = _groups(jnp.where(m, r, 0.0), group_size), _groups(jnp.asarray(m), group_size)
+            n = jnp.maximum(m.sum(1, keepdims=True), 1)
+            mu = (r * m).sum(1, keepdims=True) / n
+            sd = jnp.sqrt((m * (r - mu) ** 2).sum(1, keepdims=True) / n)
+            return jnp.repeat((sd / (mu + 1e-4))[:, 0], group_size, axis=0)
+
+        o = jnp.asarray(outcome)[:, None]
+        return Advantages(
+            outcome=found.outcome * scale(o, jnp.ones(o.shape, bool))[:, 0],
+            step=found.step * scale(step_rewards, step_mask),
+        )
+
+    return own
+
+
+_BASES = {"srpo": srpo_advantages, "grpo": grpo_advantages}
+_TRIALS = {
+    f"{n}_w_{aim}": _weighed(f, aim)
+    for n, f in _BASES.items()
+    for aim in ("easy", "medium", "hard")
+}
+_TRIALS |= {f"{n}_ml": _by_mean(f) for n, f in _BASES.items()} | {
+    f"{n}_ares": f for n, f in _BASES.items()
+}
+ESTIMATORS = {**ESTIMATORS, **_TRIALS}
+STEPWISE = (*STEPWISE, *(n for n in _TRIALS if n.startswith("srpo")))
