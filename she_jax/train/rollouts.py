@@ -105,17 +105,6 @@ class Collector:
         advantages, by_token, weights, informative = self._credit(
             steps, rewards, known, outcome, rollout.completion_mask
         )
-        if rl.estimator.endswith("_ares"):  # a trial: arXiv 2510.08457
-            mask = np.asarray(rollout.completion_mask)
-            surprise = np.where(mask, -np.asarray(on_host.logps), 0.0)
-            pad = np.pad(surprise, ((0, 0), (0, 4)))
-            pm = np.pad(mask, ((0, 0), (0, 4))).astype(float)
-            wide = sum(pad[:, k : k + mask.shape[1]] for k in range(4))
-            count = sum(pm[:, k : k + mask.shape[1]] for k in range(4))
-            mean = wide / np.maximum(count, 1)
-            level = np.mean([np.percentile(m[k], 95) for m, k in zip(mean, mask) if k.any()])
-            by_token = by_token * jnp.asarray((mean >= level) & mask)
-            told["ares"] = float(((mean >= level) & mask).sum() / mask.sum())
         by_step = np.asarray(advantages.step + advantages.outcome[:, None])
         teaches = self._teaches(informative, examples)
         figures = {
@@ -261,7 +250,7 @@ def make_creditor(config: Config) -> Callable[..., tuple[Advantages, Array, Arra
         told = rewards, known, outcome
         sizes = step_token_counts(steps.step_ids, completion_mask, rewards.shape[1])
         own: dict[str, Any] = {}
-        if rl.estimator.startswith("srpo"):
+        if rl.estimator == "srpo":
             # The threshold is for the verifier's word; an examiner's is a probability.
             mixed = config.reward.combine == "mean"
             exact = steps.verifier_known & ~(mixed & steps.model_known)
