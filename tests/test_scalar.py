@@ -153,7 +153,7 @@ def test_one_update_by_hand(group_size, gradient):
 def test_micro_batches_equal_the_full_batch(group_size, micro_batches):
     state, batch = new_state(random_params(), optax.sgd(0.1)), random_batch(group_size=group_size)
     whole, parts = (compiled(n)(state, batch) for n in (1, micro_batches))
-    assert_trees_close(parts, whole, rtol=1e-4, atol=1e-6)
+    assert_trees_close(parts, whole, rtol=1e-4, atol=2e-5)  # of gradients of a hundred
 
 
 @pytest.mark.parametrize("group_size", [1, 2])
