@@ -103,6 +103,7 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.rl.format_weight = 0.1  # outcome of a well-formed chain with the wrong label
     config.rl.normalisation = "token"  # token | sequence | step | constant
     config.rl.clamp = 2.0  # of a token's advantage
+    config.rl.negative = 1.0  # weight of advantages below 0; with 0 only what did better counts
     config.rl.estimator = "srpo"  # srpo | grpo | rloo | dr_grpo | process | prorag
     # Rewards of a group, of a step or the outcome, that deviate no more than this teach nothing.
     # With reward.model or reward.scalar set more, 0.05 say: a model's scores are never quite equal.

@@ -246,21 +246,46 @@ def token_advantages(
     completion_mask: Bool[Array | np.ndarray, "B T"],
     *,
     clamp: float | Float[Array, ""] = 2.0,
+    negative: float | Float[Array, ""] = 1.0,
 ) -> Float[Array, "B T"]:
-    """Lays advantages over the tokens: A[i, t] = clip(outcome[i] + step[i, k(t)], -clamp, clamp).
+    """Lays advantages over the tokens: A[i, t] = outcome[i] + step[i, k(t)], limited.
 
-    The clamp of 2 is DyKnow-RAG's (arXiv 2510.11122).
+    See ``limited``.
 
     Args:
       advantages: from an estimator.
       step_ids: step of each token, in [-1, S); a token outside every step (-1) gets the outcome
         part only.
       completion_mask: True on sampled tokens; every other token gets 0.
-      clamp: bound on the size of an advantage, > 0.
+      clamp, negative: as for ``limited``.
     """
     own = jnp.take_along_axis(advantages.step, jnp.maximum(step_ids, 0), axis=1)
     total = advantages.outcome[:, None] + jnp.where(step_ids >= 0, own, 0.0)
-    return jnp.where(completion_mask, jnp.clip(total, -clamp, clamp), 0.0)
+    return jnp.where(completion_mask, limited(total, clamp=clamp, negative=negative), 0.0)
+
+
+def limited(
+    advantages: Float[Array, "..."],
+    *,
+    clamp: float | Float[Array, ""] = 2.0,
+    negative: float | Float[Array, ""] = 1.0,
+) -> Float[Array, "..."]:
+    """Advantages within [-clamp, clamp], those below 0 with a weight of their own.
+
+    The clamp of 2 is DyKnow-RAG's (arXiv 2510.11122). That what went right should weigh more than
+    what went wrong is found by Arnal et al. (arXiv 2506.20520) for rollouts of another policy.
+
+    Reconstruction: ``negative`` is ours; nothing that could be obtained says that the paper
+    (arXiv 2510.07972) does so.
+
+    Args:
+      advantages: by step or by token.
+      clamp: bound on the size of an advantage, > 0.
+      negative: weight of an advantage below 0, in [0, 1]; at 0 what did worse than its group is
+        left as it is, and the policy moves towards what did better alone.
+    """
+    bounded = jnp.clip(advantages, -clamp, clamp)
+    return jnp.where(bounded < 0, negative * bounded, bounded)
 
 
 def informative_groups(

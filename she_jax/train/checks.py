@@ -89,6 +89,8 @@ def _check_rl(config: Config, mesh: Mesh) -> None:
         )
     if not rl.replay >= 0:
         raise ValueError(f"rl.replay={rl.replay}: expected 0 (none) or a positive advantage")
+    if not 0 <= rl.negative <= 1:
+        raise ValueError(f"rl.negative={rl.negative}: expected a weight in [0, 1]")
     if not rl.tol >= 0:
         raise ValueError(f"rl.tol={rl.tol}: expected 0 or more")
     if rl.halvings < 0:

@@ -17,6 +17,7 @@ from she_jax.rl.advantages import (
     ESTIMATORS,
     STEPWISE,
     informative_groups,
+    limited,
     token_advantages,
 )
 from she_jax.rl.losses import row_counts, token_weights
@@ -105,7 +106,10 @@ class Collector:
         advantages, by_token, weights, informative = self._credit(
             steps, rewards, known, outcome, rollout.completion_mask
         )
-        by_step = np.asarray(advantages.step + advantages.outcome[:, None])
+        by_step = limited(
+            advantages.step + advantages.outcome[:, None], clamp=rl.clamp, negative=rl.negative
+        )
+        by_step = np.asarray(by_step)
         teaches = self._teaches(informative, examples)
         figures = {
             **_rewards(rewards, known, outcome, prompts.schema),
@@ -131,7 +135,7 @@ class Collector:
             outcome=np.asarray(outcome),
             rewards=np.asarray(rewards),
             known=np.asarray(known),
-            advantages=np.clip(by_step, -rl.clamp, rl.clamp),
+            advantages=by_step,
             informative=teaches,
         )
 
@@ -260,7 +264,13 @@ def make_creditor(config: Config) -> Callable[..., tuple[Advantages, Array, Arra
         advantages = ESTIMATORS[rl.estimator](
             *told, group_size=rl.group_size, step_tokens=sizes, tol=rl.tol, **own
         )
-        by_token = token_advantages(advantages, steps.step_ids, completion_mask, clamp=rl.clamp)
+        by_token = token_advantages(
+            advantages,
+            steps.step_ids,
+            completion_mask,
+            clamp=rl.clamp,
+            negative=rl.negative,
+        )
         weights = token_weights(completion_mask, steps.step_ids, rl.normalisation)
         # By the verifier's word: a model's scores differ between any two rollouts.
         seen = steps.step_mask & steps.verifier_known & (rl.estimator in STEPWISE)
