@@ -9,6 +9,29 @@ from she_jax.cot import CotSchema
 from she_jax.train.rollouts import assignment, make_creditor
 from she_jax.types import StepBatch
 
+VERIFIER = jnp.array([[1.0, 1.0], [0.5, 1.0]])
+MODEL = jnp.array([[1.0, 0.6], [0.5, 1.0]])
+VERIFIED = jnp.array([[True, False], [True, False]])
+BOTH = jnp.ones((2, 2), bool)
+
+
+def credited(**changes):
+    """By step and by token, of two rollouts with two steps of a token each and no outcome."""
+    steps = StepBatch(
+        step_ids=jnp.tile(jnp.arange(2), (2, 1)),
+        step_mask=BOTH,
+        verifier=VERIFIER,
+        verifier_known=VERIFIED,
+        model_score=MODEL,
+        model_known=BOTH,
+        outcome=jnp.zeros(2),
+    )
+    rewards = jnp.where(VERIFIED, VERIFIER, MODEL)
+    by_step, by_token, *_ = make_creditor(config(**changes))(
+        steps, rewards, BOTH, steps.outcome, BOTH
+    )
+    return by_step, by_token
+
 
 @pytest.mark.parametrize(
     ("combine", "critical"), [("precedence", True), ("verifier_only", True), ("mean", False)]
@@ -16,27 +39,16 @@ from she_jax.types import StepBatch
 def test_what_the_verifier_finds_half_right_is_wrong(combine, critical):
     """One of two asked items misread earns 0.5, and the step counts; a probability of 0.6 is no
     mistake."""
-    verifier = jnp.array([[1.0, 1.0], [0.5, 1.0]])
-    model = jnp.array([[1.0, 0.6], [0.5, 1.0]])
-    verifier_known = jnp.array([[True, False], [True, False]])
-    steps = StepBatch(
-        step_ids=jnp.tile(jnp.arange(2), (2, 1)),
-        step_mask=jnp.ones((2, 2), bool),
-        verifier=verifier,
-        verifier_known=verifier_known,
-        model_score=model,
-        model_known=jnp.ones((2, 2), bool),
-        outcome=jnp.zeros(2),
-    )
-    credit = make_creditor(config(reward__combine=combine))
-    rewards = jnp.where(verifier_known, verifier, model)
-    known = jnp.ones((2, 2), bool)
-    advantages, *_ = credit(steps, rewards, known, steps.outcome, known)
-    step = np.asarray(advantages.step)
+    step, _ = credited(reward__combine=combine)
     assert (step[:, 0] != 0).all() == critical
     if critical:
         np.testing.assert_allclose(step[:, 0], [1, -1], rtol=1e-3)
     np.testing.assert_array_equal(step[:, 1], 0)
+
+
+def test_what_did_worse_weighs_what_the_config_says():
+    for credit in credited(rl__negative=0.25, rl__clamp=0.8):
+        np.testing.assert_allclose(credit, [[0.8, 0], [-0.2, 0]], rtol=1e-3)
 
 
 def test_credit_that_goes_astray_by_hand():

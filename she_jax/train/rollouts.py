@@ -30,7 +30,7 @@ from she_jax.train.experience import Experience
 from she_jax.train.scalar import ScalarReward
 from she_jax.train.setup import Policy
 from she_jax.train.workdir import Config
-from she_jax.types import Advantages, Example, Rollout, StepBatch, TrainBatch
+from she_jax.types import Example, Rollout, StepBatch, TrainBatch
 
 
 class Collector:
@@ -103,11 +103,8 @@ class Collector:
             outcome = jnp.asarray(self._scalar.score(on_host))
             told["outcome"] = float(jnp.mean(steps.outcome))
         rewards, known = combine_rewards(steps, config.reward.combine, config.reward.model_weight)
-        advantages, by_token, weights, informative = self._credit(
+        by_step, by_token, weights, informative = self._credit(
             steps, rewards, known, outcome, rollout.completion_mask
-        )
-        by_step = limited(
-            advantages.step + advantages.outcome[:, None], clamp=rl.clamp, negative=rl.negative
         )
         by_step = np.asarray(by_step)
         teaches = self._teaches(informative, examples)
@@ -239,7 +236,7 @@ def assignment(
     return figures
 
 
-def make_creditor(config: Config) -> Callable[..., tuple[Advantages, Array, Array, Array]]:
+def make_creditor(config: Config) -> Callable[..., tuple[Array, Array, Array, Array]]:
     """Advantages by step and by token, token weights, and which groups carry signal."""
     rl = config.rl
 
@@ -264,20 +261,16 @@ def make_creditor(config: Config) -> Callable[..., tuple[Advantages, Array, Arra
         advantages = ESTIMATORS[rl.estimator](
             *told, group_size=rl.group_size, step_tokens=sizes, tol=rl.tol, **own
         )
-        by_token = token_advantages(
-            advantages,
-            steps.step_ids,
-            completion_mask,
-            clamp=rl.clamp,
-            negative=rl.negative,
-        )
+        bounds = {"clamp": rl.clamp, "negative": rl.negative}
+        by_step = limited(advantages.step + advantages.outcome[:, None], **bounds)
+        by_token = token_advantages(advantages, steps.step_ids, completion_mask, **bounds)
         weights = token_weights(completion_mask, steps.step_ids, rl.normalisation)
         # By the verifier's word: a model's scores differ between any two rollouts.
         seen = steps.step_mask & steps.verifier_known & (rl.estimator in STEPWISE)
         informative = informative_groups(
             steps.outcome, steps.verifier, seen, group_size=rl.group_size
         )
-        return advantages, by_token, weights, informative
+        return by_step, by_token, weights, informative
 
     return credit
 
