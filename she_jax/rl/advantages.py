@@ -231,14 +231,13 @@ def prorag_advantages(
 
 ESTIMATORS: Mapping[str, Callable[..., Advantages]] = {
     "srpo": srpo_advantages,
-    "srpo_hwe": srpo_advantages,
     "grpo": grpo_advantages,
     "rloo": rloo_advantages,
     "dr_grpo": dr_grpo_advantages,
     "process": process_advantages,
     "prorag": prorag_advantages,
 }
-STEPWISE = ("srpo", "srpo_hwe", "process", "prorag")  # those that read the steps' rewards
+STEPWISE = ("srpo", "process", "prorag")  # those that read the steps' rewards
 
 
 def token_advantages(

@@ -20,7 +20,6 @@ from she_jax.rl.advantages import (
     limited,
     token_advantages,
 )
-from she_jax.rl.head import token_logps
 from she_jax.rl.losses import row_counts, token_weights
 from she_jax.rl.rewards import combine_rewards, step_batch, verify
 from she_jax.rl.sampling import jit_sample
@@ -78,7 +77,6 @@ class Collector:
             group_size=self._shared,
         )
         self._credit = jax.jit(make_creditor(config))
-        self._forward = policy.model.forward
 
     def __call__(self, params: Any, examples: Sequence[Example], key: Array) -> Experience:
         """Samples with ``params``, the key consumed; reads, examines, credits."""
@@ -108,8 +106,6 @@ class Collector:
         by_step, by_token, weights, informative = self._credit(
             steps, rewards, known, outcome, rollout.completion_mask
         )
-        if rl.estimator.endswith("_hwe"):  # trial: 2510.08457's windows, by the entropy itself
-            by_token = self._windowed(params, rollout, places, by_token, told)
         by_step = np.asarray(by_step)
         teaches = self._teaches(informative, examples)
         figures = {
@@ -139,46 +135,6 @@ class Collector:
             advantages=by_step,
             informative=teaches,
         )
-
-    def _windowed(self, params, rollout, places, by_token, told):
-        if not hasattr(self, "_entropy"):
-            start, forward = self._prompts.prompt_length, self._forward
-
-            @jax.jit
-            def entropy(params, tokens, places, temperature):
-                def part(x):
-                    return token_logps(
-                        forward(params, x[0], x[1]), x[0], temperature=temperature, start=start
-                    )[1]
-
-                split = (
-                    tokens.reshape(4, -1, tokens.shape[1]),
-                    places.reshape(4, -1, tokens.shape[1]),
-                )
-                return jax.lax.map(part, split).reshape(tokens.shape)
-
-            self._entropy = entropy
-        ent = np.asarray(
-            self._entropy(params, rollout.tokens, places, jnp.float32(self._config.rl.temperature))
-        )
-        mask = np.asarray(rollout.completion_mask)
-        pad = np.pad(np.where(mask, ent, 0.0), ((0, 0), (0, 4)))
-        pm = np.pad(mask, ((0, 0), (0, 4))).astype(float)
-        wide = sum(pad[:, k : k + mask.shape[1]] for k in range(4))
-        count = sum(pm[:, k : k + mask.shape[1]] for k in range(4))
-        mean = wide / np.maximum(count, 1)
-        level = np.mean([np.percentile(m[k], 95) for m, k in zip(mean, mask) if k.any()])
-        high = (mean >= level) & mask
-        reach = np.zeros_like(high)  # the window, not its first token alone
-        for k in range(4):
-            reach[:, k:] |= high[:, : high.shape[1] - k]
-        reach &= mask
-        told["hwe"] = float(reach.sum() / mask.sum())
-        told["hwe_credit"] = float(
-            np.abs(np.asarray(by_token))[reach].sum()
-            / max(np.abs(np.asarray(by_token)).sum(), 1e-9)
-        )
-        return by_token * jnp.asarray(reach)
 
     def _refer(self, rollout: Rollout) -> tuple[Array, Array | None]:
         """Where each token stands in its row, and what the reference policy makes of it."""
@@ -295,7 +251,7 @@ def make_creditor(config: Config) -> Callable[..., tuple[Array, Array, Array, Ar
         told = rewards, known, outcome
         sizes = step_token_counts(steps.step_ids, completion_mask, rewards.shape[1])
         own: dict[str, Any] = {}
-        if rl.estimator.startswith("srpo"):
+        if rl.estimator == "srpo":
             # The threshold is for the verifier's word; an examiner's is a probability.
             mixed = config.reward.combine == "mean"
             exact = steps.verifier_known & ~(mixed & steps.model_known)
