@@ -307,10 +307,12 @@ def test_rows_that_are_no_pairs_are_refused(method):
         _check_method(config(method=method, rl__prompts=3, rl__group_size=3))
 
 
-def test_without_updates_a_run_ends_with_the_cold_start(policy, tmp_path):
-    """And its figures are not made a second time where they are there."""
+@pytest.mark.parametrize("coverage", [1.0, 0.5])
+def test_without_updates_a_run_ends_with_the_cold_start(policy, tmp_path, monkeypatch, coverage):
+    """And the same pairs are not judged again, however many of their steps are annotated."""
+    monkeypatch.delattr(Judge, "chains")
     changes = {"start": str(policy / "checkpoints" / "sft"), "rl__steps": 0, "eval__pass_k": 0}
-    run(config(**changes), tmp_path / "run")
+    run(config(**changes, shopworld__coverage=coverage), tmp_path / "run")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     before = json.loads((policy / "eval" / "before.json").read_text())
     assert summary == before | {"before": before}
