@@ -23,18 +23,7 @@ from she_jax.train.setup import examiner_mesh, make_builder, policy_mesh
 from she_jax.train.workdir import MISSED, Config
 
 METHODS = ("online", "sft", "dpo")
-CHAINS = (
-    "rejection",
-    "written",
-    "steps",
-    "steps_missed",
-    "steps_strict",
-    "steps_strict_missed",
-    "steps_rare",
-    "whole_rare",
-    "steps_rare_missed",
-    "whole",
-)
+CHAINS = ("rejection", "written")
 FILTER_RUN = ("pairs", "skip", "rollouts", "records", "part", "parts")  # not FilterConfig's
 
 
@@ -140,7 +129,7 @@ def _check_method(config: Config) -> None:
             "and takes the prompts as they come: set rl.temperature=1, rl.top_k=0, rl.top_p=1, "
             "rl.refill=0, rl.replay=0 and rl.aim=even"
         )
-    imitates = config.method == "sft" and offline.chains != "written"
+    imitates = config.method == "sft" and offline.chains == "rejection"
     if config.method != "online" and (
         config.reward.scalar or (config.reward.model and not imitates)
     ):

@@ -4,7 +4,6 @@ All are made with the policy as it begins, from the prompts and with the number 
 learning online would have had: the same annotation, the same sampling, the same updates.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -21,7 +20,6 @@ from she_jax.data.dataset import ExampleSource
 from she_jax.data.examinations import FULL_MARKS
 from she_jax.data.prompts import PromptFormat
 from she_jax.rl.rewards import left_out, verify
-from she_jax.rl.steps import step_ids
 from she_jax.rl.update import make_scorer
 from she_jax.train.examiner import Examiner, examine_chains, load_examiner
 from she_jax.train.metrics import Progress, say
@@ -40,7 +38,6 @@ class Completion(NamedTuple):
 
     example: Example
     tokens: tuple[int, ...]
-    trained: tuple[bool, ...] | None = None
 
 
 class Offline:
@@ -139,9 +136,6 @@ class Imitation(Offline):
             self._rows = [(one,) for one in written(self._prompts, own, self._config.seed)]
             return
         groups = self._sample()
-        if self._config.offline.chains != "rejection":
-            self._steps(groups)
-            return
         right = agreeing(self._prompts, groups, own.schema)
         say(
             f"{len(right):,} of {sum(map(len, groups)):,} rollouts agree with the annotation and "
@@ -156,88 +150,6 @@ class Imitation(Offline):
             )
         self._rows = [(Completion(one, sample.tokens),) for one, sample in right]
         found = {one.example.uid for (one,) in self._rows}
-        met = {one.uid for one in self._prompts}
-        left, before = left_over(self._config) if self._config.rl.missed else (set(), set())
-        told = {"missed": sorted((met | left) - found), "met": sorted(met | before)}
-        write_json(self._workdir / MISSED, told)
-
-    def _steps(self, groups):
-        schema, how = self._policy.format.schema, self._config.offline.chains
-        newlines = self._policy.format.newlines(self._policy.model.config.vocab_size)
-        rows, found, self._rare = {}, set(), {}
-        judged = None
-        if self._config.reward.model:
-            examiner = load_examiner(self._config)
-            flat = [(e, s) for e, g in zip(self._prompts, groups, strict=True) for s in g]
-            judged, key = {}, jax.random.key(self._config.seed + 1)
-            size = self._config.eval.batch_size
-            for first in range(0, len(flat), size):
-                part = flat[first : first + size]
-                scores = examine_chains(
-                    examiner,
-                    [s.chain for _, s in part],
-                    [e for e, _ in part],
-                    schema,
-                    jax.random.fold_in(key, first),
-                )
-                for n, (e, s) in enumerate(part):
-                    judged[e.uid, s.text] = scores.score[n], scores.known[n]
-        total = kept = 0
-        for example, group in zip(self._prompts, groups, strict=True):
-            own = {}
-            goods = np.stack(
-                [
-                    verify(one.chain, example, schema)[1]
-                    & (verify(one.chain, example, schema)[0] >= FULL_MARKS)
-                    for one in group
-                ]
-            )
-            share = goods.mean(axis=0)
-            for sample in group:
-                if sample.truncated or not sample.chain.well_formed:
-                    continue
-                rewards, known = verify(sample.chain, example, schema)
-                good = known & (rewards >= FULL_MARKS)
-                if judged is not None:
-                    score, told = judged[example.uid, sample.text]
-                    good |= ~known & told & (score >= 0.5)
-                has = np.array([s is not None for s in sample.chain.steps])
-                whole = bool(good[has].all()) and not left_out(sample.chain, example, schema).any()
-                if "strict" in how and not whole:
-                    good[schema.names.index("label")] = False
-                tokens = np.array([sample.tokens])
-                ids = step_ids(
-                    tokens,
-                    np.ones(tokens.shape, bool),
-                    newlines,
-                    np.array([sample.chain.line_steps]),
-                )[0]
-                trained = (ids >= 0) & good[np.maximum(ids, 0)]
-                if trained.any() and (whole or not how.startswith("whole")):
-                    self._rare[example.uid, sample.text] = 1 - share[good].min()
-                    own[sample.text] = (
-                        whole,
-                        Completion(example, sample.tokens, tuple(trained.tolist())),
-                    )
-                if whole:
-                    found.add(example.uid)
-            some = any(whole for whole, _ in own.values())
-            for text, (whole, row) in own.items():
-                if "missed" in how and some and not whole:
-                    continue
-                rows[example.uid, text] = row
-                total += len(row.trained)
-                kept += sum(row.trained)
-        self._rows = [(row,) for row in rows.values()]
-        self._p = None
-        if "rare" in how:
-            p = np.array([0.1 + self._rare[key] for key in rows])
-            self._p = p / p.sum()
-            say(f"rarity: {np.histogram(p, [0, 0.2, 0.4, 0.7, 2])[0]}")
-        say(
-            f"{len(rows):,} rollouts, {kept / total:.3f} of their tokens trained; {len(found):,} of "
-            f"{len(self._prompts):,} prompts with a whole one"
-        )
         met = {one.uid for one in self._prompts}
         left, before = left_over(self._config) if self._config.rl.missed else (set(), set())
         told = {"missed": sorted((met | left) - found), "met": sorted(met | before)}
@@ -261,12 +173,7 @@ class Imitation(Offline):
     def batch(self, state: TrainState, step: int) -> tuple[SftBatch, dict[str, float]]:
         """The next rows, as many as an update online has; shuffled anew each time round."""
         rl = self._config.rl
-        if getattr(self, "_p", None) is not None:
-            rng = np.random.default_rng((self._config.seed, 5, step))
-            picked = rng.choice(len(self._rows), size=rl.prompts * rl.group_size, p=self._p)
-            rows = [self._rows[n] for n in picked]
-        else:
-            rows = shuffled(self._rows, rl.prompts * rl.group_size, step, self._config.seed)
+        rows = shuffled(self._rows, rl.prompts * rl.group_size, step, self._config.seed)
         batch, cut = as_batch(self._policy.format, [one for row in rows for one in row])
         return two_a_row(batch), {"cut_prompts": cut}
 
@@ -408,10 +315,4 @@ def as_batch(own: PromptFormat, rows: Sequence[Completion]) -> tuple[SftBatch, i
     for n, row in enumerate(rows):
         tokens[n, : len(row.tokens)] = row.tokens
         mask[n, : len(row.tokens)] = True
-    batch, cut = completion_batch(own, [row.example for row in rows], tokens, mask)
-    trained = np.array(batch.weights)
-    for n, row in enumerate(rows):
-        if row.trained is not None:
-            start = own.prompt_length
-            trained[n, start : start + len(row.trained)] *= row.trained
-    return dataclasses.replace(batch, weights=jnp.asarray(trained)), cut
+    return completion_batch(own, [row.example for row in rows], tokens, mask)
