@@ -39,6 +39,8 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from she_jax.train import sft  # noqa: E402
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=100, derandomize=True)
@@ -51,6 +53,14 @@ LONGEST = ("reward_model", "update", "stages", "run", "offline", "transformer", 
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONGEST)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_width():
+    """Rows of one length: the small runs would have them in three, and each is a program more."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sft, "WIDTHS", (2.0,))
+        yield
 
 
 @pytest.fixture(scope="session")

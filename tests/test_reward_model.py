@@ -52,6 +52,12 @@ def written():
 
 
 @pytest.fixture
+def begun(policy):
+    """Changes for a run of a few updates, that takes its cold start from the policy's."""
+    return POLICY_RUN | {"start": str(policy / "checkpoints" / "sft")}
+
+
+@pytest.fixture
 def readable(written, monkeypatch):
     """And takes the examiner at its word, of which its few steps have taught it little."""
     from she_jax.train import examiner
@@ -147,9 +153,9 @@ def assert_resumes(changes, done, again, monkeypatch, step):
 
 
 @pytest.mark.usefixtures("readable")
-def test_stage_1_runs_and_resumes_with_an_examiner(examiner, tmp_path, monkeypatch):
+def test_stage_1_runs_and_resumes_with_an_examiner(begun, examiner, tmp_path, monkeypatch):
     """Nothing but the label is annotated: all else is the examiner's word."""
-    changes = POLICY_RUN | {
+    changes = begun | {
         "rl__steps": 2,
         "rl__eval_every": 2,
         "shopworld__coverage": 0.0,
@@ -173,7 +179,9 @@ def test_stage_1_runs_and_resumes_with_an_examiner(examiner, tmp_path, monkeypat
 
 
 @pytest.mark.usefixtures("readable")
-def test_an_sft_imitates_what_the_examiner_approves_of(examiner, tmp_path, monkeypatch, capsys):
+def test_an_sft_imitates_what_the_examiner_approves_of(
+    begun, examiner, tmp_path, monkeypatch, capsys
+):
     """All labels are right, and nothing but the label is annotated."""
     asked = []
 
@@ -192,7 +200,7 @@ def test_an_sft_imitates_what_the_examiner_approves_of(examiner, tmp_path, monke
     monkeypatch.setattr(offline, "approved", approved)
     monkeypatch.setattr(Judge, "samples", samples)
     changes = {"method": "sft", "shopworld__coverage": 0.0, "reward__model": str(examiner)}
-    run(config(**POLICY_RUN | changes), tmp_path / "run")
+    run(config(**begun | changes), tmp_path / "run")
     assert len(asked) > 1
     assert "of these, 1 have no step that the examiner calls wrong" in capsys.readouterr().out
     told = json.loads((tmp_path / "run/missed.json").read_text())
@@ -201,9 +209,9 @@ def test_an_sft_imitates_what_the_examiner_approves_of(examiner, tmp_path, monke
 
 @pytest.mark.usefixtures("readable")
 def test_an_examiner_is_refreshed_and_a_resumed_run_goes_on_with_it(
-    examiner, tmp_path, monkeypatch, capsys
+    begun, examiner, tmp_path, monkeypatch, capsys
 ):
-    changes = POLICY_RUN | {
+    changes = begun | {
         "rl__steps": 3,
         "rl__eval_every": 3,
         "rl__checkpoint_every": 9,

@@ -9,7 +9,8 @@ import pytest
 from she_jax.data.prompts import positions
 from she_jax.models.transformer import ModelConfig, build_model, init_params
 from she_jax.rl.update import make_sft_step
-from she_jax.train.sft import two_a_row
+from she_jax.train import sft
+from she_jax.train.sft import WIDTHS, two_a_row
 from she_jax.types import SftBatch, TrainState
 
 PROMPT, CHAIN, VOCAB = 6, 18, 40
@@ -28,6 +29,12 @@ def padded_batch(sizes):
         weights=jnp.asarray(weights),
         prompt_length=PROMPT,
     )
+
+
+@pytest.fixture(autouse=True)
+def widths(monkeypatch):
+    """Those of the package, not the one that the small runs of other tests have."""
+    monkeypatch.setattr(sft, "WIDTHS", WIDTHS)
 
 
 @pytest.mark.parametrize(
