@@ -1,0 +1,92 @@
+"""What a policy could learn from its own rollouts: right in one of k, where greedy is wrong.
+
+    python benchmarks/headroom.py --checkpoint=runs/stage1 --phase=sft
+
+A verdict that no rollout of a group has right earns nothing from any advantage, and one that all
+have right neither. For each step, the label, and the chain as a whole (every step whose truth is
+known, and the label), on the evaluation split: the share of pairs for which the greedy chain has it
+right, the mean share of k rollouts at temperature 1 that do, the share of pairs with one such
+rollout at least (pass@k), and with some but not all, whose groups have something to tell apart.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+from jaxtyping import Bool
+from ml_collections import ConfigDict
+
+from she_jax.cot import Chain, CotSchema
+from she_jax.data.examinations import FULL_MARKS, with_all_truth
+from she_jax.rl.rewards import verify
+from she_jax.train.judging import take
+from she_jax.train.metrics import Progress
+from she_jax.train.predict import Judge
+from she_jax.train.setup import load_policy, make_data
+from she_jax.types import Example
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("checkpoint", None, "Folder of a policy's run.", required=True)
+flags.DEFINE_enum("phase", "srpo", ["srpo", "sft"], "Its best policy, or its cold start.")
+flags.DEFINE_integer("k", 8, "Rollouts a pair.", lower_bound=1)
+flags.DEFINE_integer("pairs", 512, "Judge the first so many pairs.", lower_bound=1)
+flags.DEFINE_integer("batch", 256, "Rows at a time.", lower_bound=1)
+WHOLE = "whole chain"
+
+
+def right(chain: Chain, example: Example, schema: CotSchema) -> dict[str, bool]:
+    """Whether each step whose truth is known is right, the label among them, and all of them."""
+    rewards, _ = verify(chain, with_all_truth(example), schema)
+    names = [n for n in schema.names if n in (example.steps or {}) or n == "label"]
+    told = {name: bool(rewards[schema.names.index(name)] >= FULL_MARKS) for name in names}
+    return told | {WHOLE: all(told.values())}
+
+
+def shares(
+    names: Sequence[str],
+    greedy: Sequence[dict[str, bool]],
+    sampled: Sequence[Sequence[dict[str, bool]]],
+) -> dict[str, tuple[float, float, float, float]]:
+    """For each of the names: greedy, mean over rollouts, pass@k, and the share of mixed groups."""
+    table = {}
+    for name in [one for one in names if any(one in told for told in greedy)]:
+        own = [n for n, told in enumerate(greedy) if name in told]
+        rolls: Bool[np.ndarray, "N K"] = np.array([[one[name] for one in sampled[n]] for n in own])
+        some, every = rolls.any(axis=1), rolls.all(axis=1)
+        first = np.mean([greedy[n][name] for n in own])
+        table[name] = tuple(map(float, (first, rolls.mean(), some.mean(), (some & ~every).mean())))
+    return table
+
+
+def main(_: Sequence[str]) -> None:
+    """Prints the table."""
+    folder = Path(FLAGS.checkpoint)
+    config: Any = ConfigDict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    config.checkpoint = str(folder)
+    policy, source = load_policy(config, (FLAGS.phase,))
+    examples = take(make_data(config, folder), config.data.eval_split, FLAGS.pairs)
+    examples = [one for one in examples if one.label is not None]
+    judge, schema = Judge(policy, FLAGS.batch), policy.format.schema
+    with Progress(f"greedy chains of {source}", total=len(examples)) as progress:
+        greedy = judge.chains(policy.params, examples, progress.update)
+    with Progress(f"{FLAGS.k} rollouts each", total=len(examples)) as progress:
+        groups = judge.samples(policy.params, examples, FLAGS.k, config.seed, progress.update)
+    told = shares(
+        (*schema.names, WHOLE),
+        [right(chain, one, schema) for chain, one in zip(greedy, examples, strict=True)],
+        [
+            [right(sample.chain, one, schema) for sample in group]
+            for group, one in zip(groups, examples, strict=True)
+        ],
+    )
+    print(f"\n| {len(examples)} pairs | greedy | sampled | pass@{FLAGS.k} | mixed groups |")
+    print("| --- | --- | --- | --- | --- |")
+    for name, figures in told.items():
+        print(f"| {name} | " + " | ".join(f"{share:.3f}" for share in figures) + " |")
+
+
+if __name__ == "__main__":
+    app.run(main)
