@@ -1,13 +1,17 @@
 """Trap 12: the notebooks' cells run."""
 
+import json
 import os
 import pathlib
 
 import nbclient
 import nbformat
 import pytest
+from test_evidence import small
 from test_evidence_report import make
+from test_run import SMALL
 
+from she_jax.train.evidence import run_evidence
 from she_jax.train.evidence_plots import PICTURES
 from she_jax.train.evidence_report import write_report
 
@@ -93,3 +97,29 @@ def test_the_evidence_notebook_shows_a_folder_that_is_half_finished(execute, tmp
     assert "- seed1/grpo-0.0003: JSONDecodeError" in bad
     assert checks == paired == "*Not there yet: the runs it needs are not done.*"
     assert len(shown(cells, "image/png")) == len(PICTURES) - 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_two_rows_from_the_cold_start_to_the_tables_and_the_notebook(execute, tmp_path):
+    """The smallest real runs there are: the cold start, and an arm that begins with it."""
+    settings = {"rl.estimator": "grpo"}
+    config = small({"grpo": {"settings": settings, "tuned": False}, "base": {"trained": False}})
+    config.unlock().recipe.update_from_flattened_dict(
+        SMALL | {"chain.checks": 0, "rl.steps": 2, "rl.eval_every": 1, "eval.pass_k": 0}
+    )
+    config.plots.curves = ("grpo",)
+    config.plots.confusion = ("base", "grpo")
+    folder = tmp_path / "evidence"
+    run_evidence(config.lock(), folder)
+    found = json.loads((folder / "evidence.json").read_text())
+    assert found["bad"] == {}
+    grpo, base = (found["arms"][name]["seeds"]["0"] for name in ("grpo", "base"))
+    assert [step for step, _ in grpo["curve"]] == [0, 1, 2]
+    assert min(grpo["sampled_tokens"], grpo["trained_tokens"], grpo["entropy"]) > 0
+    assert (base["sampled_tokens"], base["entropy"], base["curve"]) == (None, None, [])
+    before = json.loads((folder / "seed0/grpo-0.0003/summary.json").read_text())["before"]
+    assert before["macro_f1"] == base["test"]["macro_f1"]
+    cells = execute("evidence", EVIDENCE=str(folder))
+    assert "2 of 2 runs are done" in printed(cells[1])
+    assert len(shown(cells, "image/png")) == 3  # curves, entropy, confusion
+    assert "| wrong reason, test |" in shown(cells, "text/markdown")[-1]

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 from stand_in import leave, stand_in
-from test_run import SMALL
 
 from configs import evidence as recipe
 from she_jax.train.evidence import _environment, run_evidence
@@ -393,25 +392,3 @@ def test_no_job_outlives_a_parent_that_was_killed(waiting):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert all((folder / f"seed{seed}/start-main.saved").is_file() for seed in (0, 1))
-
-
-# ---------------------------------------------------------------------- real runs
-
-
-def test_two_rows_from_the_cold_start_to_the_tables(tmp_path):
-    """The smallest runs there are: the cold start, and an arm that begins with it."""
-    settings = {"rl.estimator": "grpo"}
-    config = small({"grpo": {"settings": settings, "tuned": False}, "base": {"trained": False}})
-    config.unlock().recipe.update_from_flattened_dict(
-        SMALL | {"chain.checks": 0, "rl.steps": 2, "rl.eval_every": 1, "eval.pass_k": 0}
-    )
-    run_evidence(config.lock(), tmp_path)
-    found = json.loads((tmp_path / "evidence.json").read_text())
-    assert found["bad"] == {}
-    grpo, base = (found["arms"][name]["seeds"]["0"] for name in ("grpo", "base"))
-    assert [step for step, _ in grpo["curve"]] == [1, 2]
-    assert min(grpo["sampled_tokens"], grpo["trained_tokens"], grpo["entropy"]) > 0
-    assert (base["sampled_tokens"], base["entropy"], base["curve"]) == (None, None, [])
-    before = json.loads((tmp_path / "seed0/grpo-0.0003/summary.json").read_text())["before"]
-    assert before["macro_f1"] == base["test"]["macro_f1"]
-    assert "| wrong reason, test |" in (tmp_path / "tables.md").read_text()

@@ -51,11 +51,14 @@ def scored(macro_f1):
 
 
 def leave(folder, macro_f1, *, phase="srpo", updates=12, sampled=5_000):
-    """A run: entropies 1, 2, ..., a judging every four updates."""
+    """A run: entropies 1, 2, ..., a judging before all and every four updates."""
     folder.mkdir(parents=True)
     metrics = []
+    if phase == "srpo":
+        metrics.append({"phase": "eval", "step": 0, "validation/macro_f1": 0.5})
     for step in range(1, updates + 1):
         own = {"loss": 0.5, "tokens": 100, "time/step": 0.5}
+        own |= {"time/lessons": 2.0} if phase == "srpo" and step == 1 else {}
         metrics.append({"phase": phase, "step": step, "entropy": float(step)} | own)
         if step % 4 == 0 and phase == "srpo":
             best = {"validation/macro_f1": macro_f1 - (updates - step) / 100}
@@ -100,8 +103,8 @@ def test_the_figures_of_a_run(tmp_path):
     assert run["test"]["steps"] == pytest.approx(0.85)
     assert run["longtail"]["wrong_reason"] == pytest.approx(0.4)
     assert run["entropy"] == pytest.approx(7.5)  # the mean of 3 to 12
-    assert (run["sampled_tokens"], run["trained_tokens"], run["seconds"]) == (5_000, 1_200, 6.0)
-    assert run["curve"] == [[4, pytest.approx(0.72)], [8, pytest.approx(0.76)], [12, 0.8]]
+    assert (run["sampled_tokens"], run["trained_tokens"], run["seconds"]) == (5_000, 1_200, 8.0)
+    assert run["curve"] == [[0, 0.5], [4, pytest.approx(0.72)], [8, pytest.approx(0.76)], [12, 0.8]]
     assert run["entropies"][0] == [1, 1.0]
 
 
@@ -120,8 +123,8 @@ def test_a_curriculum_goes_on_counting(tmp_path):
     summary = scored(0.8) | {"stages": stages}
     (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
     run = read_run(tmp_path / "run")
-    assert run["curve"] == [[4, 0.7], [8, 0.8]]
-    assert (run["sampled_tokens"], run["trained_tokens"], run["seconds"]) == (800, 800, 4.0)
+    assert run["curve"] == [[0, 0.5], [4, 0.7], [8, 0.8]]
+    assert (run["sampled_tokens"], run["trained_tokens"], run["seconds"]) == (800, 800, 8.0)
     assert [step for step, _ in run["entropies"]] == list(range(1, 9))
     assert run["longtail"] is None
 
@@ -166,7 +169,7 @@ def test_the_tables_say_what_is_there(made):
     row = "| srpo | 0.850 ± 0.071 | 0.650 ± 0.071 | 0.860 ± 0.071 | 0.660 ± 0.071 |"
     assert row in text
     assert "| half | 0.750 ± - |" in text
-    assert "| srpo | 7.500 ± 0.000 | 5,000 ± 0 | 1,200 ± 0 | 6.000 ± 0.000 |" in text
+    assert "| srpo | 7.500 ± 0.000 | 5,000 ± 0 | 1,200 ± 0 | 8.000 ± 0.000 |" in text
     assert "| base | - | - | 1,200 ± 0 | 6.000 ± 0.000 |" in text
     assert "|  | class 1 | class 2 | class 4 |" in text  # none has class 3
     assert max(line.count("|") for line in text.splitlines()) <= 8

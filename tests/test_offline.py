@@ -16,7 +16,8 @@ from she_jax.data.shopworld import World, generate
 from she_jax.train import online
 from she_jax.train.checks import _check_method
 from she_jax.train.examiner import Scores
-from she_jax.train.offline import agreeing, approved, preferred, shuffled
+from she_jax.train.offline import agreeing, approved, offline_prompts, preferred, shuffled
+from she_jax.train.online import make_pool
 from she_jax.train.predict import Judge, Sample
 from she_jax.train.run import run
 
@@ -143,6 +144,10 @@ def test_an_offline_run_leaves_what_a_run_leaves(policy, tmp_path, sampled, meth
     assert (summary["sampled_tokens"] > 0) == (chains == "rejection")
     rows = [row for row in lines(tmp_path / "run") if row["phase"] == "srpo"]
     assert [row["step"] for row in rows] == [1, 2, 3]
+    if chains == "rejection":  # what it learns from took a while
+        whole = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+        spent = [json.loads(line).get("time/lessons", 0.0) for line in whole]
+        assert sum(spent) == max(spent) > 0.0
     if method == "dpo":  # the first update has the rate 0
         assert rows[0]["loss"] == pytest.approx(np.log(2), rel=1e-5)
         assert rows[2]["loss"] != rows[0]["loss"]
@@ -193,6 +198,15 @@ def test_srpo_can_take_up_the_prompts_that_an_sft_sampled_in_vain(policy, tmp_pa
     for other in ({"start": ""}, {"filter__pairs": 8}):
         with pytest.raises(ValueError, match="takes the prompts that an SFT"):
             run(config(**after | other, **small), tmp_path / "neither")
+
+
+@pytest.mark.parametrize("balance", [False, True])
+def test_the_prompts_are_those_that_learning_online_draws(pairs, balance):
+    own = config(rl__steps=3, data__balance=balance)
+    pool = make_pool(own, pairs, {})
+    online = [one.uid for _ in range(3) for one in pool.draw()]
+    assert [one.uid for one in offline_prompts(own, pairs)] == online
+    assert len(set(online)) == 3 * own.rl.prompts
 
 
 def test_missed_prompts_and_new_ones_come_in_the_shares_that_are_asked_for(pairs):

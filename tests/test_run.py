@@ -114,7 +114,7 @@ def test_a_run_leaves_what_it_should(done):
     rows = lines(done)
     assert [r["step"] for r in rows if r["phase"] == "sft"] == [1, 2, 3, 4, 5, 6]
     assert [r["step"] for r in rows if r["phase"] == "srpo"] == [1, 2, 3, 4]
-    assert [r["step"] for r in rows if r["phase"] == "eval"] == [2, 4]
+    assert [r["step"] for r in rows if r["phase"] == "eval"] == [0, 2, 4]
     wanted = "loss reward kl entropy clip_low clip_high length truncated parse_rate zero_variance"
     assert {*wanted.split(), "logp_gap"} <= next(r for r in rows if r["phase"] == "srpo").keys()
     assert (done / "samples" / "step_000001.md").read_text().startswith("# Rollouts of step 1")

@@ -96,7 +96,8 @@ def read_run(folder: Path) -> dict[str, Any]:
       ``test`` and ``longtail``, figures as ``she_jax.train.evaluate.score`` has them, with
       ``steps``, the mean of the step accuracies (``longtail`` is None where it was not judged);
       ``entropy`` at the end; ``sampled_tokens``, ``trained_tokens`` and ``seconds`` of all
-      updates; ``curve`` and ``entropies``, [update, figure] each. None where there is none.
+      updates and what they learn from; ``curve`` and ``entropies``, [update, figure] each. None
+      where there is none.
 
     Raises:
       OSError: if a file is missing.
@@ -108,6 +109,8 @@ def read_run(folder: Path) -> dict[str, Any]:
         own = [line for line in part if line["phase"] in ("sft", "srpo")]
         updates += [line | {"step": line["step"] + passed} for line in own]
         judgings = [line for line in part if line.get(VALIDATION) is not None]
+        # A stage begins with what the one before ended with.
+        judgings = [line for line in judgings if line["step"] or not passed]
         evals += [line | {"step": line["step"] + passed} for line in judgings]
         passed += sum(line["phase"] == "srpo" for line in own)  # a curriculum goes on counting
     entropies = [
@@ -127,7 +130,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         "entropy": float(np.mean([value for _, value in entropies[-LAST:]])) if entropies else None,
         "sampled_tokens": sum(sampled) if sampled else None,
         "trained_tokens": sum(line.get("tokens", 0) for line in updates),
-        "seconds": sum(line["time/step"] for line in updates),
+        "seconds": sum(line["time/step"] + line.get("time/lessons", 0) for line in updates),
         "curve": [[line["step"], line[VALIDATION]] for line in evals],
         "entropies": entropies,
     }

@@ -24,10 +24,11 @@ A figure is the mean over seeds ± the standard deviation over seeds (n - 1; "-"
 Seeds: those that are done, of those that are planned. Rate: the learning rate, chosen on the
 validation split of the first seed, or another arm's. Wrong reason: the share of pairs whose label
 is right although a step's verdict is not. Step accuracy: the mean over the steps. Entropy: nats a
-token, the mean of the last ten updates. Cost: of the updates of one run and what it sampled to
-learn from; seconds are of the updates, with the sampling where it is online. The cold start, reward
-models, the choice of a rate and a filter's rollouts come on top. The examiner learnt from the
-annotated steps of the first seed's pairs."""
+token, the mean of the last ten updates; "-" for an arm that samples nothing while it learns, and of
+several stages it is the last one's. Cost: of the updates of one run and what they learn from;
+seconds are of the updates and of all sampling, examining and filtering for them. The cold start,
+reward models and the choice of a rate come on top. The examiner learnt from the annotated steps of
+the first seed's pairs."""
 PAIRED = """\
 Over the seeds that both have: the mean difference, its 95% interval (Student's t over seeds) and
 the p value of the paired t test, not corrected for the number of comparisons. One seed has no

@@ -14,7 +14,7 @@ from she_jax.rl.losses import LossConfig
 from she_jax.rl.update import jit_update_step, make_dpo_step, make_sft_step, make_update_step
 from she_jax.train.checkpoint import Checkpoints
 from she_jax.train.checks import check_data, fingerprint, finite
-from she_jax.train.judging import judge_before, judge_split, judge_validation, judged
+from she_jax.train.judging import judge_before, judge_validation, judged
 from she_jax.train.metrics import MetricsWriter, Progress, say
 from she_jax.train.predict import Judge
 from she_jax.train.setup import Policy, make_optimizer
@@ -82,23 +82,25 @@ def learn(
     host: Any = {"lines": lines, "best": -1.0, "stale": 0, "data": fingerprint(made)}
     start, state, host = saved.restore(state) or (0, state, host)
     check_data(host, fingerprint(made))
-    lessons = None
+    lessons, seconds = None, 0.0
     if start < rl.steps and not settled(rl, host["stale"]):
+        began = time.perf_counter()
         lessons = make_lessons(judge)  # which may sample for a while
+        seconds = time.perf_counter() - began
         host.setdefault("lessons", lessons.state)
     if not saved.steps:  # what the stage begins with stays if nothing better comes of it
-        limit, task = config.data.eval_pairs, "judging validation, before"
-        began_with = judge_split(judge, reference, made, "validation", limit, task)["macro_f1"]
-        host |= {"best": began_with or 0.0}
+        began_with = judge_validation(config, workdir, judge, reference, made, 0)
+        with MetricsWriter(workdir, lines=host["lines"]) as metrics:
+            metrics.write("eval", 0, began_with)
+        host |= {"lines": metrics.lines, "best": began_with.get("validation/macro_f1", 0.0)}
         saved.save(0, state, host, best=True)
     if stop:
         leave(stop, "srpo", start, rl.steps)
     if lessons is not None:
         lessons.begin(host["lessons"], start)
         update = jit_update_step(make_step(config, policy, optimizer), policy.mesh, state)
-        state = _updates(
-            config, workdir, judge, made, lessons, update, saved, (start, state, host), stop
-        )
+        begun = start, state, host, seconds
+        state = _updates(config, workdir, judge, made, lessons, update, saved, begun, stop)
     if settled(rl, host["stale"]):
         say(f"no better judging for {host['stale']} in a row: the stage ends here (rl.patience)")
     step, params = saved.restore_params(state.params) or (rl.steps, state.params)
@@ -128,11 +130,15 @@ def _updates(
     lessons: Lessons,
     update: Callable[..., Any],
     saved: Checkpoints,
-    begun: tuple[int, TrainState, dict[str, Any]],
+    begun: tuple[int, TrainState, dict[str, Any], float],
     stop: StopSignal,
 ) -> TrainState:
-    """The updates that are left; ``begun`` says where, and its last part is kept up to date."""
-    rl, (start, state, host) = config.rl, begun
+    """The updates that are left.
+
+    ``begun`` says where, with what, what a checkpoint keeps on the host (which is kept up to date),
+    and how many seconds it took to make the lessons.
+    """
+    rl, (start, state, host, before) = config.rl, begun
     with (
         MetricsWriter(workdir, lines=host["lines"]) as metrics,
         Progress(lessons.title, total=rl.steps, done=start) as progress,
@@ -144,6 +150,7 @@ def _updates(
             figures = finite(jax.device_get(figures), "srpo", step, saved) | about
             seconds = time.perf_counter() - began
             rate = {"time/step": seconds, "time/tokens_per_s": figures["tokens"] / seconds}
+            rate |= {"time/lessons": before} if step == start else {}
             metrics.write("srpo", step + 1, figures | rate)
             progress.update(step + 1, **{name: figures[name] for name in lessons.shown})
             last, best = step + 1 == rl.steps, False
