@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from stand_in import leave, stand_in
 
 from configs import evidence as recipe
+from configs import stage1
 from she_jax.train.evidence import _environment, run_evidence
 from she_jax.train.evidence_plan import (
     Job,
@@ -113,7 +114,7 @@ def test_a_job_is_the_recipe_with_what_its_arm_changes():
     job = Job(kind="arm", of="arm", seed=1, rate=1e-3)
     own = job_config(config, Path("w"), job)
     assert (own.rl.srpo.w_step, own.rl.learning_rate, own.chain.checks) == (0.5, 1e-3, 2)
-    assert (own.seed, own.shopworld.seed, own.data.dir) == (1, 1, "w/seed1/data")
+    assert (own.seed, own.shopworld.seed, own.data.dir) == (1, 1, "w/data")
     assert own.start == "w/seed1/start-checks_2/checkpoints/sft"
     start = job_config(config, Path("w"), Job(kind="start", of="checks_2", seed=1))
     assert (start.start, start.rl.steps, start.data.dir) == ("", 0, own.data.dir)
@@ -170,9 +171,11 @@ def test_names_and_numbers_that_cannot_be(tmp_path, changes, message):
         run_evidence(small({"grpo": {}}, **changes), tmp_path / "run", stand_in)
 
 
-def test_every_job_of_the_real_recipe_has_a_config():
+@pytest.mark.parametrize("pairs", ["", "model=smollm2,data=esci", "data=jsonl"])
+def test_every_job_of_the_real_recipe_has_a_config(pairs):
     """No arm changes a key that the recipe does not have."""
-    config = recipe.get_config()
+    config = recipe.get_config(pairs)
+    assert arms(config) == list(config.order)
     jobs = plan(config, config.order)
     assert len({job.name for job in jobs}) == len(jobs)
     for job in jobs:
@@ -180,6 +183,18 @@ def test_every_job_of_the_real_recipe_has_a_config():
         assert before.issuperset(job.needs + job.after)
         own = job_config(config, Path("w"), replace(job, rate=job.rate or 1e-4))
         assert own.is_locked
+
+
+def test_other_pairs_are_learnt_from_in_four_ways_at_the_sizes_of_stage_1():
+    arg = "model=smollm2,data=esci"
+    config, single = recipe.get_config(arg), stage1.get_config(arg)
+    assert config.order == ("cold_start", "grpo", "srpo", "sft", "dpo")
+    assert {arm.seeds for arm in config.arms.values()} == {3}
+    for name in config.order[1:]:
+        own = job_config(config, Path("w"), Job(kind="arm", of=name, seed=1, rate=1e-5))
+        assert (own.model, own.sft, own.data.name) == (single.model, single.sft, "esci")
+        assert (own.rl.prompts, own.rl.steps) == (single.rl.prompts, single.rl.steps)
+        assert (own.rl.aim, own.rl.refill, own.filter.pairs) == ("even", 0, 0)
 
 
 def test_no_arm_is_given_more_rows_or_rollouts_than_another():

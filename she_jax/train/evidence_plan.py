@@ -206,7 +206,7 @@ def job_config(config: Config, workdir: Path, job: Job) -> Config:
     seeded = {
         "seed": job.seed,
         "shopworld.seed": job.seed,
-        "data.dir": str(workdir / f"seed{job.seed}" / "data"),
+        "data.dir": str(workdir / "data"),  # a set has a folder of its own there
     }
     recipe = _changed(config.recipe, seeded, "recipe")
     start = job.of if job.kind == "start" else config.arms[job.of].start
@@ -297,7 +297,7 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 
 def reached(folder: Path) -> float | None:
     """The best macro F1 on the validation split that a run saw while it trained."""
-    told = [line.get(VALIDATION) for own in metrics(folder) for line in own]
+    told = [line.get(VALIDATION) for own in metrics(folder) for line in own if line["step"]]
     return max((score for score in told if score is not None), default=None)
 
 
