@@ -15,6 +15,7 @@ from she_jax.train.evidence_figures import (
     paired,
     read_run,
 )
+from she_jax.train.evidence_plan import reached
 from she_jax.train.evidence_plots import COLOURS, draw, pictures
 from she_jax.train.evidence_report import markdown, spread, tables, write_report
 
@@ -106,6 +107,11 @@ def test_the_figures_of_a_run(tmp_path):
     assert (run["sampled_tokens"], run["trained_tokens"], run["seconds"]) == (5_000, 1_200, 8.0)
     assert run["curve"] == [[0, 0.5], [4, pytest.approx(0.72)], [8, pytest.approx(0.76)], [12, 0.8]]
     assert run["entropies"][0] == [1, 1.0]
+
+
+def test_what_a_run_began_with_is_not_what_its_rate_reached(tmp_path):
+    leave(tmp_path / "run", 0.3)  # below the 0.5 that it began with
+    assert reached(tmp_path / "run") == 0.3
 
 
 def test_a_cold_start_has_costs_and_no_curve(tmp_path):
@@ -220,8 +226,8 @@ def test_what_cannot_be_read_is_named_and_stops_nothing(made):
 
 def test_a_rate_that_was_chosen_stands_beside_what_it_was_chosen_from(tmp_path):
     config = small({"srpo": {"seeds": 2}})
-    for rate, reached in ((1e-4, 0.6), (3e-4, 0.7)):
-        leave(tmp_path / f"seed0/srpo-{rate:g}", reached)
+    for rate, macro_f1 in ((1e-4, 0.6), (3e-4, 0.7)):
+        leave(tmp_path / f"seed0/srpo-{rate:g}", macro_f1)
     leave(tmp_path / "seed1/srpo-0.0003", 0.9)
     leave(tmp_path / "seed1/srpo-0.0001", 0.1)  # not of the rate that was chosen
     found = collect(config, tmp_path)
