@@ -7,9 +7,12 @@ have right neither. For each step, the label, and the chain as a whole (every st
 known, and the label), on the evaluation split: the share of pairs for which the greedy chain has it
 right, the mean share of k rollouts at temperature 1 that do, the share of pairs with one such
 rollout at least (pass@k), and with some but not all, whose groups have something to tell apart.
+Beside them the share of pairs whose greedy chain has the right label although this step's verdict,
+the first of its wrong ones, is not. Below, what the rollouts say of a step by what is true of it.
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +64,31 @@ def shares(
     return table
 
 
+def first_wrong(chain: Chain, example: Example, schema: CotSchema) -> str | None:
+    """The first step with a verdict, the label aside, that is wrong though the label is right."""
+    truth = (example.steps or {}) if chain.label == example.label else {}
+    for step, parsed in zip(schema.steps, chain.steps, strict=True):
+        own = step.verdicts and step.name != "label" and step.name in truth
+        if own and (parsed is None or parsed.verdict != truth[step.name]):
+            return step.name
+    return None
+
+
+def said(
+    examples: Sequence[Example], groups: Sequence[Sequence[Chain]], schema: CotSchema
+) -> dict[tuple[str, str], Counter[str]]:
+    """How often rollouts give each verdict, by step and true verdict."""
+    table: dict[tuple[str, str], Counter[str]] = {}
+    for number, step in enumerate(schema.steps):
+        for example, group in zip(examples, groups, strict=True):
+            truth = (example.steps or {}).get(step.name)
+            if step.verdicts and truth is not None:
+                parsed = [chain.steps[number] for chain in group]
+                verdicts = [(one and one.verdict) or "none" for one in parsed]
+                table.setdefault((step.name, truth), Counter()).update(verdicts)
+    return table
+
+
 def main(_: Sequence[str]) -> None:
     """Prints the table."""
     folder = Path(FLAGS.checkpoint)
@@ -82,10 +110,19 @@ def main(_: Sequence[str]) -> None:
             for group, one in zip(groups, examples, strict=True)
         ],
     )
-    print(f"\n| {len(examples)} pairs | greedy | sampled | pass@{FLAGS.k} | mixed groups |")
-    print("| --- | --- | --- | --- | --- |")
+    firsts = [first_wrong(c, one, schema) for c, one in zip(greedy, examples, strict=True)]
+    print(f"\n| {len(examples)} pairs | greedy | sampled | pass@{FLAGS.k} | mixed | wrong reason |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for name, figures in told.items():
-        print(f"| {name} | " + " | ".join(f"{share:.3f}" for share in figures) + " |")
+        reasons = sum(one is not None if name == WHOLE else one == name for one in firsts)
+        shown = (*figures, reasons / len(examples))
+        print(f"| {name} | " + " | ".join(f"{share:.3f}" for share in shown) + " |")
+    print("\n| step | truth | rollouts | what they say |\n| --- | --- | --- | --- |")
+    chains = [[sample.chain for sample in group] for group in groups]
+    for (name, truth), counts in said(examples, chains, schema).items():
+        every = counts.total()
+        shares_said = ", ".join(f"{v} {n / every:.3f}" for v, n in counts.most_common())
+        print(f"| {name} | {truth} | {every} | {shares_said} |")
 
 
 if __name__ == "__main__":
