@@ -152,10 +152,15 @@ def test_the_recipes_of_the_stages_share_what_they_share():
     assert {stage.shopworld.seed for stage in whole.stages.values()} == {9}
 
 
+def better_at_once(*args):
+    """A judging in the place of ``judge_validation``."""
+    *_, step = args
+    return {"validation/macro_f1": 0.5 if step else 0.4}
+
+
 def test_a_plateau_ends_the_stage(tmp_path, monkeypatch, capsys):
-    """No judging is better than the first: with a patience of 2 the third one is the last."""
-    figures = {"validation/macro_f1": 0.5}
-    monkeypatch.setattr(learn, "judge_validation", lambda *_: figures)
+    """No judging is better than that of update 1: with a patience of 2 that of 3 is the last."""
+    monkeypatch.setattr(learn, "judge_validation", better_at_once)
     more = {"rl__steps": 12, "rl__eval_every": 1, "rl__patience": 2, "eval__pass_k": 0}
     run(small(**more), tmp_path / "run")
     updates = [row["step"] for row in lines(tmp_path / "run") if row["phase"] == "srpo"]
@@ -167,7 +172,7 @@ def test_a_plateau_ends_the_stage(tmp_path, monkeypatch, capsys):
 def test_a_run_that_ended_on_a_plateau_is_not_taken_up_again(tmp_path, monkeypatch):
     """Killed between its last checkpoint and its summary."""
     more = {"rl__steps": 12, "rl__eval_every": 1, "rl__patience": 1, "eval__pass_k": 0}
-    monkeypatch.setattr(learn, "judge_validation", lambda *_: {"validation/macro_f1": 0.5})
+    monkeypatch.setattr(learn, "judge_validation", better_at_once)
     run(small(**more), tmp_path / "run")
     before = lines(tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
