@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from jaxtyping import Bool
 from ml_collections import ConfigDict
 
 from she_jax.cot import Chain, CotSchema
 from she_jax.data.examinations import FULL_MARKS, with_all_truth
 from she_jax.rl.rewards import verify
+from she_jax.train.evaluate import right_verdicts
 from she_jax.train.judging import take
 from she_jax.train.metrics import Progress
 from she_jax.train.predict import Judge
@@ -66,12 +67,10 @@ def shares(
 
 def first_wrong(chain: Chain, example: Example, schema: CotSchema) -> str | None:
     """The first step with a verdict, the label aside, that is wrong though the label is right."""
-    truth = (example.steps or {}) if chain.label == example.label else {}
-    for step, parsed in zip(schema.steps, chain.steps, strict=True):
-        own = step.verdicts and step.name != "label" and step.name in truth
-        if own and (parsed is None or parsed.verdict != truth[step.name]):
-            return step.name
-    return None
+    if chain.label != example.label:
+        return None
+    told = right_verdicts(chain, example, schema)
+    return next((name for name, right_one in told.items() if not right_one), None)
 
 
 def said(
@@ -90,9 +89,14 @@ def said(
 
 
 def main(_: Sequence[str]) -> None:
-    """Prints the table."""
+    """Prints the tables."""
+    logging.set_verbosity(logging.WARNING)  # Orbax and TFDS tell much
     folder = Path(FLAGS.checkpoint)
-    config: Any = ConfigDict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    path = folder / "config.json"
+    config: Any = ConfigDict(json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {})
+    if config.get("kind") != "train":
+        hint = "give the folder of a policy's run; of a curriculum, that of a stage"
+        raise app.UsageError(f"--checkpoint={folder}: no policy was trained there; {hint}")
     config.checkpoint = str(folder)
     policy, source = load_policy(config, (FLAGS.phase,))
     examples = take(make_data(config, folder), config.data.eval_split, FLAGS.pairs)

@@ -57,6 +57,7 @@ COMPARED = {
     "srpo": ("SRPO", {"rl.estimator": "srpo"}),
     "sft": ("SFT, own right chains", {"method": "sft", "offline.chains": "rejection"}),
 }
+ALL_FOUR = COMPARED | {"dpo": ("DPO", {"method": "dpo"})}
 
 
 def get_config(arg: str = "") -> Any:
@@ -95,7 +96,7 @@ def get_config(arg: str = "") -> Any:
     arms = _own_pairs() if arg else _arms()
     config.arms = ConfigDict(arms)
     config.order = tuple(arms)  # in which they are run; a ConfigDict keeps none
-    config.plots = ConfigDict(_plots(arms))
+    config.plots = ConfigDict(_own_plots() if arg else _plots())
     return config.lock()
 
 
@@ -218,12 +219,16 @@ def _arms() -> dict[str, dict[str, Any]]:
 
 def _own_pairs() -> dict[str, dict[str, Any]]:
     """On pairs of any other kind: what humans said of them is all that there is."""
-    dpo = {"dpo": ("DPO", {"method": "dpo"})}
     start = _arm("cold start", "main", {}, seeds=3, tuned=False, trained=False, against=("srpo",))
     return {"cold_start": start} | {
         name: _arm(title, "main", own, seeds=3, against=() if name == "srpo" else ("srpo",))
-        for name, (title, own) in (COMPARED | dpo).items()
+        for name, (title, own) in ALL_FOUR.items()
     }
+
+
+def _own_plots() -> dict[str, Any]:
+    every = tuple(ALL_FOUR)
+    return {"curves": every, "confusion": ("cold_start", *every), "checks": (), "coverage": ()}
 
 
 def _main() -> dict[str, dict[str, Any]]:
@@ -278,7 +283,6 @@ def _fifth() -> dict[str, dict[str, Any]]:
 
 def _short() -> dict[str, dict[str, Any]]:
     """The main arms on which rates are chosen; SRPO's is what its variants are compared with."""
-    own = COMPARED | {"dpo": ("DPO", {"method": "dpo"})}
     srpo, sft = COMPARED["srpo"], COMPARED["sft"]
     every = "every step annotated, a third of the updates"
     return {
@@ -289,7 +293,7 @@ def _short() -> dict[str, dict[str, Any]]:
             tuned=True,
             against=() if name == "srpo" else ("short_srpo", "short_all_srpo"),
         )
-        for name, (title, settings) in own.items()
+        for name, (title, settings) in ALL_FOUR.items()
     } | {
         "short_all_srpo": _variant(f"{srpo[0]}, every step", every, srpo[1] | ALL, against=()),
         "short_all_sft": _variant(
@@ -399,11 +403,8 @@ def _variant(title: str, table: str, settings: dict[str, Any], **own: Any) -> di
     return _arm(title, table, settings | SHORT, **usual | own)
 
 
-def _plots(arms: dict[str, Any]) -> dict[str, Any]:
+def _plots() -> dict[str, Any]:
     """Which arms the plots show; a line's points are arms, placed by what their config says."""
-    if "short_srpo" not in arms:  # other pairs
-        every = tuple(arms)
-        return {"curves": every[1:], "confusion": every, "checks": (), "coverage": ()}
     few = f"hybrid_coverage_{100 * COVERAGE:.0f}"
     return {
         "curves": ("annotated_srpo", "grpo", "dpo", "annotated_sft", "annotated_she"),

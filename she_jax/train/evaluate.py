@@ -62,7 +62,7 @@ def score(
         confusion = confusion_matrix(gold, predicted, labels=[*CLASSES, UNREAD])[:4]
     present = confusion.sum(1) > 0
     f1 = _class_f1(confusion)
-    verdicts = [_right_verdicts(chain, example, schema) for chain, example in rows]
+    verdicts = [right_verdicts(chain, example, schema) for chain, example in rows]
     return {
         "macro_f1": _macro_f1(gold, predicted),
         "macro_f1_se": _macro_f1_se(confusion),
@@ -128,7 +128,7 @@ def _macro_f1_se(confusion: Int[np.ndarray, "4 5"]) -> float | None:
     return float(_class_f1(draws.reshape(-1, 4, 5))[:, present].mean(1).std())
 
 
-def _right_verdicts(chain: Chain, example: Example, schema: CotSchema) -> dict[str, bool]:
+def right_verdicts(chain: Chain, example: Example, schema: CotSchema) -> dict[str, bool]:
     """Whether each step's verdict is the true one, for the steps whose truth is known."""
     truth = example.steps or {}
     return {
