@@ -56,7 +56,7 @@ REPLAY = 1.0  # advantage of what is imitated in the places of silent groups
 SRPO = {"rl.estimator": "srpo", "rl.negative": 0.0}
 GRPO = {"rl.estimator": "grpo"}
 # Compared over and over: title and settings.
-COMPARED = {
+COMPARED: dict[str, tuple[str, dict[str, Any]]] = {
     "grpo": ("GRPO", GRPO),
     "srpo": ("SRPO", SRPO),
     "sft": ("SFT, own right chains", {"method": "sft", "offline.chains": "rejection"}),
@@ -244,7 +244,7 @@ def _main() -> dict[str, dict[str, Any]]:
     teacher = chains | {"offline.pairs": 15_360}  # a new chain for every row
     srpo, grpo, sft = (COMPARED[name] for name in ("srpo", "grpo", "sft"))
 
-    def arm(title: str, settings: Any, tuned: str, **own: Any) -> Any:
+    def arm(title: str, settings: Any, tuned: bool | str, **own: Any) -> Any:
         usual: dict[str, Any] = {"against": ("annotated_srpo", "annotated_she")}
         return _arm(title, "main", settings, tuned=tuned, **usual | own)
 
@@ -255,15 +255,17 @@ def _main() -> dict[str, dict[str, Any]]:
         "cold_start": _arm("cold start", "main", {}, **start),
         "grpo": arm(*grpo, "short_grpo", **own),
         "annotated_srpo": arm(
-            srpo[0], srpo[1] | ALL, "short_srpo", against=("annotated_she", "srpo")
+            srpo[0], srpo[1] | ALL, "short_all_srpo", against=("annotated_she", "srpo")
         ),
-        "annotated_she": arm("full SHE", ALL, "short_sft", against=("she",), stages=_stages()),
-        "annotated_sft": arm(sft[0], sft[1] | ALL, "short_sft", seeds=3),
+        "annotated_she": arm("full SHE", ALL, True, against=("she",), stages=_stages()),
+        "annotated_sft": arm(sft[0], sft[1] | ALL, "short_all_sft", seeds=3),
         # Full SHE with a third round of imitation in the place of SRPO.
-        "annotated_rounds": arm("SFT, three rounds", ALL, "short_sft", seeds=0, stages=_rounds(3)),
+        "annotated_rounds": arm(
+            "SFT, three rounds", ALL, "short_all_sft", seeds=0, stages=_rounds(3)
+        ),
         "dpo": arm("DPO", {"method": "dpo"}, "short_dpo", seeds=1),
-        "sft_teacher": arm("SFT, teacher's chains", teacher, "short_sft", seeds=1),
-        "sft_gold": arm("SFT, gold chains (ceiling)", gold, "short_sft", seeds=1),
+        "sft_teacher": arm("SFT, teacher's chains", teacher, "short_all_sft", seeds=1),
+        "sft_gold": arm("SFT, gold chains (ceiling)", gold, "short_all_sft", seeds=1),
     }
 
 
@@ -276,39 +278,47 @@ def _fifth() -> dict[str, dict[str, Any]]:
 
     title = "SFT, right by the hybrid, three rounds"
     return {
-        "srpo": arm(*COMPARED["srpo"], "short_srpo", against=("she", "she_verifier")),
-        "sft": arm(*COMPARED["sft"], "short_sft", seeds=0),
-        "she": arm("full SHE", HYBRID, "short_sft", against=(), stages=_stages()),
+        "srpo": arm(*COMPARED["srpo"], "short_all_srpo", against=("she", "she_verifier")),
+        "sft": arm(*COMPARED["sft"], "short_all_sft", seeds=0),
+        "she": arm("full SHE", HYBRID, "annotated_she", against=(), stages=_stages()),
         # No examiner, which has read the annotation of more pairs than an arm meets.
         "she_verifier": arm(
-            "full SHE, verifier only", {}, "short_sft", seeds=0, against=("she",), stages=_stages()
+            "full SHE, verifier only",
+            {},
+            "annotated_she",
+            seeds=0,
+            against=("she",),
+            stages=_stages(),
         ),
-        "sft_rounds": arm(title, HYBRID, "short_sft", seeds=0, stages=_rounds(3)),
+        "sft_rounds": arm(title, HYBRID, "short_all_sft", seeds=0, stages=_rounds(3)),
     }
 
 
 def _short() -> dict[str, dict[str, Any]]:
-    """The main arms on which rates are chosen; SRPO's is what its variants are compared with."""
-    srpo, sft = COMPARED["srpo"], COMPARED["sft"]
+    """The arms on which rates are chosen, and others; SRPO is what its variants are compared with.
+
+    Where steps are read, rates are chosen with every step annotated, as the main table has them.
+    """
     every = "every step annotated, a quarter of the updates"
-    return {
+    whole = {
+        f"short_all_{name}": _variant(
+            f"{COMPARED[name][0]}, every step",
+            every,
+            COMPARED[name][1] | ALL,
+            tuned=True,
+            against=() if name == "srpo" else ("short_all_srpo",),
+        )
+        for name in ("srpo", "sft")  # they read steps
+    }
+    return whole | {
         f"short_{name}": _variant(
             title,
             "a quarter of the updates",
             settings,
-            tuned=True,
+            tuned=f"short_all_{name}" if f"short_all_{name}" in whole else True,
             against=() if name == "srpo" else ("short_srpo", "short_all_srpo"),
         )
         for name, (title, settings) in ALL_FOUR.items()
-    } | {
-        "short_all_srpo": _variant(f"{srpo[0]}, every step", every, srpo[1] | ALL, against=()),
-        "short_all_sft": _variant(
-            f"{sft[0]}, every step",
-            every,
-            sft[1] | ALL,
-            tuned="short_sft",
-            against=("short_all_srpo",),
-        ),
     }
 
 
@@ -345,13 +355,13 @@ def _both(start: str, what: str, table: str) -> dict[str, dict[str, Any]]:
 def _coverages() -> dict[str, dict[str, Any]]:
     """With and without an examiner, and of labels alone, beside the short arms."""
     table, none = "coverage, a quarter of the updates", {"shopworld.coverage": 0.0}
-    srpo, (_, imitated) = "short_srpo", COMPARED["sft"]
+    srpo, sft, (_, imitated) = "short_all_srpo", "short_all_sft", COMPARED["sft"]
     own = {
         f"hybrid_coverage_{100 * COVERAGE:.0f}": ("SRPO, hybrid", SRPO | HYBRID, srpo),
         "verifier_coverage_0": ("SRPO, labels alone", SRPO | none, srpo),
-        "sft_coverage_0": ("SFT, own right labels", imitated | none, "short_sft"),
+        "sft_coverage_0": ("SFT, own right labels", imitated | none, sft),
         # The rejection of full SHE by itself: the examiner finds wrong steps in chains to imitate.
-        "sft_hybrid": ("SFT, right by the hybrid", imitated | HYBRID, "short_sft"),
+        "sft_hybrid": ("SFT, right by the hybrid", imitated | HYBRID, sft),
     }
     return {
         name: _variant(title, table, settings, tuned=tuned)
@@ -398,8 +408,8 @@ def _estimators() -> dict[str, dict[str, Any]]:
         "dapo": ("DAPO, no resampling", dapo, "short_grpo"),
         "dr_grpo": ("Dr.GRPO", constant, "short_grpo"),
         "rloo": ("RLOO", {"rl.estimator": "rloo"}, "short_grpo"),
-        "process": ("process supervision", process, "short_srpo"),
-        "prorag": ("dual granularity (ProRAG)", {"rl.estimator": "prorag"} | ALL, "short_srpo"),
+        "process": ("process supervision", process, "short_all_srpo"),
+        "prorag": ("dual granularity (ProRAG)", {"rl.estimator": "prorag"} | ALL, "short_all_srpo"),
         "grpo_scalar": ("GRPO, scalar reward model", scalar, "short_grpo"),
     }
     table = "estimators, a quarter of the updates"
@@ -413,7 +423,7 @@ def _estimators() -> dict[str, dict[str, Any]]:
 
 def _variant(title: str, table: str, settings: dict[str, Any], **own: Any) -> dict[str, Any]:
     """One seed and a quarter of the updates, beside SRPO's."""
-    usual = {"seeds": 1, "tuned": "short_srpo", "against": ("short_srpo",)}
+    usual = {"seeds": 1, "tuned": "short_all_srpo", "against": ("short_srpo",)}
     return _arm(title, table, settings | SHORT, **usual | own)
 
 
