@@ -213,6 +213,16 @@ def test_no_arm_is_given_more_rows_or_rollouts_than_another():
         assert not any(s.offline.pairs or s.rl.refill or s.filter.pairs for s in sampled), name
 
 
+def test_srpo_leaves_alone_what_did_worse_and_other_estimators_do_not():
+    config = recipe.get_config()
+    for name, arm in config.arms.items():
+        own = job_config(config, Path("w"), Job(kind="arm", of=name, seed=0, rate=1e-4))
+        for stage in list(own.stages.values()) if arm.stages else [own]:
+            if arm.trained and stage.method == "online":
+                one_sign = (stage.rl.estimator == "srpo") != name.endswith(("_sign", "_signs"))
+                assert stage.rl.negative == (0 if one_sign else 1), name
+
+
 def test_jobs_share_what_they_compile_and_the_users_environment_comes_back(tmp_path, monkeypatch):
     cache, least = "JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
     monkeypatch.delenv(cache, raising=False)
