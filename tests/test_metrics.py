@@ -124,16 +124,17 @@ def test_progress_without_a_terminal_is_a_line_every_ten_seconds(monkeypatch):
     assert len(lines) == 10, "long lines are not wrapped, and there is one each ten seconds"
 
 
-def test_the_first_step_with_its_compilation_does_not_count_for_the_rest(monkeypatch):
+def test_the_first_steps_with_their_compilations_do_not_count_for_the_rest(monkeypatch):
     clock = [0.0]
-    progress, output = plain("srpo", 11, monkeypatch, clock)
+    progress, output = plain("srpo", 12, monkeypatch, clock)
     with progress:
-        clock[0] += 60.0
-        progress.update(1)
-        for step in range(2, 7):
+        for step in (1, 2):  # of two shapes
+            clock[0] += 60.0
+            progress.update(step)
+        for step in range(3, 8):
             clock[0] += 2.0
             progress.update(step)
-    assert "srpo: 6/11  0:10 left" in output.getvalue()
+    assert "srpo: 7/12  0:10 left" in output.getvalue()
 
 
 def test_progress_of_an_unknown_length(monkeypatch):

@@ -114,9 +114,7 @@ class Progress:
         self._task, self._total, self._done = task, total, done
         self._console = console or Console()
         self._started = self._shown = time.monotonic()
-        self._first: tuple[float, int] | None = (
-            None  # the first step compiles: no measure of the rest
-        )
+        self._marks: list[tuple[float, int]] = []  # when how many were done
         self._figures = ""
         self._bar: Bar | None = None
 
@@ -140,8 +138,9 @@ class Progress:
     def update(self, done: int, **figures: float) -> None:
         """Says how many units are done, and the latest figures by name."""
         now = time.monotonic()
+        if not self._marks or done > self._done:
+            self._marks.append((now, done))
         self._done = done
-        self._first = self._first or (now, done)
         self._figures = "  ".join(f"{name} {_short(value)}" for name, value in figures.items())
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=done, rest=self._rest(now))
@@ -166,7 +165,8 @@ class Progress:
         return f"{self._task}: {self._done}" + ("" if self._total is None else f"/{self._total}")
 
     def _rest(self, now: float) -> str:
-        since, units = self._first or (now, self._done)
+        # By the later half of what is done: the first steps compile, one for every shape.
+        since, units = self._marks[(len(self._marks) - 1) // 2]
         if self._total is None or self._done == units:
             return self._figures
         left = (self._total - self._done) * (now - since) / (self._done - units)
