@@ -102,6 +102,19 @@ def test_a_preference_is_a_right_and_a_wrong_rollout_and_no_rollout_is_used_twic
     assert preferred([pairs[0]], [rows[2:]], seed=0) == []
 
 
+def test_a_preference_that_is_met_again_is_one_preference(pairs):
+    right = sample(pairs[0].rationale, tokens=(0,))
+    wrong = [
+        sample(text, tokens=(n,)) for n, text in enumerate(["no chain", "no chain", "none"], 1)
+    ]
+    # Twice the same right rollout: another wrong one makes no second pair.
+    assert len(preferred([pairs[0]], [[right, right, *wrong]], seed=0)) == 1
+    # Twice the same prompt, with the same rollouts.
+    assert len(preferred([pairs[0]] * 2, [[right, wrong[0]]] * 2, seed=0)) == 1
+    other = sample(pairs[1].rationale, tokens=(9,))
+    assert len(preferred(pairs[:2], [[right, wrong[0]], [other, wrong[0]]], seed=0)) == 2
+
+
 def test_each_row_comes_once_a_round_and_the_order_is_a_function_of_the_step():
     rows = list(range(10))
     series = [row for step in range(5) for row in shuffled(rows, 4, step, seed=3)]
