@@ -52,7 +52,7 @@ SHORT = {"rl.steps": 60, "rl.eval_every": 30}
 STAGE = {"rl.steps": 80, "rl.eval_every": 80}  # of three: no more judgings than other arms have
 REPLAY = 1.0  # advantage of what is imitated in the places of silent groups
 # SRPO moves towards what did better than its group and leaves alone what did worse: that was better
-# on the validation splits of other seeds. GRPO and the other estimators are as published.
+# on the validation splits of other seeds. GRPO and the other estimators take both, as published.
 SRPO = {"rl.estimator": "srpo", "rl.negative": 0.0}
 GRPO = {"rl.estimator": "grpo"}
 # Compared over and over: title and settings.
