@@ -137,6 +137,17 @@ def test_the_first_steps_with_their_compilations_do_not_count_for_the_rest(monke
     assert "srpo: 7/12  0:10 left" in output.getvalue()
 
 
+def test_units_unlike_each_other_do_not_tell_how_long_the_rest_takes(monkeypatch):
+    clock = [0.0]
+    progress, output = plain("evidence", 4, monkeypatch, clock, alike=False)
+    with progress:
+        for done in (1, 2):
+            clock[0] += 600.0
+            progress.update(done)
+    assert "evidence: 2/4\n" in output.getvalue()
+    assert "left" not in output.getvalue()
+
+
 def test_progress_of_an_unknown_length(monkeypatch):
     clock = [0.0]
     progress, output = plain("data", None, monkeypatch, clock)

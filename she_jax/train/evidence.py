@@ -128,7 +128,8 @@ class Crew:
         """
         while self._settle():
             pass
-        with Progress("evidence", total=self._total, done=len(self._done)) as progress:
+        done = len(self._done)
+        with Progress("evidence", total=self._total, done=done, alike=False) as progress:
             while self._waiting or self._running:
                 self._start()
                 assert self._running, "every job that is left waits for another one"

@@ -105,13 +105,20 @@ class Progress:
       task: what is being done.
       total: how many units it has, None where nobody knows yet.
       done: how many are done already.
+      alike: whether units take about as long as each other; else nobody says how long still.
       console: where to show it; stdout if None.
     """
 
     def __init__(
-        self, task: str, *, total: int | None, done: int = 0, console: Console | None = None
+        self,
+        task: str,
+        *,
+        total: int | None,
+        done: int = 0,
+        alike: bool = True,
+        console: Console | None = None,
     ):
-        self._task, self._total, self._done = task, total, done
+        self._task, self._total, self._done, self._alike = task, total, done, alike
         self._console = console or Console()
         self._started = self._shown = time.monotonic()
         self._marks: list[tuple[float, int]] = []  # when how many were done
@@ -167,7 +174,7 @@ class Progress:
     def _rest(self, now: float) -> str:
         # By the later half of what is done: the first steps compile, one for every shape.
         since, units = self._marks[(len(self._marks) - 1) // 2]
-        if self._total is None or self._done == units:
+        if not self._alike or self._total is None or self._done == units:
             return self._figures
         left = (self._total - self._done) * (now - since) / (self._done - units)
         return f"{_clock(left)} left  {self._figures}"
