@@ -1,5 +1,7 @@
 """Supervised fine-tuning's batches: two pairs a row, and what that must not change."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,24 +39,8 @@ def widths(monkeypatch):
     monkeypatch.setattr(sft, "WIDTHS", WIDTHS)
 
 
-@pytest.mark.parametrize(
-    ("sizes", "width"),
-    [
-        ([(6, 3), (3, 12), (5, 2), (4, 9), (6, 18), (2, 6)], 32),  # 24 + 7 tokens: 1.3 rows
-        ([(6, 18), (2, 3)], 29),
-        ([(6, 18), (4, 6)], 34),
-        ([(6, 17), (6, 17)], 48),
-        ([(2, 3), (5, 3)], 24),
-    ],
-)
-def test_a_row_of_two_teaches_what_two_rows_do(sizes, width):
-    batch = padded_batch(sizes)
-    packed = two_a_row(batch)
-    assert packed.tokens.shape == (len(sizes) // 2, width)
-    for name in ("tokens", "weights"):
-        whole, real = np.asarray(getattr(batch, name)), np.asarray(batch.positions) >= 0
-        now, kept = np.asarray(getattr(packed, name)), np.asarray(packed.positions) >= 0
-        assert sorted(now[kept].tolist()) == sorted(whole[real].tolist())
+def teach_alike(batch, packed):
+    """Asserts that both have the same loss and gradient."""
     config = ModelConfig(
         vocab_size=VOCAB, dim=16, layers=2, heads=2, kv_heads=1, head_dim=8, ffn=24
     )
@@ -74,6 +60,39 @@ def test_a_row_of_two_teaches_what_two_rows_do(sizes, width):
     np.testing.assert_allclose(told_too["grad_norm"], told["grad_norm"], rtol=1e-4)
     for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(two.params), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4 * float(told["grad_norm"]))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "width"),
+    [
+        ([(6, 3), (3, 12), (5, 2), (4, 9), (6, 18), (2, 6)], 32),  # 24 + 7 tokens: 1.3 rows
+        ([(6, 18), (2, 3)], 29),
+        ([(6, 18), (4, 6)], 34),
+        ([(6, 17), (6, 17)], 48),
+        ([(2, 3), (5, 3)], 24),
+    ],
+)
+def test_a_row_of_two_teaches_what_two_rows_do(sizes, width):
+    batch = padded_batch(sizes)
+    packed = two_a_row(batch)
+    assert packed.tokens.shape == (len(sizes) // 2, width)
+    for name in ("tokens", "weights"):
+        whole, real = np.asarray(getattr(batch, name)), np.asarray(batch.positions) >= 0
+        now, kept = np.asarray(getattr(packed, name)), np.asarray(packed.positions) >= 0
+        assert sorted(now[kept].tolist()) == sorted(whole[real].tolist())
+    teach_alike(batch, packed)
+
+
+def test_a_row_of_two_keeps_what_each_token_sees():
+    batch = padded_batch([(6, 18), (6, 5), (4, 9), (2, 3)])
+    real = np.asarray(batch.positions) >= 0
+    seen = np.random.default_rng(0).random((*real.shape, real.shape[1])) < 0.5
+    seen |= np.eye(real.shape[1], dtype=bool)
+    seen &= np.tri(real.shape[1], dtype=bool) & real[:, None] & real[:, :, None]
+    batch = replace(batch, mask=jnp.asarray(seen))
+    packed = two_a_row(batch)
+    assert packed.tokens.shape[0] == 2
+    teach_alike(batch, packed)
 
 
 def test_a_row_holds_the_longest_with_the_shortest():

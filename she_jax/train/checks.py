@@ -57,7 +57,7 @@ def check(config: Config, workdir: Path) -> None:
     if config.kind == "filter":
         return
     rows = sft.batch_size
-    if config.kind == "train":
+    if config.kind in ("train", EXAMINER.kind):
         rows //= 2  # two pairs a row
         if sft.batch_size % 2:
             raise ValueError(f"sft.batch_size={sft.batch_size}: expected an even number")

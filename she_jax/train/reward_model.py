@@ -41,7 +41,7 @@ from she_jax.train.metrics import Progress, say
 from she_jax.train.policy_run import begin, policy_samples
 from she_jax.train.report import write_json, write_text
 from she_jax.train.setup import Policy
-from she_jax.train.sft import sft, sft_batch
+from she_jax.train.sft import sft, sft_batch, two_a_row
 from she_jax.train.stop import StopSignal
 from she_jax.train.workdir import Config
 from she_jax.types import Example, SftBatch
@@ -151,7 +151,7 @@ def learn(
         drawn = drawer.draw(config.sft.batch_size, rng)
         own = [chains.get(chain[0].example.uid, "") for chain in drawn] if chains else None
         batch, left_out = form.sft_batch(drawn, config.examiner.room, rng, own)
-        return batch, {"left_out": left_out}
+        return two_a_row(batch), {"left_out": left_out}
 
     mark = sha256((workdir / "examinations" / "train.jsonl").read_bytes()).hexdigest()[:16]
     params, _ = sft(

@@ -109,9 +109,10 @@ def two_a_row(batch: SftBatch) -> SftBatch:
     are fewer tokens to work through; how long the new rows are is one of ``WIDTHS``.
 
     Args:
-      batch: an even number of rows, without a mask.
+      batch: an even number of rows; where it has no mask, each token sees those before it.
     """
     rows = [np.asarray(x) for x in (batch.tokens, batch.positions, batch.weights)]
+    own = None if batch.mask is None else np.asarray(batch.mask)
     real = rows[1] >= 0
     sizes = real.sum(axis=1)
     order = np.argsort(sizes, kind="stable")
@@ -126,7 +127,9 @@ def two_a_row(batch: SftBatch) -> SftBatch:
             start, end = end, end + sizes[one]
             for x, y in zip(packed, rows, strict=True):
                 x[row, start:end] = y[one, real[one]]
-            mask[row, start:end, start:end] = np.tri(end - start, dtype=bool)
+            cells = np.ix_(real[one], real[one])
+            sees = np.tri(end - start, dtype=bool) if own is None else own[one][cells]
+            mask[row, start:end, start:end] = sees
     tokens, positions, weights, mask = map(jnp.asarray, (*packed, mask))
     return SftBatch(tokens=tokens, positions=positions, weights=weights, mask=mask)
 
