@@ -344,4 +344,6 @@ def test_without_updates_a_run_ends_with_the_cold_start(policy, tmp_path, monkey
     before = json.loads((policy / "eval" / "before.json").read_text())
     assert summary == before | {"before": before}
     assert np.isfinite(summary["macro_f1"])
+    validation = "eval/step_000000_validation.json"  # for who begins with it
+    assert (tmp_path / "run" / validation).read_text() == (policy / validation).read_text()
     assert not (tmp_path / "run" / "checkpoints" / "srpo").exists()

@@ -198,6 +198,9 @@ def test_a_run_begins_where_another_ended_and_keeps_what_it_began_with(done, tmp
     assert {row["phase"] for row in lines(tmp_path / "run")} == {"srpo", "eval"}
     before = json.loads((tmp_path / "run" / "summary.json").read_text())["before"]
     assert before == json.loads((done / "eval" / "after.json").read_text())
+    best = json.loads((done / "summary.json").read_text())["checkpoint"]
+    validation = (tmp_path / "run/eval/step_000000_validation.json").read_text()
+    assert validation == (done / f"eval/step_{best:06d}_validation.json").read_text()
     assert (tmp_path / "run/tokenizer.json").read_bytes() == (done / "tokenizer.json").read_bytes()
     shutil.rmtree(first / "checkpoints")
     (tmp_path / "run" / "summary.json").unlink()

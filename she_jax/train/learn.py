@@ -72,6 +72,7 @@ def learn(
     judge = Judge(policy, config.eval.batch_size)
     before = judge_before(config, workdir, judge, reference, made)
     if not rl.steps:
+        judge_validation(config, workdir, judge, reference, made, 0)  # for runs that start here
         return before | {"before": before}, reference
     optimizer = make_optimizer(rl)
     # A copy, since the update is given its state for good and the reference must stay.
