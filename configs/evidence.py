@@ -406,13 +406,14 @@ def _estimators() -> dict[str, dict[str, Any]]:
     process = {"rl.estimator": "process", "rl.clamp": 100.0} | ALL
     scalar = GRPO | {"reward.scalar": SCALAR} | TOL
     own = {
+        # First, since it waits for its reward model: the others are run meanwhile.
+        "grpo_scalar": ("GRPO, scalar reward model", scalar, "short_grpo"),
         "grpo_one_sign": ("GRPO, no advantages below 0", GRPO | {"rl.negative": 0.0}, "short_grpo"),
         "dapo": ("DAPO, no resampling", dapo, "short_grpo"),
         "dr_grpo": ("Dr.GRPO", constant, "short_grpo"),
         "rloo": ("RLOO", {"rl.estimator": "rloo"}, "short_grpo"),
         "process": ("process supervision", process, "short_all_srpo"),
         "prorag": ("dual granularity (ProRAG)", {"rl.estimator": "prorag"} | ALL, "short_all_srpo"),
-        "grpo_scalar": ("GRPO, scalar reward model", scalar, "short_grpo"),
     }
     table = "estimators, a quarter of the updates"
     return {
