@@ -134,6 +134,7 @@ def test_the_first_steps_with_their_compilations_do_not_count_for_the_rest(monke
         for step in range(3, 8):
             clock[0] += 2.0
             progress.update(step)
+    assert "srpo: 2/12\n" in output.getvalue()
     assert "srpo: 7/12  0:10 left" in output.getvalue()
 
 

@@ -99,19 +99,18 @@ class Shop:
         """The attributes of a department, beside the brand."""
         return (_WITH_DETAILS if self.detailed else ATTRIBUTES)[department]
 
-    @cache  # noqa: B019  a shop is a value, and there are eight of them
-    def values(self, type_name: str, attribute: str) -> tuple[str, ...]:
+    def values(self, type_name: str, attribute: str) -> list[str]:
         """The values of an attribute that there are for a product type."""
         department = CATEGORY[type_name][0]
         brand = attribute == "brand"
         values = BRANDS[department] if brand else self.attributes(department)[attribute]
-        return tuple(v for v in values if self.longtail or not is_longtail(type_name, v))
+        return [v for v in values if self.longtail or not is_longtail(type_name, v)]
 
     @cache  # noqa: B019  a shop is a value, and there are eight of them
     def fitting(self, type_name: str, condition: Condition, outcome: str) -> tuple[str, ...]:
         """The values that products of a type can state to give a condition this outcome."""
         attribute, known = condition.attribute, self.attributes(CATEGORY[type_name][0])
-        values = self.values(type_name, attribute) if attribute in ("brand", *known) else ()
+        values = self.values(type_name, attribute) if attribute in ("brand", *known) else []
         return tuple(v for v in values if self.verdict(condition, v) == outcome)
 
     def likeness(self, attribute: str, asked: str, offered: str) -> str:
@@ -127,12 +126,11 @@ class Shop:
         alike = self.likeness(condition.attribute, condition.value, offered)
         return condition_verdict(condition, offered, alike)
 
-    @cache  # noqa: B019  a shop is a value, and there are eight of them
-    def askable(self, type_name: str, attribute: str, op: str) -> tuple[Condition, ...]:
+    def askable(self, type_name: str, attribute: str, op: str) -> list[Condition]:
         """The conditions on an attribute that each type of the category can meet."""
         conditions = [Condition(attribute, op, v) for v in self.values(type_name, attribute)]
         kin = [type_name, *_kin(type_name)]
-        return tuple(c for c in conditions if all(self.fitting(t, c, "met") for t in kin))
+        return [c for c in conditions if all(self.fitting(t, c, "met") for t in kin)]
 
 
 def category_verdict(asked: str, offered: str) -> str:

@@ -60,7 +60,9 @@ def check(config: Config, workdir: Path) -> None:
     if config.kind in ("train", EXAMINER.kind):
         rows //= 2  # two pairs a row
         if sft.batch_size % 2:
-            raise ValueError(f"sft.batch_size={sft.batch_size}: expected an even number")
+            raise ValueError(
+                f"sft.batch_size={sft.batch_size}: two share a row, so expected an even number"
+            )
     _check_rows(rows, sft.micro_batches, mesh)
     if config.kind == "train":
         _check_method(config)

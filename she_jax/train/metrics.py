@@ -173,7 +173,7 @@ class Progress:
 
     def _rest(self, now: float) -> str:
         # By the later half of what is done: the first steps compile, one for every shape.
-        since, units = self._marks[(len(self._marks) - 1) // 2]
+        since, units = self._marks[len(self._marks) // 2]
         if not self._alike or self._total is None or self._done == units:
             return self._figures
         left = (self._total - self._done) * (now - since) / (self._done - units)
