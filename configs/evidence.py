@@ -245,20 +245,21 @@ def _main() -> dict[str, dict[str, Any]]:
     srpo, grpo, sft = (COMPARED[name] for name in ("srpo", "grpo", "sft"))
 
     def arm(title: str, settings: Any, tuned: str, **own: Any) -> Any:
-        usual: dict[str, Any] = {"against": ("annotated_srpo", "annotated_she")}
+        usual: dict[str, Any] = {"against": ("annotated_srpo", "annotated_she", "she")}
         return _arm(title, "main", settings, tuned=tuned, **usual | own)
 
     # GRPO reads labels alone, and so is what those with a fifth of the steps are compared with too.
-    own = {"against": ("annotated_srpo", "annotated_she", "srpo", "she", "she_verifier")}
+    few = ("srpo", "srpo_hybrid", "she", "she_verifier")
+    own = {"against": ("annotated_srpo", "annotated_she", *few)}
     start = {"tuned": False, "trained": False, "against": ("annotated_srpo",)}
     return {
         "cold_start": _arm("cold start", "main", {}, **start),
         "grpo": arm(*grpo, "short_grpo", **own),
         "annotated_srpo": arm(
-            srpo[0], srpo[1] | ALL, "short_all_srpo", against=("annotated_she", "srpo")
+            srpo[0], srpo[1] | ALL, "short_all_srpo", against=("annotated_she", "she", "srpo")
         ),
         "annotated_she": arm(
-            "full SHE", ALL, "short_all_sft", seeds=3, against=("she",), stages=_stages()
+            "full SHE", ALL, "short_all_sft", seeds=0, against=("she",), stages=_stages()
         ),
         "annotated_sft": arm(sft[0], sft[1] | ALL, "short_all_sft", seeds=3),
         # Full SHE with a third round of imitation in the place of SRPO.
@@ -281,8 +282,11 @@ def _fifth() -> dict[str, dict[str, Any]]:
     title = "SFT, right by the hybrid, three rounds"
     return {
         "srpo": arm(*COMPARED["srpo"], "short_all_srpo", seeds=0, against=("she", "she_verifier")),
+        "srpo_hybrid": arm(
+            "SRPO, hybrid", SRPO | HYBRID, "short_all_srpo", seeds=0, against=("she",)
+        ),
         "sft": arm(*COMPARED["sft"], "short_all_sft", seeds=0),
-        "she": arm("full SHE", HYBRID, "short_all_sft", against=(), stages=_stages()),
+        "she": arm("full SHE", HYBRID, "short_all_sft", seeds=3, against=(), stages=_stages()),
         # No examiner, which has read the annotation of more pairs than an arm meets.
         "she_verifier": arm(
             "full SHE, verifier only",
@@ -333,24 +337,27 @@ def _checks() -> dict[str, dict[str, Any]]:
             f"cold start, {what}", table, {}, start=start, seeds=1, tuned=False, trained=False
         )
         every |= _both(start, what, table)
+        every |= _both(start, what, "checks", kind="long_", updates={}, seeds=0)
     return every
 
 
-def _both(start: str, what: str, table: str) -> dict[str, dict[str, Any]]:
+def _both(
+    start: str,
+    what: str,
+    table: str,
+    *,
+    kind: str = "",
+    updates: dict[str, Any] = SHORT,
+    seeds: int = 1,
+) -> dict[str, dict[str, Any]]:
     """SRPO and GRPO from a start of their own, every step annotated; GRPO reads labels alone."""
-    srpo, grpo = COMPARED["srpo"], COMPARED["grpo"]
+    own: dict[str, Any] = {"start": start, "seeds": seeds}
+    (ours, srpo), (theirs, grpo) = COMPARED["srpo"], COMPARED["grpo"]
+    srpo, first = srpo | ALL | updates, f"{start}_{kind}srpo"
+    tuned = {"tuned": "short_grpo", "against": (first,)}
     return {
-        f"{start}_srpo": _variant(
-            f"{srpo[0]}, {what}", table, srpo[1] | ALL, start=start, against=()
-        ),
-        f"{start}_grpo": _variant(
-            f"{grpo[0]}, {what}",
-            table,
-            grpo[1],
-            start=start,
-            tuned="short_grpo",
-            against=(f"{start}_srpo",),
-        ),
+        first: _arm(f"{ours}, {what}", table, srpo, tuned="short_all_srpo", **own),
+        f"{start}_{kind}grpo": _arm(f"{theirs}, {what}", table, grpo | updates, **tuned, **own),
     }
 
 
@@ -434,8 +441,8 @@ def _plots() -> dict[str, Any]:
     """Which arms the plots show; a line's points are arms, placed by what their config says."""
     few = f"hybrid_coverage_{100 * COVERAGE:.0f}"
     return {
-        "curves": ("annotated_srpo", "grpo", "dpo", "annotated_sft", "annotated_she"),
-        "confusion": ("cold_start", "grpo", "annotated_sft", "annotated_srpo", "annotated_she"),
+        "curves": ("annotated_srpo", "grpo", "dpo", "annotated_sft", "she"),
+        "confusion": ("cold_start", "grpo", "annotated_sft", "annotated_srpo", "she"),
         # The lead is that of the first line over each of the others.
         "checks": (
             ("SRPO", ("checks_2_srpo", "short_all_srpo", "checks_8_srpo")),

@@ -205,7 +205,7 @@ def test_no_arm_is_given_more_rows_or_rollouts_than_another():
         job = Job(kind="arm", of=name, seed=0, rate=1e-4)
         own = job_config(config, Path("w"), job)
         stages = list(own.stages.values()) if arm.stages else [own]
-        whole = arm.table in ("main", "a fifth annotated")
+        whole = arm.table in ("main", "a fifth annotated", "checks")
         updates = config.recipe.rl.steps // (1 if whole else 4)
         assert sum(stage.rl.steps for stage in stages) == updates, name
         assert {stage.rl.prompts * stage.rl.group_size for stage in stages} == {64}, name

@@ -297,7 +297,8 @@ def _check_done(config: Config, workdir: Path, jobs: list[Job]) -> None:
                     "Give a new folder with --workdir, the old values, or delete that run"
                 )
     if names := list(dict.fromkeys(other)):
-        say(f"done with another version of she_jax, and kept: {', '.join(names)}")
+        rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        say(f"done with another version of she_jax, and kept: {', '.join(names[:5])}{rest}")
 
 
 def code() -> str:
