@@ -262,6 +262,10 @@ def _main() -> dict[str, dict[str, Any]]:
             "full SHE", ALL, "short_all_sft", seeds=0, against=("she",), stages=_stages()
         ),
         "annotated_sft": arm(sft[0], sft[1] | ALL, "short_all_sft", seeds=3),
+        # Like for like: with SRPO's one sign.
+        "long_grpo_one_sign": arm(
+            "GRPO, one sign", GRPO | {"rl.negative": 0.0}, "short_grpo", seeds=0, **own
+        ),
         # Full SHE with a third round of imitation in the place of SRPO.
         "annotated_rounds": arm(
             "SFT, three rounds", ALL, "short_all_sft", seeds=0, stages=_rounds(3)
