@@ -181,8 +181,9 @@ def _stages() -> dict[str, dict[str, Any]]:
     as there are so many, the rest on new ones: as many updates and rollouts as the other arms have,
     and no more prompts. The rate is that of SFT, and a third of it for SRPO.
     """
-    last = {"rl.missed": 0.5, "rl.learning_rate": 1e-4, "rl.replay": REPLAY, "reward.model": ""}
-    return _rounds(2) | {"stage3": SRPO | last | STAGE}
+    last = {"rl.missed": 0.5, "rl.learning_rate": 1e-4, "rl.replay": REPLAY}
+    alone = {"reward.model": "", "rl.tol": 1e-6}  # the verifier's word, without an examiner's
+    return _rounds(2) | {"stage3": SRPO | last | alone | STAGE}
 
 
 # -------------------------------------------------------------------------- arms
@@ -264,7 +265,7 @@ def _main() -> dict[str, dict[str, Any]]:
         "annotated_sft": arm(sft[0], sft[1] | ALL, "short_all_sft", seeds=3),
         # Like for like: with SRPO's one sign.
         "long_grpo_one_sign": arm(
-            "GRPO, one sign", GRPO | {"rl.negative": 0.0}, "short_grpo", seeds=0, **own
+            "GRPO, one sign", GRPO | {"rl.negative": 0.0}, "grpo_one_sign", seeds=0, **own
         ),
         # Full SHE with a third round of imitation in the place of SRPO.
         "annotated_rounds": arm(
@@ -337,9 +338,6 @@ def _checks() -> dict[str, dict[str, Any]]:
     table, every = "checks, a quarter of the updates", {}
     for n in CHECKS:
         start, what = f"checks_{n}", f"{n} checks"
-        every[f"{start}_start"] = _arm(
-            f"cold start, {what}", table, {}, start=start, seeds=1, tuned=False, trained=False
-        )
         every |= _both(start, what, table)
         every |= _both(start, what, "checks", kind="long_", updates={}, seeds=0)
     return every
@@ -354,12 +352,14 @@ def _both(
     updates: dict[str, Any] = SHORT,
     seeds: int = 1,
 ) -> dict[str, dict[str, Any]]:
-    """SRPO and GRPO from a start of their own, every step annotated; GRPO reads labels alone."""
+    """A start of their own, and SRPO and GRPO from it, every step annotated; GRPO reads labels."""
     own: dict[str, Any] = {"start": start, "seeds": seeds}
     (ours, srpo), (theirs, grpo) = COMPARED["srpo"], COMPARED["grpo"]
     srpo, first = srpo | ALL | updates, f"{start}_{kind}srpo"
     tuned = {"tuned": "short_grpo", "against": (first,)}
+    untrained: dict[str, Any] = {"tuned": False, "trained": False}
     return {
+        f"{start}_{kind}start": _arm(f"cold start, {what}", table, {}, **untrained, **own),
         first: _arm(f"{ours}, {what}", table, srpo, tuned="short_all_srpo", **own),
         f"{start}_{kind}grpo": _arm(f"{theirs}, {what}", table, grpo | updates, **tuned, **own),
     }
@@ -419,7 +419,7 @@ def _estimators() -> dict[str, dict[str, Any]]:
     own = {
         # First, since it waits for its reward model: the others are run meanwhile.
         "grpo_scalar": ("GRPO, scalar reward model", scalar, "short_grpo"),
-        "grpo_one_sign": ("GRPO, no advantages below 0", GRPO | {"rl.negative": 0.0}, "short_grpo"),
+        "grpo_one_sign": ("GRPO, no advantages below 0", GRPO | {"rl.negative": 0.0}, True),
         "dapo": ("DAPO, no resampling", dapo, "short_grpo"),
         "dr_grpo": ("Dr.GRPO", constant, "short_grpo"),
         "rloo": ("RLOO", {"rl.estimator": "rloo"}, "short_grpo"),

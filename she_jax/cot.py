@@ -130,7 +130,7 @@ class CotSchema:
                 if step.optional:
                     continue
                 raise ValueError(f"step {step.name!r} has no text and no verdict")
-            if step.verdicts and verdict not in step.verdicts:
+            if (step.verdicts or verdict is not None) and verdict not in step.verdicts:
                 raise ValueError(f"step {step.name!r}: verdict {verdict!r} not in {step.verdicts}")
             parts = [text] if verdict is None else [text, ARROW, verdict] if text else [verdict]
             lines.append(f"{step.name}: {' '.join(parts)}")

@@ -140,6 +140,16 @@ def test_the_stages_of_a_curriculum_keep_the_proportions_of_their_rates():
     assert own.stages.b.start == ""
 
 
+def test_a_stage_may_have_a_reward_model_of_its_own():
+    """Which is trained before the arm, as one of the settings is."""
+    stages = {"a": {}, "b": {"reward.model": recipe.EXAMINER}}
+    config = small({"she": {"stages": stages, "tuned": False}})
+    job = plan(config, config.order)[-1]
+    assert job.needs == ("seed0/start-main", "examiner-main")
+    own = job_config(config, Path("w"), job)
+    assert [stage.reward.model for stage in own.stages.values()] == ["", "w/examiner-main"]
+
+
 @pytest.mark.parametrize(
     ("arm", "message"),
     [
@@ -341,6 +351,21 @@ def test_a_run_in_processes_survives_what_fails_and_goes_on(tmp_path, capfd):
     other = small(arms | {"grpo": {"seeds": 2, "settings": {"rl.estimator": "rloo"}}})
     with pytest.raises(ValueError, match=r"rl\.estimator: grpo then, rloo now"):
         run_evidence(other, tmp_path, stand_in)
+
+
+def test_many_runs_of_another_version_are_counted_after_the_first_five(tmp_path, capfd):
+    rates = tuple(float(f"{n}e-4") for n in range(1, 8))
+    config = small({"grpo": {}}, rates=rates)
+    jobs = plan(config, ["grpo"])
+    for job in jobs:
+        leave(tmp_path / job.name, 0.5)
+        own = job_config(config, tmp_path, job).to_dict()
+        Path(f"{tmp_path / job.name}.json").write_text(json.dumps({"config": own, "code": "older"}))
+    run_evidence(config, tmp_path, stand_in)
+    said = " ".join(capfd.readouterr().out.split())
+    assert len(jobs) == 8
+    assert f"and kept: {', '.join(job.name for job in jobs[:5])} and 3 more " in said + " "
+    assert not (tmp_path / "started").exists()
 
 
 def test_rates_that_need_not_be_tried_are_left_out(tmp_path, capfd):

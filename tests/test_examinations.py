@@ -172,6 +172,25 @@ def test_a_spoilt_step_differs_from_the_right_one_in_its_way_only(lessons):
             assert one.source == "evidence" or not same_text
 
 
+def test_what_nobody_annotated_is_not_read():
+    """A world keeps all truth; here it is struck out where humans said nothing."""
+    schema = CotSchema.build(checks=4)
+    pairs = list(generate(World(pairs=(80, 0, 0, 0), checks=4, coverage=0.3), "train"))
+    struck = []
+    for pair in pairs:
+        truth = {k: v if k in pair.annotations else "zebra" for k, v in (pair.steps or {}).items()}
+        struck.append(dataclasses.replace(pair, steps=truth))
+
+    def lessons_of(own):
+        for n in range(len(own) - 1):
+            for one in demonstrated(own[n], own[n + 1], schema, np.random.default_rng(n)):
+                yield one.step, one.written, one.correct, one.critique, one.source
+
+    found = list(lessons_of(pairs))
+    assert found == list(lessons_of(struck))
+    assert {source for *_, source in found} == {"gold", "teacher", *SPOILT}
+
+
 def test_spoilt_evidence_is_another_pairs_whole_step(pairs, lessons):
     """Text and verdict agree with each other: only the pair shows that they are wrong."""
     written = [SCHEMA.parse(write_chain(p, SCHEMA, np.random.default_rng(0))) for p in pairs]

@@ -1,16 +1,19 @@
 """Groups that teach nothing give way to others: within a bound, counted, the good ones kept."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_run import config
 
 from she_jax.cot import CotSchema
 from she_jax.train.experience import Experience, refilled
+from she_jax.train.online import Online
 from she_jax.train.rollouts import exploration
-from she_jax.types import Example, Rollout, StepBatch, TrainBatch
+from she_jax.types import Example, Rollout, StepBatch, TrainBatch, TrainState
 
 G, S, T = 2, 5, 3
 SCHEMA = CotSchema()
@@ -132,6 +135,23 @@ def test_the_pass_rates_of_the_dropped_are_known_too():
     examples, rates = seen.rates
     told = {example.uid: rate for example, rate in zip(examples, rates, strict=True)}
     assert told == {"10": 0.5, "20": 0.5, "11": 0.0, "21": 0.0}
+
+
+def test_every_step_samples_with_a_key_of_its_own(tmp_path):
+    """The state's key is the same all along, and so may the prompts and the parameters be."""
+    seen, own = experience([10, 11], [True, True]), config(rl__prompts=2)
+    online: Any = Online(own, tmp_path, None, None, seen.examples, {}, None)
+    keys = []
+
+    def collect(params, examples, key):
+        keys.append(tuple(np.asarray(key).tolist()))
+        return dataclasses.replace(seen, figures={"sampled_tokens": 1.0})
+
+    online._collect = collect
+    state = TrainState(step=jnp.int32(0), params={}, opt_state=(), key=jax.random.PRNGKey(0))
+    for step in range(3):
+        online.batch(state, step)
+    assert len(set(keys)) == 3
 
 
 def test_prompts_that_nobody_judged_have_no_pass_rate():

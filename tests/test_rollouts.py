@@ -51,23 +51,43 @@ def test_what_did_worse_weighs_what_the_config_says():
         np.testing.assert_allclose(credit, [[0.8, 0], [-0.2, 0]], rtol=1e-3)
 
 
+@pytest.mark.parametrize(("tol", "teaches"), [(1e-6, True), (0.05, False)])
+def test_what_counts_as_no_difference_teaches_nothing(tol, teaches):
+    """One of two is not well formed, and no label is right: a standard deviation of 0.05."""
+    steps = StepBatch(
+        step_ids=jnp.tile(jnp.arange(2), (2, 1)),
+        step_mask=BOTH,
+        verifier=jnp.ones((2, 2)),
+        verifier_known=BOTH,
+        model_score=MODEL,
+        model_known=~BOTH,
+        outcome=jnp.array([0.0, 0.09]),
+    )
+    own = config(rl__tol=tol)
+    by_step, _, _, informative = make_creditor(own)(
+        steps, steps.verifier, BOTH, steps.outcome, BOTH
+    )
+    assert (by_step != 0).any() == teaches
+    assert informative.tolist() == [teaches]
+
+
 def test_credit_that_goes_astray_by_hand():
     """Of the first step all have credit, and the third rollout's, half right, goes up; of the
-    second the verifier knows two, and one of them, right, goes down; of the third it knows none."""
-    known = jnp.array([[1, 1, 0], [1, 0, 0], [1, 1, 0]], bool)
+    second the verifier knows two, and one of them, right, goes down; of the third it knows none.
+    What the fourth rollout left out has no tokens, and counts nowhere."""
+    known = jnp.array([[1, 1, 0], [1, 0, 0], [1, 1, 0], [1, 1, 0]], bool)
     steps = StepBatch(
-        step_ids=jnp.zeros((3, 1), jnp.int32),
-        step_mask=jnp.array([[1, 1, 1], [1, 1, 1], [1, 1, 0]], bool),
-        verifier=jnp.array([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.5, 1.0, 0.0]]),
+        step_ids=jnp.array([[0, 1, 2]] * 3 + [[2, 2, -1]]),
+        step_mask=jnp.array([[1, 1, 1], [1, 1, 1], [1, 1, 0], [1, 1, 1]], bool),
+        verifier=jnp.array([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 0.0]]),
         verifier_known=known,
-        model_score=jnp.zeros((3, 3)),
-        model_known=jnp.zeros((3, 3), bool),
-        outcome=jnp.zeros(3),
+        model_score=jnp.zeros((4, 3)),
+        model_known=jnp.zeros((4, 3), bool),
+        outcome=jnp.zeros(4),
     )
     schema = CotSchema(steps=CotSchema().steps[2:])
-    told = assignment(
-        np.array([[1.0, -1.0, 5.0], [-1.0, 2.0, 5.0], [0.5, 0.0, 5.0]]), steps, schema
-    )
+    credit = np.array([[1.0, -1.0, 5.0], [-1.0, 2.0, 5.0], [0.5, 0.0, 5.0], [3.0, 3.0, 5.0]])
+    told = assignment(credit, steps, schema)
     assert told == {
         "credit/category": 1.0,
         "astray/category": pytest.approx(1 / 3),

@@ -238,6 +238,7 @@ def test_a_changed_config_over_an_old_workdir_lists_the_keys(done):
         ({"rl__halvings": -1}, "rl.halvings=-1: expected 0"),
         ({"rl__eval_every": 0}, "rl.eval_every=0: expected at least 1"),
         ({"rl__negative": -1.0}, "rl.negative=-1.0: expected a weight"),
+        ({"rl__format_weight": 1.0}, "rl.format_weight=1.0: expected a reward in"),
         ({"rl__refill": -1}, "rl.refill=-1: expected 0"),
         ({"rl__replay": -1.0}, "rl.replay=-1.0: expected 0"),
         ({"rl__steps": -1}, "rl.steps=-1: expected 0"),

@@ -125,6 +125,20 @@ def test_cached_decoding_equals_the_full_forward(config):
     assert (cache["positions"][:, 10:] == -1).all()
 
 
+def test_decoding_rounds_no_scale_of_a_norm():
+    """The trainer reads them in float32, where a bfloat16 near 1 moves by steps of 0.008."""
+    config = dataclasses.replace(QWEN3, dtype="bfloat16")
+    params = jax.tree.map(lambda leaf: 1.003 * jnp.ones_like(leaf), random_params(config))
+    weights = build_model(config).decoding_params(params)
+    scales = [weights["norm"]]
+    for layer in weights["layers"]:
+        scales += [layer[name] for name in ("attn_norm", "mlp_norm", "q_norm", "k_norm")]
+        assert layer["gate"].dtype == jnp.bfloat16
+    assert len(scales) == 1 + 4 * config.layers
+    for scale in scales:
+        np.testing.assert_array_equal(scale, jnp.float32(1.003))
+
+
 @FAMILIES
 def test_padding_changes_nothing(config):
     params = random_params(config)

@@ -8,13 +8,15 @@ is a step with full marks. Sources:
 - a gold step spoilt on purpose: ``verdict`` (another one, wherever the step says it, so that it
   does not contradict itself), ``attribute`` (an invented item), ``product`` (what it says of the
   product is another product's), ``reason`` (the verdict is right, the text is about another pair),
-  ``evidence`` (that text, and the verdict that goes with it).
+  ``evidence`` (that text, and the verdict that goes with it). What the pair is and the other one is
+  not is read in the two, in their annotation, and where that is silent in the demonstrations.
 - ``policy``: as the policy wrote it.
 """
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -119,13 +121,16 @@ def demonstrated(
       rng: consumed.
     """
     chain, foreign = (schema.parse(write_chain(pair, schema, rng)) for pair in (example, other))
+    told = _told(example, chain, schema), _told(other, foreign, schema)
     for right in judged(chain, example, schema, "gold", f"{example.uid}/demonstration"):
         if not right.correct:
             yield dataclasses.replace(right, source="teacher")
             continue
         yield right
         k = schema.names.index(right.step)
-        ways = {way: _spoil(way, k, chain, foreign, example, other, schema, rng) for way in SPOILT}
+        verdicts = schema.steps[k].verdicts
+        own, theirs = chain.steps[k], foreign.steps[k]
+        ways = {way: _spoil(way, own, theirs, verdicts, told, rng) for way in SPOILT}
         options = [(way, step) for way, step in ways.items() if step is not None]
         if options:
             way, step = options[rng.integers(len(options))]
@@ -141,18 +146,41 @@ def demonstrated(
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Told:
+    """What is known of a pair, by step, and all its words."""
+
+    steps: Mapping[str, str]
+    words: Set[str]
+
+
+def _told(example: Example, chain: Chain, schema: CotSchema) -> _Told:
+    """The annotation, and of free steps without any, such as the product, what the chain says."""
+    written = zip(schema.steps, chain.steps, strict=True)
+    steps = {step.name: own.text for step, own in written if own is not None and not step.verdicts}
+    steps |= _known_truth(example)
+    texts = [example.query, *example.product.values(), *steps.values()]
+    return _Told(steps=steps, words=_split(" ".join(texts)))
+
+
 def _spoil(
     way: str,
-    k: int,
-    chain: Chain,
-    foreign: Chain,
-    example: Example,
-    other: Example,
-    schema: CotSchema,
+    own: ParsedStep | None,
+    theirs: ParsedStep | None,
+    verdicts: Sequence[str],
+    told: tuple[_Told, _Told],
     rng: np.random.Generator,
 ) -> ParsedStep | None:
-    """Step k gone wrong in a given way, or None where it cannot, or would not surely, be wrong."""
-    own, theirs, verdicts = chain.steps[k], foreign.steps[k], schema.steps[k].verdicts
+    """A step gone wrong in a given way, or None where it cannot, or would not surely, be wrong.
+
+    Args:
+      way: one of ``SPOILT``.
+      own: the step.
+      theirs: the same of another pair's chain.
+      verdicts: those that it may have.
+      told: what is known of the pair, and of the other.
+      rng: consumed.
+    """
     if own is None:
         return None
     if way == "verdict":
@@ -165,49 +193,46 @@ def _spoil(
     if theirs is None or not own.text:
         return None
     if way == "attribute" and not verdicts:
-        item = _foreign_item(theirs.text, example)
+        item = _foreign_item(theirs.text, told[0].words)
         return dataclasses.replace(own, text=f"{own.text}; {item}") if item else None
     if way == "product":
-        text = _other_product(own.text, example, other, rng)
+        text = _other_product(own.text, *told, rng)
         return dataclasses.replace(own, text=text) if text else None
-    if way == "reason" and verdicts and _foreign_item(theirs.text, example, other):
+    if way == "reason" and verdicts and _foreign_item(theirs.text, *(one.words for one in told)):
         return dataclasses.replace(own, text=theirs.text)
     if way == "evidence" and theirs.verdict not in (own.verdict, None) and theirs.text:
         return theirs
     return None
 
 
-def _foreign_item(text: str, example: Example, other: Example | None = None) -> str:
+def _foreign_item(text: str, known: Set[str], other: Set[str] | None = None) -> str:
     """The last item of a text that says a word that the pair does not; "" where there is none.
 
-    Words that ``other``, if given, does not say either do not count: phrases such as "nothing is
-    lacking" are about any pair.
+    Args:
+      text: items with semicolons between them.
+      known: the words of the pair.
+      other: the words of the pair that the text is about, where it may be about any pair: phrases
+        such as "nothing is lacking" are, and words that the pair does not say do not count then.
     """
-    known = _words(example)
     for item in reversed(text.split(";")):
         words = _split(item) - known
-        if words and (other is None or words & _words(other)):
+        if words and (other is None or words & other):
             return item.strip()
     return ""
 
 
-def _other_product(text: str, example: Example, other: Example, rng: np.random.Generator) -> str:
-    """The text with a true item of the product exchanged for another product's."""
-    own, theirs = ((pair.steps or {}).get("product", "").split(";") for pair in (example, other))
-    asked = _split((example.steps or {}).get("query", ""))
+def _other_product(text: str, pair: _Told, other: _Told, rng: np.random.Generator) -> str:
+    """The text with an item of the product exchanged for another product's."""
+    own, theirs = (told.steps.get("product", "").split(";") for told in (pair, other))
+    asked = _split(pair.steps.get("query", ""))
     items = list(zip(map(str.strip, own), map(str.strip, theirs), strict=False))
     for n in rng.permutation(len(items)):
         mine, foreign = items[n]
         # What is asked as well may stand for what is asked: exchanging it proves nothing.
         where = re.search(rf"\b{re.escape(mine)}\b(?!.*\b{re.escape(mine)}\b)", text)
-        if mine and where and not _split(mine) <= asked and _split(foreign) - _words(example):
+        if mine and where and not _split(mine) <= asked and _split(foreign) - pair.words:
             return text[: where.start()] + foreign + text[where.end() :]
     return ""
-
-
-def _words(example: Example) -> set[str]:
-    texts = [example.query, *example.product.values(), *(example.steps or {}).values()]
-    return _split(" ".join(texts))
 
 
 def _split(text: str) -> set[str]:

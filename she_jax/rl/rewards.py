@@ -77,7 +77,7 @@ def outcome_reward(
       chain: the parsed chain.
       example: the pair it is about.
       truncated: True where the rollout ran out of tokens before its end.
-      format_weight: what good form alone is worth, in [0, 1].
+      format_weight: what good form alone is worth, in [0, 1), 1 being that of a right label.
     """
     if truncated or not chain.well_formed:
         return 0.0

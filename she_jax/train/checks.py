@@ -89,6 +89,11 @@ def _check_rl(config: Config, mesh: Mesh) -> None:
         raise ValueError(
             f"rl.srpo.correct_from={rl.srpo.correct_from}: expected a reward in (0, 1]"
         )
+    if not 0 <= rl.format_weight < 1:
+        raise ValueError(
+            f"rl.format_weight={rl.format_weight}: expected a reward in [0, 1), below that of a "
+            "right label"
+        )
     if not rl.replay >= 0:
         raise ValueError(f"rl.replay={rl.replay}: expected 0 (none) or a positive advantage")
     if not 0 <= rl.negative <= 1:

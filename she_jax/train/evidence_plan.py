@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from she_jax.train.workdir import Config
 
-PLACES = {"examiner": "{examiner}", "scalar": "{scalar}"}  # in the settings of an arm
+PLACES = {"examiner": "{examiner}", "scalar": "{scalar}"}  # in an arm's settings and stages
 VALIDATION = "validation/macro_f1"
 
 
@@ -118,7 +118,7 @@ def _jobs(config: Config, arm: str, seed: int) -> list[Job]:
         return [start]
     before = [start]
     for kind, at in (("examiner", first), ("scalar", seed)):
-        if PLACES[kind] in flat(own.settings.to_dict()).values():
+        if PLACES[kind] in flat(own.to_dict()).values():
             source = replace(start, seed=at)
             model = Job(kind=kind, of=own.start, seed=at, needs=(source.name,))
             before += [source, model]
@@ -218,21 +218,28 @@ def job_config(config: Config, workdir: Path, job: Job) -> Config:
         PLACES["examiner"]: Job(kind="examiner", of=start, seed=config.seeds[0]),
         PLACES["scalar"]: Job(kind="scalar", of=start, seed=job.seed),
     }
-    settings = {
-        key: str(workdir / folders[value].name) if value in PLACES.values() else value
-        for key, value in flat(arm.settings.to_dict()).items()
-    }
+
+    def placed(changes: Config) -> dict[str, Any]:
+        return {
+            key: str(workdir / folders[value].name) if value in PLACES.values() else value
+            for key, value in flat(changes.to_dict()).items()
+        }
+
     begin = workdir / Job(kind="start", of=start, seed=job.seed).name / "checkpoints" / "sft"
-    recipe = _changed(recipe, settings, f"arms.{job.of}.settings")
+    recipe = _changed(recipe, placed(arm.settings), f"arms.{job.of}.settings")
     recipe = _changed(recipe, {"start": str(begin), "rl.learning_rate": job.rate}, job.of)
-    return _staged(config, recipe, job) if arm.stages else recipe
+    if not arm.stages:
+        return recipe
+    changes = {name: placed(own) for name, own in arm.stages.items()}
+    return _staged(recipe, changes, job, config.recipe.rl.learning_rate)
 
 
-def _staged(config: Config, recipe: Config, job: Job) -> Config:
-    """A curriculum of the arm's stages, in the order of their names."""
-    usual, stages = config.recipe.rl.learning_rate, {}
-    for name, changes in config.arms[job.of].stages.items():
-        own = flat(changes.to_dict())
+def _staged(
+    recipe: Config, changes: Mapping[str, dict[str, Any]], job: Job, usual: float
+) -> Config:
+    """A curriculum of stages, in the order of their names; ``usual`` is the recipe's own rate."""
+    stages = {}
+    for name, own in changes.items():
         if (key := "rl.learning_rate") in own:
             own[key] *= recipe.rl.learning_rate / usual
         stages[name] = _changed(recipe, own, f"arms.{job.of}.stages.{name}").to_dict()

@@ -99,7 +99,7 @@ def refilled(
 
     Groups that teach nothing give way to informative ones of another batch of prompts; those of the
     first batch that are informative stay. After the last round what is left stays too: it has no
-    advantage, and only the KL term reads it. Groups that were sampled and not taken are counted,
+    advantage but what a reward model gives it. Groups that were sampled and not taken are counted,
     ``dropped`` those that teach nothing and ``surplus`` those for which there was no place, and
     they count in the running pass rates. All other figures are of the first batch, which is what
     the policy meets, but ``zero_variance/refilled``, ``sampled_tokens`` and the times. DAPO's

@@ -164,7 +164,9 @@ class Collector:
     def _teaches(self, informative: Array, examples: Sequence[Example]) -> np.ndarray:
         """Groups that are not known to teach nothing.
 
-        Where the verifier is silent and an examiner speaks, a group may teach all the same.
+        Those whose rollouts the verifier tells apart, and those of pairs without a label where a
+        reward model speaks. What it says of single steps of other pairs does not count here: its
+        scores differ between any two rollouts.
         """
         silent = np.array([example.label is None for example in examples])
         judged = self._examiner is not None or self._scalar is not None
@@ -221,11 +223,13 @@ def assignment(
     """Whether credit goes to the steps that earn it, whatever estimator gave it.
 
     Returns:
-      Of the steps whose verdict the verifier knows: ``credit/<step>``, the share that has an
-      advantage, and ``astray/<step>``, the share whose advantage is of the wrong sign, that of a
+      Of the written steps whose verdict the verifier knows: ``credit/<step>``, the share that has
+      an advantage, and ``astray/<step>``, the share whose advantage is of the wrong sign, that of a
       right step below 0 or that of a wrong one above.
     """
-    judged = np.asarray(steps.step_mask & steps.verifier_known)
+    ids = np.asarray(steps.step_ids)
+    written = (ids[:, :, None] == np.arange(len(schema.names))).any(axis=1)
+    judged = np.asarray(steps.step_mask & steps.verifier_known) & written
     right = np.asarray(steps.verifier) >= FULL_MARKS
     wrong_way = np.where(right, advantages < 0, advantages > 0)
     figures = {}
@@ -268,7 +272,7 @@ def make_creditor(config: Config) -> Callable[..., tuple[Array, Array, Array, Ar
         # By the verifier's word: a model's scores differ between any two rollouts.
         seen = steps.step_mask & steps.verifier_known & (rl.estimator in STEPWISE)
         informative = informative_groups(
-            steps.outcome, steps.verifier, seen, group_size=rl.group_size
+            steps.outcome, steps.verifier, seen, group_size=rl.group_size, tol=rl.tol
         )
         return by_step, by_token, weights, informative
 
