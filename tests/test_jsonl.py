@@ -55,9 +55,14 @@ def test_only_query_and_product_are_needed_for_judging(tmp_path):
 
 def test_training_needs_a_label_or_a_chain(tmp_path):
     pair = {"query": "red mug", "product": {"title": "Mug, red"}}
-    bad, good = read(tmp_path, pair, pair | {"rationale": "label: 4"})
-    assert bad.reason == "no label: training needs one"
-    assert good.example.rationale == "label: 4"
+    chain = "query: mug\nproduct: mug\ncategory: match\nattributes: red => met\nlabel: 4"
+    rows = [pair, pair | {"rationale": "label: 4"}, pair | {"rationale": chain}]
+    *bad, good = read(tmp_path, *rows)
+    needs = "training needs one, or a rationale with the steps query, product, category, attributes"
+    assert [row.reason for row in bad] == [f"no label: {needs}, label"] * 2
+    assert good.example.rationale == chain
+    other = read(tmp_path, pair | {"rationale": chain}, label_first=True)
+    assert [type(row) for row in other] == [BadRow]  # of a run whose chain is another one
 
 
 @pytest.mark.parametrize("label", [1, 4, "1", "4", " 2 "])

@@ -317,6 +317,27 @@ def test_a_signal_is_heard_while_rollouts_are_sampled(policy, tmp_path, sampled,
     assert (tmp_path / "run" / "summary.json").is_file()
 
 
+def test_a_pair_without_a_label_is_not_one_that_was_missed(policy, tmp_path, monkeypatch, capsys):
+    met = []
+
+    def samples(self, params, examples, k, seed, show):
+        met.extend(examples)
+        texts = [one.rationale if one.label == 4 else "no chain" for one in examples]
+        ids = self.format.encode(texts)
+        return [[sample(t, tuple(own[-20:]))] for t, own in zip(texts, ids, strict=True)]
+
+    monkeypatch.setattr(Judge, "samples", samples)
+    changes = {"start": str(policy / "checkpoints" / "sft"), "method": "sft", "eval__pass_k": 0}
+    changes |= {"shopworld__chains": "gold", "shopworld__annotated": 0.5}
+    run(config(**changes, offline__chains="rejection"), tmp_path / "run")
+    told = json.loads((tmp_path / "run" / "missed.json").read_text())
+    assert set(told["missed"]) == {one.uid for one in met if one.label in (1, 2, 3)}
+    silent = {one.uid for one in met if one.label is None}
+    assert silent
+    assert silent < set(told["met"])
+    assert f"{len(silent)} of {len(told['met'])} pairs have no label" in capsys.readouterr().out
+
+
 def test_a_policy_that_never_agrees_is_said(policy, tmp_path, monkeypatch):
     def samples(self, params, examples, k, seed, show):
         return [[sample("no chain")] * k for _ in examples]

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 
 from configs import base, stage1
+from she_jax.models.weights import load_model
 from she_jax.train.checkpoint import Checkpoints
 from she_jax.train.checks import finite
 from she_jax.train.run import run
 from she_jax.train.setup import make_optimizer, make_policy
 from she_jax.train.sft import new_state
+from she_jax.train.workdir import held
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -134,6 +136,21 @@ def test_the_same_run_again_says_that_all_is_done(done, capsys):
     run(config(), done)
     assert "all is done" in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in done.rglob("*") if p.is_file()} == before
+
+
+def test_a_finished_run_can_still_be_exported(done, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(done, folder)
+    run(config(export=True), folder)
+    assert load_model(folder / "export").config.dim == config().model.dim
+    for name in ("summary.json", "config.json", "metrics.jsonl"):
+        assert (folder / name).read_bytes() == (done / name).read_bytes()
+
+
+def test_a_folder_is_of_one_command_at_a_time(done):
+    with held(done), pytest.raises(ValueError, match=r"another command is at work in .*run: wait"):
+        run(config(), done)
+    run(config(), done)  # and is free again
 
 
 def test_trap_11_a_resumed_run_equals_the_uninterrupted_one(done, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import signal
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from test_run import SMALL, changed, last_state, lines
 from test_run import config as small
 
@@ -14,6 +15,7 @@ from configs import curriculum, stage2, stage3
 from she_jax.train import filter_run, learn, rollouts
 from she_jax.train import run as runs
 from she_jax.train.run import run
+from she_jax.train.setup import load_policy
 
 STAGE = {
     "rl.learning_rate": 3e-4,  # a stage with a rate of its own would compile an update of its own
@@ -81,6 +83,17 @@ def test_each_stage_starts_where_the_last_one_ended(done):
         wanted = {"entropy", "paths", "zero_variance", "refills", "dropped"}
         assert wanted <= rows[-1].keys()
         assert (done / stage / "filter" / "report.html").is_file()
+
+
+def test_a_curriculum_has_a_folder_of_its_own(done):
+    """Not that of a run of one stage; and who asks for its policy is told of the stages'."""
+    before = (done / "stage1" / "config.json").read_bytes()
+    with pytest.raises(ValueError, match="belongs to a run with another config"):
+        run(recipe(), done / "stage1")
+    assert (done / "stage1" / "config.json").read_bytes() == before
+    asked = ConfigDict({"checkpoint": str(done)})
+    with pytest.raises(ValueError, match=r"has stages: give one, .*stage3 say"):
+        load_policy(asked)
 
 
 def test_trap_11_a_curriculum_killed_anywhere_equals_the_uninterrupted_one(

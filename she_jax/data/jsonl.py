@@ -4,7 +4,7 @@
 
 ``query`` and ``product`` with a ``title`` must be there. ``label`` (1 to 4), ``steps`` (step name
 to verdict), ``kind``, ``uid``, ``rationale`` (a whole chain) and ``split`` may be. Other keys are
-passed over.
+passed over. To be trained on a row has a label, or a rationale with all steps of the run's chain.
 """
 
 import json
@@ -29,10 +29,13 @@ class JsonlConfig(CarvedConfig):
     Attributes:
       path: the file.
       evaluation: put every row in ``test``, whatever its ``split``; to judge a file as a whole.
+      checks, label_first: of the chain, see ``CotSchema.build``.
     """
 
     path: str
     evaluation: bool = False
+    checks: int = 0
+    label_first: bool = False
 
     def sources(self) -> tuple[Path, ...]:
         return (Path(self.path),)
@@ -45,6 +48,7 @@ class Jsonl(ExampleBuilder):
 
     def rows(self) -> Iterator[Row | BadRow]:
         config = self.builder_config
+        schema = CotSchema.build(checks=config.checks, label_first=config.label_first)
         with open(config.path, "rb") as file:
             for line, raw in enumerate(file, start=1):
                 text = raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
@@ -55,8 +59,11 @@ class Jsonl(ExampleBuilder):
                 except ValueError as error:
                     yield BadRow(file=config.path, line=line, reason=str(error))
                     continue
-                if not (config.evaluation or example.label or example.rationale):
-                    yield BadRow(file=config.path, line=line, reason="no label: training needs one")
+                whole = example.rationale and schema.parse(example.rationale).well_formed
+                if not (config.evaluation or example.label or whole):
+                    needs = f"or a rationale with the steps {', '.join(schema.names)}"
+                    reason = f"no label: training needs one, {needs}"
+                    yield BadRow(file=config.path, line=line, reason=reason)
                     continue
                 split = "test" if config.evaluation else split or config.split_of(example.query)
                 yield Row(split=split, example=example, file=config.path, line=line)

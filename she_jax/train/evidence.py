@@ -36,7 +36,7 @@ from she_jax.train.evidence_plan import (
 from she_jax.train.metrics import Progress, say
 from she_jax.train.report import write_json
 from she_jax.train.stop import StopSignal
-from she_jax.train.workdir import Config
+from she_jax.train.workdir import Config, held
 
 GRACE = 60.0  # seconds that a job has to save in, once its parent is gone
 TAIL = 5  # lines of a failed job's log to show
@@ -318,11 +318,7 @@ def _claimed(workdir: Path, config: Config) -> Iterator[None]:
     if path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("kind") != config.kind:
         raise ValueError(f"{workdir} belongs to a run of another kind: give a new --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"another command is at work in {workdir}: wait for it") from error
+    with held(workdir):
         write_json(path, config.to_dict())
         yield
 

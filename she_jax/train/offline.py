@@ -119,8 +119,9 @@ class Imitation(Offline):
     ``offline.chains`` says which: ``written``, the data set's own (a teacher's, or gold ones: what
     SFT reaches where someone writes them); ``rejection``, the policy's own, sampled, as far as they
     agree with all that humans said of the pair and, where there is an examiner (``reward.model``),
-    with what it says of the other steps; ``missed.json`` in the run's folder names the pairs
-    without one, on which a stage after it may learn (``rl.missed``), and all pairs met so far.
+    with what it says of the other steps; ``missed.json`` in the run's folder names the labelled
+    pairs without one, on which a stage after it may learn (``rl.missed``), and all pairs met so
+    far.
 
     Raises:
       ValueError: if no sampled chain agrees with the annotation.
@@ -137,10 +138,14 @@ class Imitation(Offline):
             return
         groups = self._sample()
         right = agreeing(self._prompts, groups, own.schema)
+        labelled = {one.uid for one in self._prompts if one.label is not None}
+        met = {one.uid for one in self._prompts}
         say(
             f"{len(right):,} of {sum(map(len, groups)):,} rollouts agree with the annotation and "
             "differ from each other"
         )
+        if silent := len(met - labelled):
+            say(f"{silent:,} of {len(met):,} pairs have no label that a rollout could agree with")
         if self._config.reward.model and right:
             right = self._approved(right)
         if not right:
@@ -150,9 +155,8 @@ class Imitation(Offline):
             )
         self._rows = [(Completion(one, sample.tokens),) for one, sample in right]
         found = {one.example.uid for (one,) in self._rows}
-        met = {one.uid for one in self._prompts}
         left, before = left_over(self._config) if self._config.rl.missed else (set(), set())
-        told = {"missed": sorted((met | left) - found), "met": sorted(met | before)}
+        told = {"missed": sorted((labelled | left) - found), "met": sorted(met | before)}
         write_json(self._workdir / MISSED, told)
 
     def _approved(self, told: Sequence[tuple[Example, Sample]]) -> list[tuple[Example, Sample]]:

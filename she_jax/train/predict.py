@@ -83,15 +83,19 @@ class Judge:
         """How often the right label is among k chains sampled at temperature 1.
 
         Returns:
-          ``pass_at_<k>``, and ``sampled_accuracy``, the share of right labels among all k.
+          ``pass_at_<k>``, and ``sampled_accuracy``, the share of right labels among all k; of the
+          pairs that have a label, and nothing where none has.
         """
         groups = self.samples(params, examples, k, seed, show)
         correct = np.array(
             [
                 [sample.chain.label == example.label for sample in own]
                 for own, example in zip(groups, examples, strict=True)
+                if example.label is not None
             ]
         )
+        if not correct.size:
+            return {}
         return {f"pass_at_{k}": pass_at_k(correct), "sampled_accuracy": float(correct.mean())}
 
     def samples(

@@ -29,7 +29,7 @@ from she_jax.train.scalar_training import train_scalar
 from she_jax.train.setup import Policy, make_data, make_policy
 from she_jax.train.sft import adopt, sft, sft_batch
 from she_jax.train.stop import StopSignal
-from she_jax.train.workdir import Config, claim_workdir
+from she_jax.train.workdir import MADE, Config, claim_workdir, held
 from she_jax.types import SftBatch
 
 KINDS = ("train", "curriculum", "evidence", "filter", "evaluate", "reward_model", "scalar_reward")
@@ -63,21 +63,27 @@ def run(config: Config, workdir: Path) -> None:
         make_start(config, workdir)
     check(config, workdir)
     claim_workdir(workdir, config)
-    if config.kind == "filter":
-        run_filter(config, workdir)
-        return
-    if config.kind == "evaluate":
-        evaluate(config, workdir)
-        return
-    if config.kind == "reward_model":
-        train_examiner(config, workdir)
-        return
-    if config.kind == "scalar_reward":
-        train_scalar(config, workdir)
-        return
+    own = {
+        "filter": run_filter,
+        "evaluate": evaluate,
+        "reward_model": train_examiner,
+        "scalar_reward": train_scalar,
+        "train": train,
+    }
+    with held(workdir):
+        own[config.kind](config, workdir)
+
+
+def train(config: Config, workdir: Path) -> None:
+    """Trains a policy and judges it, as far as that is not done; prints before and after.
+
+    Raises:
+      SystemExit: when a signal asked to stop, after saving.
+    """
     console = Console(highlight=False)
     summary = workdir / "summary.json"
-    if not summary.is_file():
+    exported = not config.export or (workdir / "export").is_dir()
+    if not summary.is_file() or not exported:
         with StopSignal() as stop:
             made = make_data(config, workdir)
             policy = make_policy(config, workdir, made)
@@ -109,6 +115,12 @@ def run_curriculum(config: Config, workdir: Path) -> None:
         check(alone(stage), workdir / name)
         if not stage.rl.steps:
             raise ValueError(f"stages.{name}.rl.steps=0: expected at least 1, for the next stage")
+    claim_workdir(workdir, config, made=(*MADE, *config.stages))
+    with held(workdir):
+        _run_stages(config, workdir)
+
+
+def _run_stages(config: Config, workdir: Path) -> None:
     start, figures = "", {}
     for name, stage in config.stages.items():
         own: Config = ConfigDict(stage.to_dict() | {"start": start or stage.start, "before": {}})
@@ -142,7 +154,9 @@ def make_start(config: Config, workdir: Path) -> None:
     if path.is_file():
         then = json.loads(path.read_text(encoding="utf-8"))
         if then != json.loads(json.dumps(config.before.to_dict())):
-            say(f"start={config.start}: taken as it is, though its options are not the recipe's")
+            ended = (folder / "summary.json").is_file()
+            told = "its options are not the recipe's" + ("" if ended else ", and it has not ended")
+            say(f"start={config.start}: taken as it is, though {told}")
             return
     if (folder / "summary.json").is_file():
         return

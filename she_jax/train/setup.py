@@ -85,8 +85,8 @@ def make_builder(config: Config, workdir: Path) -> ExampleBuilder:
     if name == "wands":
         return Wands(data_dir=folder, config=WandsConfig(path=path, max_bad_share=share))
     if name == "jsonl":
-        own = config.kind == "evaluate"
-        settings = JsonlConfig(path=path, max_bad_share=share, evaluation=own)
+        own = {"evaluation": config.kind == "evaluate"} | config.chain.to_dict()
+        settings = JsonlConfig(path=path, max_bad_share=share, **own)
         return Jsonl(data_dir=folder, config=settings)
     if config.chain.checks not in CHECKS:
         choices = " or ".join(map(str, CHECKS))
@@ -196,11 +196,15 @@ def load_policy(config: Config, phases: Sequence[str] = ("srpo", "sft")) -> tupl
     if not config.checkpoint:
         raise ValueError("evaluating needs --config.checkpoint: a run's folder or a model's")
     path = folder / "config.json"
-    if not path.is_file() or "kind" not in json.loads(path.read_text(encoding="utf-8")):
+    run: Any = ConfigDict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    if "kind" not in run:
         own = config.copy_and_resolve_references()
         own.model.name = config.checkpoint
         return make_policy(own, folder), config.checkpoint
-    run = ConfigDict(json.loads(path.read_text(encoding="utf-8")))
+    if run.kind == "curriculum":
+        raise ValueError(
+            f"checkpoint={folder} has stages: give one, {folder / max(run.stages)} say"
+        )
     policy = make_policy(run, folder, mesh=policy_mesh(config))
     for phase in phases:
         if (folder / "checkpoints" / phase).is_dir():

@@ -1,8 +1,9 @@
-"""The run's folder belongs to one config."""
+"""The run's folder belongs to one config, and to one command at a time."""
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,14 +17,16 @@ MISSED = "missed.json"  # of an SFT on own right rollouts: uids of pairs without
 Config: TypeAlias = Any
 
 
-def claim_workdir(workdir: str | os.PathLike, config: Config) -> None:
+def claim_workdir(workdir: str | os.PathLike, config: Config, made: Sequence[str] = MADE) -> None:
     """Makes the folder of a run and writes ``config.json``, or checks that it is this run's folder.
 
-    A folder in which nothing was trained or judged yet takes the new config.
+    A folder in which nothing was trained or judged yet takes the new config. Whether the judge is
+    to be exported (``export``) may be decided at any time.
 
     Args:
       workdir: the folder.
       config: the run's ``ConfigDict``.
+      made: what is in the folder once something was trained or judged.
 
     Raises:
       ValueError: if the folder holds other files and no ``config.json``, or another config; the
@@ -54,9 +57,9 @@ def claim_workdir(workdir: str | os.PathLike, config: Config) -> None:
     lines = [
         f"  {key}: {_value(old, key)} in the workdir, {_value(new, key)} now"
         for key in sorted(old.keys() | new.keys())
-        if _value(old, key) != _value(new, key)
+        if _value(old, key) != _value(new, key) and key.rpartition(".")[2] != "export"
     ]
-    if lines and not any((workdir / made).exists() for made in MADE):
+    if lines and not any((workdir / name).exists() for name in made):
         write_json(path, now)
     elif lines:
         raise ValueError(
@@ -64,6 +67,32 @@ def claim_workdir(workdir: str | os.PathLike, config: Config) -> None:
             + "\n".join(lines)
             + "\nGive a new folder with --workdir, or the old values to go on with the old run"
         )
+
+
+@contextmanager
+def held(workdir: str | os.PathLike) -> Iterator[None]:
+    """Keeps a folder to this process, as far as its file system can.
+
+    Raises:
+      ValueError: if another command is at work in it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not every system has it
+        yield
+        return
+    folder = os.open(workdir, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(folder)
+        raise ValueError(f"another command is at work in {workdir}: wait for it") from error
+    except OSError:
+        pass  # some network file systems lock no folders
+    try:
+        yield
+    finally:
+        os.close(folder)
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
