@@ -108,14 +108,21 @@ def timed(call: Callable[[], Any], compilations: Compilations) -> dict[str, Any]
 
 
 def machine_rates(dtype: str) -> dict[str, float]:
-    """FLOP/s of a large matrix product, and bytes/s of reading a large array."""
+    """FLOP/s of a large matrix product, and bytes/s of reading a large array, on all devices.
+
+    Measured on one of the accelerators. Devices of the CPU share its cores, and one call takes all.
+    """
     accelerator = jax.default_backend() != "cpu"
     size, elements = (8192, 1 << 29) if accelerator else (3072, 1 << 26)
     square = jnp.ones((size, size), dtype)
     long = jnp.ones(elements, jnp.float32)
     product = best(jax.jit(lambda x: x @ x), square)
     stream = best(jax.jit(jnp.sum), long)
-    return {"matmul_flops_per_s": 2 * size**3 / product, "bytes_per_s": 4 * elements / stream}
+    devices = jax.device_count() if accelerator else 1
+    return {
+        "matmul_flops_per_s": devices * 2 * size**3 / product,
+        "bytes_per_s": devices * 4 * elements / stream,
+    }
 
 
 def best(call: Callable[[Any], Any], argument: Any) -> float:

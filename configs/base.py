@@ -28,7 +28,7 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.data.max_bad_share = 0.05  # share of rows that may be unusable
     config.data.balance = False  # draw the classes in equal shares while training
     config.data.eval_split = "test"  # split that is judged before and after
-    config.data.eval_pairs = 0  # judge the first so many pairs of it; 0 for all
+    config.data.eval_pairs = 0  # judge so many pairs of it, evenly spread out; 0 for all
 
     # ShopWorld's options; see she_jax.data.shopworld.World and TeacherErrors.
     config.shopworld = ConfigDict()
@@ -53,7 +53,7 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     # The policy.
     config.model = ConfigDict()
     config.model.name = "scratch"  # scratch | smollm2 | a Hugging Face directory or .gguf file
-    config.model.dtype = "float32"  # of the computation; a loaded model's parameters are in it too
+    config.model.dtype = "float32"  # of the computation; the parameters are float32
     config.model.remat = True  # recompute layers in the backward pass: less memory, not slower here
     config.model.prompt_length = 32  # tokens; longer products are cut, and counted
     config.model.completion_length = 72  # tokens, the end included

@@ -60,7 +60,7 @@ def _smollm2(config: ConfigDict) -> None:
             "sft.batch_size": 16,
             "sft.steps": 240,
             "sft.warmup": 20,
-            "sft.micro_batches": 2,
+            "sft.micro_batches": 1,
             "sft.checkpoint_every": 60,
             "filter.pairs": 512,
             "filter.size": 256,

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from she_jax.cot import Chain, CotSchema, ParsedStep, Step
+from she_jax.models.sharding import make_mesh
 from she_jax.rl.advantages import (
     ESTIMATORS,
     dr_grpo_advantages,
@@ -85,6 +86,7 @@ __all__ = [
     "jit_update_step",
     "load_model",
     "make_dpo_step",
+    "make_mesh",
     "make_sft_step",
     "make_update_step",
     "policy_loss",

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from she_jax.cot import ATTRIBUTES, CotSchema, Step
 from she_jax.data.chains import implied_steps, write_chain
 from she_jax.data.dataset import hygiene
+from she_jax.rl.rewards import verify
 from she_jax.types import Example
 
 SCHEMA = CotSchema()
@@ -185,6 +186,27 @@ def test_other_steps_of_a_schema_come_from_the_example():
         chain(LAMP, schema=priced)
     short = CotSchema(steps=SCHEMA.steps[2:])
     assert short.parse(chain(LAMP, schema=short)).well_formed
+
+
+def test_a_query_and_a_product_are_written_as_they_are_annotated():
+    """The verifier compares their items one by one with the annotation."""
+    steps = {"query": "mug; red", "product": "cup; crimson"}
+    pair = Example(
+        uid="a",
+        query="red mug",
+        product={"title": "crimson cup"},
+        label=4,
+        steps=steps,
+        annotations=("query", "product"),
+    )
+    rng = np.random.default_rng(0)
+    chain = SCHEMA.parse(write_chain(pair, SCHEMA, rng))
+    assert [step.text for step in chain.steps[:2] if step] == list(steps.values())
+    rewards, known = verify(chain, pair, SCHEMA)
+    assert known[:2].all()
+    assert (rewards[known] == 1).all()
+    other = write_chain(dataclasses.replace(pair, annotations=("product",)), SCHEMA, rng)
+    assert "query: mug; red" not in other
 
 
 def test_an_unlabelled_pair_has_no_chain():

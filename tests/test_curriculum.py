@@ -83,6 +83,15 @@ def test_the_series_goes_on_from_its_state(aim):
     assert other.state == whole.state
 
 
+def test_balance_holds_whatever_the_aim_makes_of_the_labels():
+    """A label whose prompts are all easy is drawn as often as one whose prompts are not."""
+    rates = {example.uid: 0.875 if example.label == 1 else 0.5 for example in EXAMPLES}
+    pool = PromptPool(EXAMPLES, 2, seed=0, aim="medium", balance=True, rates=rates)
+    uids = Counter(uid for batch in drawn(pool, 1_000) for uid in batch)
+    second = sum(count for uid, count in uids.items() if int(uid[1:]) >= 90)
+    assert second / 2_000 == pytest.approx(0.5, abs=0.04)
+
+
 def test_balance_draws_the_labels_in_equal_shares():
     pool = PromptPool(EXAMPLES, 10, seed=0, aim="medium", balance=True)
     labels = Counter(example.label for _ in range(300) for example in pool.draw())

@@ -12,6 +12,7 @@ from configs import filter as recipe
 from she_jax.data.dataset import open_split
 from she_jax.data.records import read_records
 from she_jax.train import filter_run
+from she_jax.train.filter_run import _looked_at
 from she_jax.train.policy_run import begin
 from she_jax.train.predict import Judge
 from she_jax.train.run import run
@@ -89,6 +90,19 @@ def test_a_filter_leaves_a_data_set_a_report_and_the_rollouts(done, policy):
         assert np.isfinite(record.embedding).all()
         assert record.embedding.any()
     assert {kept(done)["rates"][source[row].uid] for row in rows} <= {0.0, 0.25, 0.5, 0.75, 1.0}
+
+
+def test_what_is_looked_at_is_spread_out_over_a_file_that_may_be_sorted():
+    """And the next stage, which skips it, looks at other rows as long as there are any."""
+    sorted_file = {"data__name": "jsonl", "filter__pairs": 100}
+    parts = [_looked_at(small(**sorted_file, filter__skip=100 * n), 1_000) for n in range(10)]
+    assert sorted(row for part in parts for row in part) == list(range(1_000))
+    for part in parts:
+        assert part == sorted(part)
+        assert min(np.histogram(part, bins=5, range=(0, 1_000))[0]) >= 10  # 20 of 100 in the mean
+    assert parts[0] == _looked_at(small(**sorted_file, filter__skip=1_000), 1_000)
+    assert _looked_at(small(filter__pairs=3, filter__skip=999), 1_000) == [0, 1, 999]  # ShopWorld
+    assert _looked_at(small(**sorted_file), 2) == [0, 1]
 
 
 @pytest.mark.parametrize("dies_at", [0, 1, 2])

@@ -13,14 +13,17 @@ import jax
 import numpy as np
 import pytest
 
-from configs import base, stage1
+from configs import base, evaluate, stage1
+from she_jax.cot import CotSchema
 from she_jax.models.weights import load_model
 from she_jax.train.checkpoint import Checkpoints
 from she_jax.train.checks import finite
+from she_jax.train.predict import Judge
 from she_jax.train.run import run
-from she_jax.train.setup import make_optimizer, make_policy
+from she_jax.train.setup import load_policy, make_optimizer, make_policy
 from she_jax.train.sft import new_state
 from she_jax.train.workdir import held
+from she_jax.types import Example
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -145,6 +148,26 @@ def test_a_finished_run_can_still_be_exported(done, tmp_path):
     assert load_model(folder / "export").config.dim == config().model.dim
     for name in ("summary.json", "config.json", "metrics.jsonl"):
         assert (folder / name).read_bytes() == (done / name).read_bytes()
+    asked = evaluate.get_config()
+    asked.checkpoint, asked.chain.label_first = str(folder / "export"), True
+    policy, _ = load_policy(asked.lock())  # is asked as it was trained
+    lengths = policy.format.prompt_length, policy.format.completion_length
+    assert lengths == (config().model.prompt_length, config().model.completion_length)
+    assert policy.format.schema == CotSchema()
+    told = json.loads((folder / "export" / "she_jax.json").read_text())
+    prompt = told["prompt"].format(query="mug", field="title", text="red mug")
+    assert prompt == "query: mug\ntitle: red mug\ntitle: red mug\n\n"
+
+
+def test_that_pairs_are_cut_is_said_once(done, capsys):
+    asked = evaluate.get_config()
+    asked.checkpoint = str(done)
+    policy, _ = load_policy(asked.lock())
+    long = Example(uid="a", query="mug", product={"title": "mug " * 99})
+    judge = Judge(policy, 8)
+    for _ in range(2):
+        judge.chains(policy.params, [long] * 3, lambda done: None)
+    assert capsys.readouterr().out.count("do not fit into model.prompt_length=") == 1
 
 
 def test_a_folder_is_of_one_command_at_a_time(done):
@@ -234,6 +257,7 @@ def test_a_run_begins_where_another_ended_and_keeps_what_it_began_with(done, tmp
         ("/nowhere", {}, FileNotFoundError, "expected the checkpoints of a run, such as"),
         ("RUN", {}, FileNotFoundError, "expected the checkpoints of a run, such as"),
         ("RUN/checkpoints/sft", {"chain__label_first": True}, ValueError, "writes the chain"),
+        ("RUN/checkpoints/sft", {"model__layers": 9}, ValueError, "of another model: model.layers"),
     ],
 )
 def test_a_start_that_cannot_be_is_said_at_once(done, tmp_path, start, changes, error, message):
@@ -279,7 +303,11 @@ def test_a_changed_config_over_an_old_workdir_lists_the_keys(done):
         ({"filter__skip": -1}, "filter.skip=-1: expected 0"),
         ({"chain__checks": 1}, "chain.checks=1"),
         ({"rl__group_size": 1}, "group_size=1: the group baseline needs at least 2"),
-        ({"rl__prompts": 3}, "batch of 3 rows over data x fsdp = 8 devices"),
+        ({"rl__prompts": 3}, "rl.prompts: batch of 3 prompts over data x fsdp = 8 devices"),
+        (
+            {"rl__loss__micro_batches": 2},
+            "rl.loss.micro_batches=2: micro-batch of 4 groups over data x fsdp = 8 devices",
+        ),
         ({"rl__estimator": "ppo"}, "rl.estimator='ppo': expected one of"),
         ({"rl__normalisation": "word"}, "normalisation='word': expected one of"),
         ({"data__name": "amazon"}, "data.name='amazon': expected one of"),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from she_jax.models.sharding import make_mesh
 from she_jax.models.transformer import ModelConfig, build_model, init_params
@@ -436,6 +437,31 @@ def test_eight_devices_equal_one(sizes, on_one_device):
     assert all(len(x.sharding.device_set) == 8 for x in jax.tree.leaves(state))
     assert state.params["layers"]["down"].sharding.is_fully_replicated == (sizes == (8, 1, 1))
     assert_trees_close((state, metrics), on_one_device, rtol=1e-3, atol=1e-5)
+
+
+def test_parameters_of_other_names_lie_where_the_caller_says():
+    """By default they would be replicated, with their moments."""
+    mesh, optimizer = make_mesh(fsdp=-1), optax.adam(1e-2)
+
+    def forward(params, tokens, positions):
+        return params["mine"][tokens]
+
+    state = new_state({"mine": jnp.ones((16, 16))}, optimizer)
+    update = make_update_step(forward, optimizer, LossConfig())
+    whole = NamedSharding(mesh, PartitionSpec())
+    shared = NamedSharding(mesh, PartitionSpec("fsdp"))
+    layout = jax.tree.map(lambda x: shared if x.ndim == 2 else whole, state)
+    tokens = jnp.arange(64).reshape(8, 8) % 16
+    batch = TrainBatch(
+        tokens=tokens,
+        positions=jnp.tile(jnp.arange(8), (8, 1)),
+        weights=jnp.ones((8, 8)),
+        advantages=jnp.ones((8, 8)),
+        old_logps=jnp.zeros((8, 8)),
+    )
+    after, _ = jit_update_step(update, mesh, state, layout)(state, batch)
+    assert after.params["mine"].sharding == shared
+    assert after.opt_state[0].mu["mine"].sharding == shared
 
 
 def test_one_compilation_for_all_steps():

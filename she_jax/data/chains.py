@@ -47,9 +47,9 @@ def write_chain(example: Example, schema: CotSchema, rng: np.random.Generator) -
     """A chain of thought for a judged pair, in one of several phrasings.
 
     A ``rationale`` that the schema reads as well formed is taken as it is. Otherwise the steps
-    ``query``, ``product``, ``category``, ``attributes`` and ``label`` are written, and any other
-    step of the schema is copied from ``example.steps``; an optional one that is not there is left
-    out.
+    ``query``, ``product``, ``category``, ``attributes`` and ``label`` are written, the first two as
+    they are annotated, if they are; any other step of the schema is copied from ``example.steps``,
+    and an optional one that is not there is left out.
 
     Args:
       example: the pair, with its label; a verdict in ``example.steps`` is never contradicted.
@@ -71,10 +71,12 @@ def write_chain(example: Example, schema: CotSchema, rng: np.random.Generator) -
         "category": _category_text(example, rng),
         "attributes": _attributes_text(example, verdicts, rng),
     }
+    known = example.steps or {}
+    said = known.keys() & set(example.annotations) & {"query", "product"}
+    texts |= {name: known[name] for name in sorted(said)}
     for step in schema.steps:
-        known = (example.steps or {}).get(step.name)
-        if known and step.name not in {*texts, *verdicts}:
-            (verdicts if step.verdicts else texts)[step.name] = known
+        if step.name in known and step.name not in {*texts, *verdicts}:
+            (verdicts if step.verdicts else texts)[step.name] = known[step.name]
     return schema.write(
         {name: text for name, text in texts.items() if name in schema.names},
         {name: verdict for name, verdict in verdicts.items() if name in schema.names},

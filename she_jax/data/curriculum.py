@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from she_jax.data.dataset import ExampleSource
 from she_jax.data.pipeline import batches
@@ -90,7 +90,8 @@ class PromptPool:
         examples = [source[row] for row in self._own]
         self._place = {example.uid: n for n, example in enumerate(examples)}
         self._rates = np.array([self._before.get(example.uid, np.nan) for example in examples])
-        self._share = _shares([example.label for example in examples], balance)
+        labels = np.array([example.label or 0 for example in examples])
+        self._labels = labels if balance else None
 
     def draw(self) -> Sequence[Example]:
         """The next batch."""
@@ -98,7 +99,9 @@ class PromptPool:
         if self._series is not None:
             found: Any = self._series[position]
             return found
-        weights = self._share * self.weights()
+        weights = self.weights()
+        if self._labels is not None:
+            weights = _equal_shares(weights, self._labels)
         if not weights.any():
             raise ValueError("balance: no example has a label; set it to False")
         rng = np.random.default_rng((self._seed, position))
@@ -137,10 +140,10 @@ class PromptPool:
             self._know(uid, rate)
 
 
-def _shares(labels: Sequence[int | None], balance: bool) -> Float[np.ndarray, "N"]:
-    """Weights under which the labels have equal shares; 0 for no label."""
-    if not balance:
-        return np.ones(len(labels))
-    kinds = np.array([label or 0 for label in labels])
-    counts = np.bincount(kinds, minlength=5)
-    return np.where(kinds > 0, 1.0 / np.maximum(counts[kinds], 1), 0.0)
+def _equal_shares(
+    weights: Float[np.ndarray, "N"], labels: Int[np.ndarray, "N"]
+) -> Float[np.ndarray, "N"]:
+    """The weights, scaled so that each label has the same sum; 0 for no label (0)."""
+    own = np.where(labels > 0, weights, 0.0)
+    sums = np.bincount(labels, own, minlength=5)
+    return own / np.where(sums > 0, sums, 1.0)[labels]

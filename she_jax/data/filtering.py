@@ -167,7 +167,7 @@ def path_entropy(paths: Sequence[str]) -> float:
     n = len(paths)
     # Equal counts in any order of the paths give the same sum, to the last bit.
     counts = sorted(Counter(paths).values())
-    return math.log(n) - math.fsum(c * math.log(c) for c in counts) / n if n else math.nan
+    return max(0.0, math.log(n) - math.fsum(c * math.log(c) for c in counts) / n) if n else math.nan
 
 
 def difficulty(pass_rate: Float32[np.ndarray, "N"]) -> Int8[np.ndarray, "N"]:

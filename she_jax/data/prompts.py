@@ -104,7 +104,7 @@ class PromptFormat:
     def __post_init__(self):
         plain = Tokenizer.from_str(self.tokenizer.to_str())
         plain.encode_special_tokens = True
-        frame = tuple(self._encode(self.tokenizer, self._frame()))
+        frame = tuple(self._encode(self.tokenizer, self.frame()))
         size = sum(map(len, frame))
         if self.prompt_length < size + MIN_TEXT:
             raise ValueError(
@@ -117,8 +117,8 @@ class PromptFormat:
         object.__setattr__(self, "token_bytes", table)
         object.__setattr__(self, "token_ids", {piece: i for i, piece in enumerate(table)})
 
-    def _frame(self) -> list[str]:
-        """The pieces around the query and the product."""
+    def frame(self) -> list[str]:
+        """The texts before the query, between it and the product, and behind that."""
         if self.chat_template is None:
             return ["query:", "", "\n\n"]
         marks = ("\ue000", "\ue001")  # private use: no template writes them

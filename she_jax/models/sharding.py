@@ -95,15 +95,22 @@ def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def check_batch(batch_size: int, mesh: Mesh | AbstractMesh):
+def check_batch(
+    batch_size: int, mesh: Mesh | AbstractMesh, what: str = "batch", unit: str = "rows"
+):
     """Checks that a batch can be shared out.
 
+    Args:
+      batch_size: how many rows, or groups of rows that stay together.
+      mesh: from ``make_mesh``.
+      what, unit: of what, for the message.
+
     Raises:
-      ValueError: if the rows do not divide by the devices along ``data`` and ``fsdp``.
+      ValueError: if they do not divide by the devices along ``data`` and ``fsdp``.
     """
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % parts:
         raise ValueError(
-            f"batch of {batch_size} rows over data x fsdp = {parts} devices: "
+            f"{what} of {batch_size} {unit} over data x fsdp = {parts} devices: "
             f"use a multiple of {parts}, such as {math.ceil(batch_size / parts) * parts}"
         )

@@ -208,6 +208,7 @@ def jit_update_step(
     update: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
     mesh: Mesh,
     state: TrainState,
+    layout: TrainState | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Compiles an update for a mesh. The state is donated: use the one that comes back.
 
@@ -220,13 +221,15 @@ def jit_update_step(
         ``she_jax.rl.scalar``.
       mesh: the devices, with the axes ``data``, ``fsdp`` and ``tensor``.
       state: a state of the right shape (its values are not read).
+      layout: the sharding of each leaf of the state, for parameters that have other names than this
+        package's, which are replicated by default.
 
     Returns:
       The compiled update. It compiles once a shape of batch; temperature, KL weight and anything in
       the optimizer's state (a learning rate of ``optax.inject_hyperparams``) may change from call
       to call.
     """
-    layout = shardings(state, mesh)
+    layout = shardings(state, mesh) if layout is None else layout
     rows = batch_sharding(mesh)
 
     def placed(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

@@ -63,7 +63,7 @@ def check(config: Config, workdir: Path) -> None:
             raise ValueError(
                 f"sft.batch_size={sft.batch_size}: two share a row, so expected an even number"
             )
-    _check_rows(rows, sft.micro_batches, mesh)
+    _check_rows(rows, sft.micro_batches, mesh, "sft")
     if config.kind == "train":
         _check_method(config)
         _check_rl(config, mesh)
@@ -112,11 +112,14 @@ def _check_rl(config: Config, mesh: Mesh) -> None:
     ):
         if value not in choices:
             raise ValueError(f"rl.{name}={value!r}: expected one of {choices}")
-    check_batch(rl.prompts, mesh)
-    rows = rl.prompts * rl.group_size
+    check_batch(rl.prompts, mesh, "rl.prompts: batch", "prompts")
+    rows, parts = rl.prompts * rl.group_size, rl.loss.micro_batches
     if config.method == "sft":
         rows //= 2  # two chains a row
-    _check_rows(rows, rl.loss.micro_batches, mesh)
+    _check_rows(rows, parts, mesh, "rl.loss")
+    if config.method == "online":  # the rows of a group that are in one micro-batch stay together
+        groups = rows // parts // math.gcd(rl.group_size, rows // parts)
+        check_batch(groups, mesh, f"rl.loss.micro_batches={parts}: micro-batch", "groups")
 
 
 def _check_method(config: Config) -> None:
@@ -167,10 +170,10 @@ def _check_method(config: Config) -> None:
         )
 
 
-def _check_rows(rows: int, parts: int, mesh: Mesh) -> None:
+def _check_rows(rows: int, parts: int, mesh: Mesh, where: str) -> None:
     if rows % parts:
-        raise ValueError(f"{rows} rows do not divide into micro_batches={parts}")
-    check_batch(rows // parts, mesh)
+        raise ValueError(f"{rows} rows do not divide into {where}.micro_batches={parts}")
+    check_batch(rows // parts, mesh, f"{where}.micro_batches={parts}: micro-batch")
 
 
 def _check_filter(config: Config) -> None:
@@ -218,6 +221,11 @@ def _check_start(config: Config) -> None:
     chain = then.get("chain")
     if chain != config.chain.to_dict():
         raise ValueError(f"start={folder} writes the chain {chain}, not {config.chain.to_dict()}")
+    theirs, own = then.get("model", {}), config.model.to_dict()
+    sizes = own.keys() - {"prompt_length", "completion_length", "dtype", "remat"}
+    if other := [name for name in sorted(sizes) if theirs.get(name) != own[name]]:
+        told = ", ".join(f"{n}={theirs.get(n)!r} there, {own[n]!r} here" for n in other)
+        raise ValueError(f"start={folder} is of another model: model.{told}")
 
 
 def _pairs(config: Mapping[str, Any]) -> tuple[Any, ...]:

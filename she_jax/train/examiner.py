@@ -160,7 +160,8 @@ class Examiner:
         if self._judge is None:
             return None
         texts: list[str] = []
-        for part, rollout, _ in self._judge.read(self.policy.params, examples, len(examples)):
+        rows = range(len(examples))
+        for part, rollout, _ in self._judge.read(self.policy.params, examples, rows):
             texts += self.policy.format.texts(rollout)[: len(part)]
         return texts
 

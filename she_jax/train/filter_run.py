@@ -133,9 +133,8 @@ def filter_prompts(
         return Kept(**json.loads(path.read_text(encoding="utf-8")))
     own, thresholds = config.filter, filter_config(config)
     source = open_split(made.path, "train")
-    count = min(own.pairs, len(source))
-    # A set that is smaller than what is skipped is begun anew.
-    looked_at = sorted((own.skip + n) % len(source) for n in range(count))
+    looked_at = _looked_at(config, len(source))
+    count = len(looked_at)
     records = Path(own.records or folder / "records")
     identity = {
         "data": fingerprint(made),
@@ -145,6 +144,7 @@ def filter_prompts(
         "skip": own.skip,
         "pairs": count,
         "rollouts": own.rollouts,
+        "spread": config.data.name != "shopworld",
     }
     _claim(records, identity, thresholds)
     repeats = _repeats(records, source, looked_at, thresholds.similarity)
@@ -274,7 +274,7 @@ class Recorder:
     ) -> list[tuple[float | None, np.ndarray]]:
         """Confidence and embedding of each pair, by its greedy chain."""
         found: list[tuple[float | None, np.ndarray]] = []
-        for part, rollout, chains in self._judge.read(params, examples, len(examples)):
+        for part, rollout, chains in self._judge.read(params, examples, range(len(examples))):
             where, rivals = label_tokens(self._format, rollout, chains)
             shares, places = jax.device_get(self._look(params, rollout, where, rivals))
             for n in range(len(part)):
@@ -337,6 +337,20 @@ def _repeats(
     return np.asarray(rows, np.int64)[earlier >= 0]
 
 
+def _looked_at(config: Config, size: int) -> list[int]:
+    """The rows to look at, ascending; those of another ``skip`` are others, if there are so many.
+
+    They are spread out over the set by chance, as a file may be sorted, by query or by class; the
+    pairs of ShopWorld come in no order.
+    """
+    own, rows = config.filter, np.arange(size)
+    if config.data.name != "shopworld":
+        rows = np.random.default_rng(0).permutation(size)
+    count = min(own.pairs, size)
+    # A set that is smaller than what is skipped is begun anew.
+    return sorted(int(rows[(own.skip + n) % size]) for n in range(count))
+
+
 def _claim(records: Path, identity: Mapping[str, Any], thresholds: FilterConfig) -> None:
     """Makes the folder of the records, or checks that they are what this filter needs."""
     path = records / "made.json"
@@ -347,6 +361,7 @@ def _claim(records: Path, identity: Mapping[str, Any], thresholds: FilterConfig)
         part.write_text(json.dumps({**identity, **own}, indent=1) + "\n", encoding="utf-8")
         part.replace(path)
     then = json.loads(path.read_text(encoding="utf-8"))
+    then.setdefault("spread", False)  # as records were that do not say so
     if others := {k: (then.get(k), v) for k, v in identity.items() if then.get(k) != v}:
         lines = [f"  {key}: {was} in the records, {now} now" for key, (was, now) in others.items()]
         raise ValueError(

@@ -14,12 +14,12 @@ from jaxtyping import Array, Float, Int
 from rich.console import Console
 
 from she_jax.cot import LABELS, Chain
-from she_jax.data.dataset import ExampleSource, open_split
+from she_jax.data.dataset import ExampleSource, open_split, spread_out
 from she_jax.data.prompts import PromptFormat
 from she_jax.rl.sampling import jit_sample
 from she_jax.rl.steps import step_ids
 from she_jax.train.evaluate import pass_at_k, score
-from she_jax.train.metrics import Progress
+from she_jax.train.metrics import Progress, say
 from she_jax.train.report import write_json
 from she_jax.train.setup import Policy, load_policy, make_data
 from she_jax.train.workdir import Config
@@ -54,25 +54,26 @@ class Judge:
         self._devices = policy.mesh.shape["data"] * policy.mesh.shape["fsdp"]
         self._batch_size = self._shared_out(batch_size)
         self._samplers: dict[int, Callable[..., Rollout]] = {}
+        self._told = False  # that prompts are cut
 
     def _shared_out(self, rows: int) -> int:
         """So many rows, or the few more that every device needs to have as many."""
         return max(1, math.ceil(rows / self._devices)) * self._devices
 
     def read(
-        self, params: Any, examples: Sequence[Example] | ExampleSource, count: int
+        self, params: Any, examples: Sequence[Example] | ExampleSource, rows: Sequence[int]
     ) -> Iterator[tuple[Sequence[Example], Rollout, list[Chain]]]:
-        """Greedy rollouts, on the host, and their chains, for a batch of examples after another."""
+        """Greedy rollouts, on the host, and their chains, for a batch of rows after another."""
         size = self._batch_size
-        for first in range(0, count, size):
-            part = [examples[i] for i in range(first, min(first + size, count))]
+        for first in range(0, len(rows), size):
+            part = [examples[row] for row in rows[first : first + size]]
             rollout = self._ask(self._sampler(1), params, part, size, jax.random.key(0), 0.0)
             yield part, rollout, self._parse(rollout)[: len(part)]
 
     def chains(self, params: Any, examples: Sequence[Example], show: Show) -> list[Chain]:
         """The greedy chain of each pair. ``show`` is told how many pairs are done."""
         chains: list[Chain] = []
-        for _, _, more in self.read(params, examples, len(examples)):
+        for _, _, more in self.read(params, examples, range(len(examples))):
             chains += more
             show(len(chains))
         return chains
@@ -134,7 +135,14 @@ class Judge:
         temperature: float,
     ) -> Rollout:
         filled = [*part, *[part[-1]] * (size - len(part))]
-        return jax.device_get(sampler(params, self.format.prompts(filled)[0], key, temperature))
+        prompts, cut = self.format.prompts(filled)
+        if cut and not self._told:
+            self._told = True
+            say(
+                f"{cut} of {len(filled)} pairs do not fit into model.prompt_length="
+                f"{self.format.prompt_length}: the ends of their products are not read"
+            )
+        return jax.device_get(sampler(params, prompts, key, temperature))
 
     def _parse(self, rollout: Rollout) -> list[Chain]:
         return [self.format.schema.parse(text) for text in self.format.texts(rollout)]
@@ -171,17 +179,17 @@ def evaluate(config: Config, workdir: Path) -> None:
         return
     write_json(sources, inputs)
     examples = open_split(made.path, config.data.eval_split)
-    limit = min(config.data.eval_pairs or len(examples), len(examples))
+    rows = spread_out(len(examples), config.data.eval_pairs)
     judge = Judge(policy, config.eval.batch_size)
     look = jax.jit(make_look(policy))
     labelled: list[tuple[Chain, Example]] = []
     draft = workdir / "predictions.jsonl.part"
     with (
         draft.open("w", encoding="utf-8") as file,
-        Progress(f"judging {config.data.name}", total=limit) as progress,
+        Progress(f"judging {config.data.name}", total=len(rows)) as progress,
     ):
         done = 0
-        for part, rollout, chains in judge.read(policy.params, examples, limit):
+        for part, rollout, chains in judge.read(policy.params, examples, rows):
             where, rivals = label_tokens(policy.format, rollout, chains)
             shares = np.asarray(look(policy.params, rollout, where, rivals)[0])
             for example, chain, share, found in zip(part, chains, shares, where, strict=False):

@@ -26,7 +26,7 @@ from she_jax.train.predict import Judge, evaluate
 from she_jax.train.report import before_after_table, write_json
 from she_jax.train.reward_model import train_examiner
 from she_jax.train.scalar_training import train_scalar
-from she_jax.train.setup import Policy, make_data, make_policy
+from she_jax.train.setup import ASKED, Policy, make_data, make_policy
 from she_jax.train.sft import adopt, sft, sft_batch
 from she_jax.train.stop import StopSignal
 from she_jax.train.workdir import MADE, Config, claim_workdir, held
@@ -82,7 +82,7 @@ def train(config: Config, workdir: Path) -> None:
     """
     console = Console(highlight=False)
     summary = workdir / "summary.json"
-    exported = not config.export or (workdir / "export").is_dir()
+    exported = not config.export or (workdir / "export" / ASKED).is_file()
     if not summary.is_file() or not exported:
         with StopSignal() as stop:
             made = make_data(config, workdir)
@@ -92,7 +92,7 @@ def train(config: Config, workdir: Path) -> None:
             make = partial(lessons, config, workdir, policy, reference, made, stop)
             figures, params = learn(config, workdir, policy, reference, lines, made, make, stop)
             if config.export:
-                export(workdir / "export", policy, params)
+                export(config, workdir / "export", policy, params)
             write_json(summary, figures)
         if stop:  # too late for this run, but not for one that would come after it
             raise SystemExit(stop.exit_code)
@@ -204,9 +204,13 @@ def lessons(
     return offline(config, workdir, policy, reference, source, judge, stop)
 
 
-def export(folder: Path, policy: Policy, params: Any) -> None:
-    """Writes a policy as a Hugging Face directory."""
+def export(config: Config, folder: Path, policy: Policy, params: Any) -> None:
+    """Writes a policy as a Hugging Face directory, with ``she_jax.json``: how it is asked."""
     own = policy.format
+    before, between, behind = own.frame()
+    lengths = {name: config.model[name] for name in ("prompt_length", "completion_length")}
+    prompt = f"{before} {{query}}{between}\n{{field}}: {{text}}\n{{field}}: {{text}}{behind}"
+    told = {"prompt": prompt, "model": lengths, "chain": config.chain.to_dict()}
     save_model(
         folder,
         policy.model.config,
@@ -218,3 +222,4 @@ def export(folder: Path, policy: Policy, params: Any) -> None:
         specials=own.specials,
         overwrite=True,  # of a run that was stopped in between
     )
+    write_json(folder / ASKED, told)

@@ -28,6 +28,7 @@ from she_jax.train.report import write_text
 from she_jax.train.workdir import Config
 
 TOKENIZER_PAIRS = 8_000  # enough to see every word of ShopWorld
+ASKED = "she_jax.json"  # beside an exported model: what it was trained to be asked
 SETS = ("shopworld", "esci", "wands", "jsonl", "made")
 
 
@@ -200,6 +201,10 @@ def load_policy(config: Config, phases: Sequence[str] = ("srpo", "sft")) -> tupl
     if "kind" not in run:
         own = config.copy_and_resolve_references()
         own.model.name = config.checkpoint
+        if (folder / ASKED).is_file():  # exported by a run: asked as it was trained
+            told = json.loads((folder / ASKED).read_text(encoding="utf-8"))
+            own.model.update(told["model"])
+            own.chain.update(told["chain"])
         return make_policy(own, folder), config.checkpoint
     if run.kind == "curriculum":
         raise ValueError(
