@@ -291,7 +291,7 @@ def _fifth() -> dict[str, dict[str, Any]]:
             "SRPO, hybrid", SRPO | HYBRID, "short_all_srpo", seeds=0, against=("she",)
         ),
         "sft": arm(*COMPARED["sft"], "short_all_sft", seeds=0),
-        "she": arm("full SHE", HYBRID, "short_all_sft", seeds=3, against=(), stages=_stages()),
+        "she": arm("full SHE", HYBRID, "short_all_sft", against=(), stages=_stages()),
         # No examiner, which has read the annotation of more pairs than an arm meets.
         "she_verifier": arm(
             "full SHE, verifier only",

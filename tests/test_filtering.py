@@ -172,6 +172,8 @@ def test_near_duplicates_name_the_earliest_text_that_stays():
     assert near_duplicates(signatures(texts), 0.9).tolist() == [-1, -1, 1, 0, 1, -1, 1]
     assert near_duplicates(signatures(texts), 0.0).tolist() == [-1] * 7
     assert near_duplicates(signatures([]), 0.9).tolist() == []
+    kinds = np.array([0, 1, 1, 1, 0, 1, 1], np.uint32)  # another query is another pair
+    assert near_duplicates(signatures(texts), 0.9, kinds).tolist() == [-1, -1, 1, -1, -1, -1, 1]
 
 
 def test_a_chain_of_small_changes_takes_only_what_is_like_the_text_that_stays():

@@ -39,7 +39,9 @@ def _shingles(text: str) -> set[bytes]:
 
 
 def near_duplicates(
-    signatures: UInt32[np.ndarray, "N P"], similarity: float
+    signatures: UInt32[np.ndarray, "N P"],
+    similarity: float,
+    kinds: UInt32[np.ndarray, "N"] | None = None,
 ) -> Int64[np.ndarray, "N"]:
     """Which texts nearly repeat an earlier one.
 
@@ -53,6 +55,8 @@ def near_duplicates(
     Args:
       signatures: of all texts, in the order of their rows.
       similarity: 0.5 to 1; 0 finds nothing.
+      kinds: texts of different kinds are never similar; None for one kind. Of a pair it is the
+        query: what differs in that alone is a few letters of a long text, and another question.
 
     Returns:
       For each text the index of the earliest one that stays and is similar to it; -1 for none.
@@ -60,13 +64,16 @@ def near_duplicates(
     earliest = np.full(len(signatures), -1, np.int64)
     if not similarity or not len(signatures):
         return earliest
+    kinds = np.zeros(len(signatures), np.uint32) if kinds is None else kinds
     # Equal signatures first: a thousand copies of a text would make half a million pairs.
-    _, first, group = np.unique(_fold(signatures), return_index=True, return_inverse=True)
+    keys = _fold(np.column_stack([signatures, kinds]))
+    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
     head = first[group]
     copies = np.flatnonzero(head != np.arange(len(head)))
     copies = copies[_agreement(signatures, copies, head[copies]) == signatures.shape[1]]
+    copies = copies[kinds[copies] == kinds[head[copies]]]
     alone = np.delete(np.arange(len(head)), copies)
-    for later, earlier in _similar(signatures, alone, similarity).tolist():
+    for later, earlier in _similar(signatures, alone, similarity, kinds).tolist():
         if earliest[later] < 0 and earliest[earlier] < 0:
             earliest[later] = earlier
     heads = head[copies]
@@ -75,7 +82,10 @@ def near_duplicates(
 
 
 def _similar(
-    signatures: UInt32[np.ndarray, "N P"], alone: Int64[np.ndarray, "M"], similarity: float
+    signatures: UInt32[np.ndarray, "N P"],
+    alone: Int64[np.ndarray, "M"],
+    similarity: float,
+    kinds: UInt32[np.ndarray, "N"],
 ) -> Int64[np.ndarray, "E 2"]:
     """All similar pairs among some texts that meet in a band, (later, earlier), sorted."""
     size = signatures.shape[1]
@@ -84,7 +94,7 @@ def _similar(
     )
     found = [np.empty((0, 2), np.int64)]
     for start in range(0, size - width + 1, width):
-        key = _fold(signatures[:, start : start + width])[alone]
+        key = _fold(np.column_stack([signatures[:, start : start + width], kinds]))[alone]
         order = np.argsort(key, kind="stable")
         key, rows = key[order], alone[order]
         # Pairs that share a key, by how far apart they stand in the sorted order.
@@ -93,7 +103,8 @@ def _similar(
             at = at[key[at] == key[at + distance]]
             pairs = np.stack([rows[at + distance], rows[at]], axis=1)
             agree = _agreement(signatures, *pairs.T)
-            found.append(pairs[agree >= similarity * size - 1e-9])
+            alike = kinds[pairs[:, 0]] == kinds[pairs[:, 1]]
+            found.append(pairs[(agree >= similarity * size - 1e-9) & alike])
             distance += 1
     return np.unique(np.concatenate(found), axis=0)
 

@@ -317,23 +317,30 @@ def _record(
 def _repeats(
     records: Path, source: ExampleSource, rows: Sequence[int], similarity: float
 ) -> Int64[np.ndarray, "M"]:
-    """Rows whose text nearly repeats an earlier one; the signatures are kept beside the records."""
-    path = records / "signatures.npy"
+    """Rows whose text nearly repeats an earlier one of the same query.
+
+    What they are found by is kept beside the records: a signature of each text, and its query's.
+    """
+    path = records / "texts.npy"
     if not path.is_file():
+        queries: list[str] = []
         with Progress("filter: near-duplicates", total=len(rows)) as progress:
 
             def texts() -> Iterator[str]:
-                for done, row in enumerate(rows, 1):
+                for row in rows:
                     example = source[row]
-                    progress.update(done)
+                    queries.append(" ".join(example.query.lower().split()))
+                    progress.update(len(queries))
                     yield " ".join([example.query, *example.product.values()])
 
             found = signatures(texts())
+        _, asked = np.unique(queries, return_inverse=True)
         part = _own_part(path)  # other filter.parts may be at it too, with the same result
         with part.open("wb") as file:
-            np.save(file, found)
+            np.save(file, np.column_stack([found, asked.astype(np.uint32)]))
         part.replace(path)
-    earlier = near_duplicates(np.load(path, allow_pickle=False), similarity)
+    kept = np.load(path, allow_pickle=False)
+    earlier = near_duplicates(kept[:, :-1], similarity, kept[:, -1])
     return np.asarray(rows, np.int64)[earlier >= 0]
 
 

@@ -71,12 +71,17 @@ class Judge:
             yield part, rollout, self._parse(rollout)[: len(part)]
 
     def chains(self, params: Any, examples: Sequence[Example], show: Show) -> list[Chain]:
-        """The greedy chain of each pair. ``show`` is told how many pairs are done."""
-        chains: list[Chain] = []
-        for _, _, more in self.read(params, examples, range(len(examples))):
-            chains += more
+        """The greedy chain of each pair. ``show`` is told how many pairs are done.
+
+        Pairs with queries of one length go together: the more a query asks, the longer the chain,
+        and a batch is read as long as its longest one takes.
+        """
+        rows = sorted(range(len(examples)), key=lambda row: len(examples[row].query))
+        chains: dict[int, Chain] = {}
+        for _, _, more in self.read(params, examples, rows):
+            chains |= zip(rows[len(chains) :], more, strict=False)
             show(len(chains))
-        return chains
+        return [chains[row] for row in range(len(examples))]
 
     def pass_at(
         self, params: Any, examples: Sequence[Example], k: int, seed: int, show: Show
