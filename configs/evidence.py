@@ -24,7 +24,7 @@ as the outermost is best. Nothing is chosen on a test split.
 
 On 2 cores of an Intel Xeon, jax 0.10.2, a plan a little larger took 2 h 40 min from nothing
 (2026-11-29): macro F1 0.56 after the cold start, 0.76 after GRPO, 0.87 after SRPO with every step
-annotated, 0.85 after full SHE with a fifth of them (docs/evidence.md).
+annotated (docs/evidence.md).
 
     python launch.py --config=configs/evidence.py:model=smollm2,data=esci \\
         --config.recipe.data.path=DIR
