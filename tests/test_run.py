@@ -17,7 +17,7 @@ from configs import base, evaluate, stage1
 from she_jax.cot import CotSchema
 from she_jax.models.weights import load_model
 from she_jax.train.checkpoint import Checkpoints
-from she_jax.train.checks import finite
+from she_jax.train.checks import check, finite
 from she_jax.train.predict import Judge
 from she_jax.train.run import run
 from she_jax.train.setup import load_policy, make_optimizer, make_policy
@@ -304,10 +304,6 @@ def test_a_changed_config_over_an_old_workdir_lists_the_keys(done):
         ({"chain__checks": 1}, "chain.checks=1"),
         ({"rl__group_size": 1}, "group_size=1: the group baseline needs at least 2"),
         ({"rl__prompts": 3}, "rl.prompts: batch of 3 prompts over data x fsdp = 8 devices"),
-        (
-            {"rl__loss__micro_batches": 2},
-            "rl.loss.micro_batches=2: micro-batch of 4 groups over data x fsdp = 8 devices",
-        ),
         ({"rl__estimator": "ppo"}, "rl.estimator='ppo': expected one of"),
         ({"rl__normalisation": "word"}, "normalisation='word': expected one of"),
         ({"data__name": "amazon"}, "data.name='amazon': expected one of"),
@@ -320,6 +316,13 @@ def test_what_cannot_work_is_said_before_anything_is_trained(tmp_path, changes, 
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         run(config(**changes), tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_that_micro_batches_leave_devices_without_work_is_said(tmp_path, capsys):
+    check(config(rl__loss__micro_batches=2), tmp_path)
+    assert "4 groups, and so work for 4 of 8 devices" in capsys.readouterr().out
+    check(config(), tmp_path)
+    assert "devices" not in capsys.readouterr().out
 
 
 def test_a_folder_in_which_nothing_was_made_takes_another_config(tmp_path):

@@ -18,6 +18,7 @@ from she_jax.rl.losses import NORMALISATIONS, LossConfig
 from she_jax.rl.rewards import COMBINATIONS
 from she_jax.train.checkpoint import Checkpoints
 from she_jax.train.examiner import EXAMINER
+from she_jax.train.metrics import say
 from she_jax.train.scalar import SCALAR
 from she_jax.train.setup import examiner_mesh, make_builder, policy_mesh
 from she_jax.train.workdir import MISSED, Config
@@ -119,7 +120,12 @@ def _check_rl(config: Config, mesh: Mesh) -> None:
     _check_rows(rows, parts, mesh, "rl.loss")
     if config.method == "online":  # the rows of a group that are in one micro-batch stay together
         groups = rows // parts // math.gcd(rl.group_size, rows // parts)
-        check_batch(groups, mesh, f"rl.loss.micro_batches={parts}: micro-batch", "groups")
+        devices = mesh.shape["data"] * mesh.shape["fsdp"]
+        if groups < devices:
+            say(
+                f"rl.loss.micro_batches={parts}: a micro-batch has {groups} groups, and so work "
+                f"for {groups} of {devices} devices; fewer micro-batches have work for all"
+            )
 
 
 def _check_method(config: Config) -> None:
