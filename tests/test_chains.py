@@ -207,6 +207,8 @@ def test_a_query_and_a_product_are_written_as_they_are_annotated():
     assert (rewards[known] == 1).all()
     other = write_chain(dataclasses.replace(pair, annotations=("product",)), SCHEMA, rng)
     assert "query: mug; red" not in other
+    silent = dataclasses.replace(pair, steps=steps | {"query": ""})
+    assert SCHEMA.parse(write_chain(silent, SCHEMA, rng)).well_formed
 
 
 def test_an_unlabelled_pair_has_no_chain():

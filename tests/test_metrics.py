@@ -138,6 +138,18 @@ def test_the_first_steps_with_their_compilations_do_not_count_for_the_rest(monke
     assert "srpo: 7/12  0:10 left" in output.getvalue()
 
 
+def test_a_compilation_among_the_first_few_steps_does_not_make_hours_of_minutes(monkeypatch):
+    clock = [0.0]
+    progress, output = plain("cold start", 1_812, monkeypatch, clock)
+    with progress:
+        for step in range(1, 13):
+            clock[0] += 9.0 if step in (1, 2, 9) else 0.5
+            progress.update(step)
+        clock[0] += 10.0
+        progress.update(13)
+    assert "cold start: 13/1812  15:00 left" in output.getvalue()
+
+
 def test_units_unlike_each_other_do_not_tell_how_long_the_rest_takes(monkeypatch):
     clock = [0.0]
     progress, output = plain("evidence", 4, monkeypatch, clock, alike=False)

@@ -53,7 +53,7 @@ def test_what_did_worse_weighs_what_the_config_says():
 
 @pytest.mark.parametrize(("tol", "teaches"), [(1e-6, True), (0.05, False)])
 def test_what_counts_as_no_difference_teaches_nothing(tol, teaches):
-    """One of two is not well formed, and no label is right: a standard deviation of 0.05."""
+    """One of two is not well formed, and no label is right: a standard deviation of 0.045."""
     steps = StepBatch(
         step_ids=jnp.tile(jnp.arange(2), (2, 1)),
         step_mask=BOTH,

@@ -72,10 +72,11 @@ def write_chain(example: Example, schema: CotSchema, rng: np.random.Generator) -
         "attributes": _attributes_text(example, verdicts, rng),
     }
     known = example.steps or {}
-    said = known.keys() & set(example.annotations) & {"query", "product"}
-    texts |= {name: known[name] for name in sorted(said)}
+    for name in ("query", "product"):
+        if name in example.annotations and known.get(name):
+            texts[name] = known[name]
     for step in schema.steps:
-        if step.name in known and step.name not in {*texts, *verdicts}:
+        if known.get(step.name) and step.name not in {*texts, *verdicts}:
             (verdicts if step.verdicts else texts)[step.name] = known[step.name]
     return schema.write(
         {name: text for name, text in texts.items() if name in schema.names},

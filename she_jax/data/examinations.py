@@ -121,7 +121,7 @@ def demonstrated(
       rng: consumed.
     """
     chain, foreign = (schema.parse(write_chain(pair, schema, rng)) for pair in (example, other))
-    told = _told(example, chain, schema), _told(other, foreign, schema)
+    facts = _facts(example, chain, schema), _facts(other, foreign, schema)
     for right in judged(chain, example, schema, "gold", f"{example.uid}/demonstration"):
         if not right.correct:
             yield dataclasses.replace(right, source="teacher")
@@ -130,7 +130,7 @@ def demonstrated(
         k = schema.names.index(right.step)
         verdicts = schema.steps[k].verdicts
         own, theirs = chain.steps[k], foreign.steps[k]
-        ways = {way: _spoil(way, own, theirs, verdicts, told, rng) for way in SPOILT}
+        ways = {way: _spoil(way, own, theirs, verdicts, facts, rng) for way in SPOILT}
         options = [(way, step) for way, step in ways.items() if step is not None]
         if options:
             way, step = options[rng.integers(len(options))]
@@ -147,20 +147,20 @@ def demonstrated(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Told:
+class _Facts:
     """What is known of a pair, by step, and all its words."""
 
     steps: Mapping[str, str]
     words: Set[str]
 
 
-def _told(example: Example, chain: Chain, schema: CotSchema) -> _Told:
+def _facts(example: Example, chain: Chain, schema: CotSchema) -> _Facts:
     """The annotation, and of free steps without any, such as the product, what the chain says."""
     written = zip(schema.steps, chain.steps, strict=True)
     steps = {step.name: own.text for step, own in written if own is not None and not step.verdicts}
     steps |= _known_truth(example)
     texts = [example.query, *example.product.values(), *steps.values()]
-    return _Told(steps=steps, words=_split(" ".join(texts)))
+    return _Facts(steps=steps, words=_split(" ".join(texts)))
 
 
 def _spoil(
@@ -168,7 +168,7 @@ def _spoil(
     own: ParsedStep | None,
     theirs: ParsedStep | None,
     verdicts: Sequence[str],
-    told: tuple[_Told, _Told],
+    facts: tuple[_Facts, _Facts],
     rng: np.random.Generator,
 ) -> ParsedStep | None:
     """A step gone wrong in a given way, or None where it cannot, or would not surely, be wrong.
@@ -178,7 +178,7 @@ def _spoil(
       own: the step.
       theirs: the same of another pair's chain.
       verdicts: those that it may have.
-      told: what is known of the pair, and of the other.
+      facts: what is known of the pair, and of the other.
       rng: consumed.
     """
     if own is None:
@@ -193,12 +193,12 @@ def _spoil(
     if theirs is None or not own.text:
         return None
     if way == "attribute" and not verdicts:
-        item = _foreign_item(theirs.text, told[0].words)
+        item = _foreign_item(theirs.text, facts[0].words)
         return dataclasses.replace(own, text=f"{own.text}; {item}") if item else None
     if way == "product":
-        text = _other_product(own.text, *told, rng)
+        text = _other_product(own.text, *facts, rng)
         return dataclasses.replace(own, text=text) if text else None
-    if way == "reason" and verdicts and _foreign_item(theirs.text, *(one.words for one in told)):
+    if way == "reason" and verdicts and _foreign_item(theirs.text, *(one.words for one in facts)):
         return dataclasses.replace(own, text=theirs.text)
     if way == "evidence" and theirs.verdict not in (own.verdict, None) and theirs.text:
         return theirs
@@ -221,9 +221,9 @@ def _foreign_item(text: str, known: Set[str], other: Set[str] | None = None) -> 
     return ""
 
 
-def _other_product(text: str, pair: _Told, other: _Told, rng: np.random.Generator) -> str:
+def _other_product(text: str, pair: _Facts, other: _Facts, rng: np.random.Generator) -> str:
     """The text with an item of the product exchanged for another product's."""
-    own, theirs = (told.steps.get("product", "").split(";") for told in (pair, other))
+    own, theirs = (one.steps.get("product", "").split(";") for one in (pair, other))
     asked = _split(pair.steps.get("query", ""))
     items = list(zip(map(str.strip, own), map(str.strip, theirs), strict=False))
     for n in rng.permutation(len(items)):

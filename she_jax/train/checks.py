@@ -229,9 +229,11 @@ def _check_start(config: Config) -> None:
         raise ValueError(f"start={folder} writes the chain {chain}, not {config.chain.to_dict()}")
     theirs, own = then.get("model", {}), config.model.to_dict()
     sizes = own.keys() - {"prompt_length", "completion_length", "dtype", "remat"}
-    if other := [name for name in sorted(sizes) if theirs.get(name) != own[name]]:
-        told = ", ".join(f"{n}={theirs.get(n)!r} there, {own[n]!r} here" for n in other)
-        raise ValueError(f"start={folder} is of another model: model.{told}")
+    other = [name for name in sorted(sizes) if theirs.get(name) != own[name]]
+    # A loaded model has its sizes, and its name, a path, may be another one by now.
+    if other and "scratch" in (own["name"], theirs.get("name")):
+        told = ", ".join(f"model.{n}={theirs.get(n)!r} there, {own[n]!r} here" for n in other)
+        raise ValueError(f"start={folder} is of another model: {told}. Set what is there")
 
 
 def _pairs(config: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -6,7 +6,9 @@ import math
 import os
 import time
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +18,7 @@ from tensorboardX import SummaryWriter
 
 _LOG = logging.getLogger("she_jax")
 PLAIN_SECONDS = 10.0  # how often a line is due where stdout is no terminal
+FEW = 40  # steps, among which a compilation tells wrong of the rest
 
 
 class MetricsWriter:
@@ -176,8 +179,11 @@ class Progress:
         since, units = self._marks[len(self._marks) // 2]
         if not self._alike or self._total is None or self._done == units:
             return self._figures
-        left = (self._total - self._done) * (now - since) / (self._done - units)
-        return f"{_clock(left)} left  {self._figures}"
+        pace = (now - since) / (self._done - units)
+        if len(self._marks) < FEW:  # one that compiles late would make minutes of seconds
+            paces = [(b[0] - a[0]) / (b[1] - a[1]) for a, b in pairwise(self._marks)]
+            pace = min(pace, median(paces))
+        return f"{_clock((self._total - self._done) * pace)} left  {self._figures}"
 
 
 def _short(value: float) -> str:

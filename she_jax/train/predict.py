@@ -77,11 +77,11 @@ class Judge:
         and a batch is read as long as its longest one takes.
         """
         rows = sorted(range(len(examples)), key=lambda row: len(examples[row].query))
-        chains: dict[int, Chain] = {}
+        chains: list[Chain] = []
         for _, _, more in self.read(params, examples, rows):
-            chains |= zip(rows[len(chains) :], more, strict=False)
+            chains += more
             show(len(chains))
-        return [chains[row] for row in range(len(examples))]
+        return [chains[place] for place in np.argsort(rows)]
 
     def pass_at(
         self, params: Any, examples: Sequence[Example], k: int, seed: int, show: Show

@@ -227,9 +227,8 @@ def assignment(
       an advantage, and ``astray/<step>``, the share whose advantage is of the wrong sign, that of a
       right step below 0 or that of a wrong one above.
     """
-    ids = np.asarray(steps.step_ids)
-    written = (ids[:, :, None] == np.arange(len(schema.names))).any(axis=1)
-    judged = np.asarray(steps.step_mask & steps.verifier_known) & written
+    sizes = step_token_counts(steps.step_ids, steps.step_ids >= 0, len(schema.names))
+    judged = np.asarray(steps.step_mask & steps.verifier_known & (sizes > 0))
     right = np.asarray(steps.verifier) >= FULL_MARKS
     wrong_way = np.where(right, advantages < 0, advantages > 0)
     figures = {}
