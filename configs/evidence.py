@@ -22,9 +22,9 @@ An arm's learning rate is the one of ``rates`` that does best on the first seed'
 or that of the arm it is a variant of: the three in the middle are tried, and the next one as long
 as the outermost is best. Nothing is chosen on a test split.
 
-On 2 cores of an Intel Xeon, jax 0.10.2, a plan a little larger took 2 h 40 min from nothing
-(2026-11-29): macro F1 0.56 after the cold start, 0.76 after GRPO, 0.87 after SRPO with every step
-annotated (docs/evidence.md).
+On 2 cores of an Intel Xeon, jax 0.10.2, it took 2 h 26 min from nothing, in three sittings
+(2026-11-29 and 30): macro F1 0.56 after the cold start, 0.76 after GRPO, 0.87 after SRPO with every
+step annotated (docs/evidence.md).
 
     python launch.py --config=configs/evidence.py:model=smollm2,data=esci \\
         --config.recipe.data.path=DIR

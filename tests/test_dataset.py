@@ -7,8 +7,10 @@ import json
 import pickle
 import sys
 from collections.abc import Iterable
+from itertools import pairwise
 
 import grain
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +25,7 @@ from she_jax.data.dataset import (
     decode,
     encode,
     hygiene,
+    in_no_order,
     open_split,
     prepare,
     query_hash,
@@ -188,6 +191,20 @@ def test_open_split_names_what_there_is(tmp_path):
     with pytest.raises(ValueError, match=r"no split 'trian' in .*, only \['train'\]"):
         open_split(path, "trian")
     assert len(open_split(path, "train[:2]")) == 2
+
+
+@pytest.mark.parametrize(("size", "together"), [(1_000, 1), (1_000, 16), (7, 16), (0, 1)])
+def test_rows_in_no_order_are_all_rows_from_all_over_and_neighbours_stay(size, together):
+    rows = in_no_order("jsonl", size, together).tolist()
+    assert sorted(rows) == list(range(size))
+    assert rows == in_no_order("jsonl", size, together).tolist()
+    if size == 1_000:
+        assert rows != sorted(rows)
+        counts = np.histogram(rows[:200], bins=5, range=(0, size))[0]
+        assert min(counts) >= 16  # 40 in the mean
+    beside = sum(b - a == 1 for a, b in pairwise(rows))
+    assert beside >= size - 1 - size // together
+    assert in_no_order("shopworld", size, together).tolist() == list(range(size))
 
 
 def test_bad_rows_are_set_aside_with_place_and_reason():

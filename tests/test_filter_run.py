@@ -105,14 +105,11 @@ def test_what_is_looked_at_is_spread_out_over_a_file_that_may_be_sorted():
     assert _looked_at(small(**sorted_file), 2) == [0, 1]
 
 
-@pytest.mark.parametrize("dies_at", [0, 1, 2])
-def test_a_killed_filter_goes_on_with_the_block_it_was_in(
-    done, policy, tmp_path, monkeypatch, dies_at
-):
+def test_a_killed_filter_goes_on_with_the_block_it_was_in(done, policy, tmp_path, monkeypatch):
     written = filter_run.write_records
 
     def dying(path, *rest):
-        if path.name == f"{dies_at:05d}.parquet":
+        if path.name == "00001.parquet":
             raise KeyboardInterrupt
         written(path, *rest)
 
@@ -132,6 +129,33 @@ def test_other_thresholds_take_no_new_rollouts(done, policy, tmp_path, monkeypat
     again = config(policy, filter__records=str(done / "filter" / "records"), filter__size=10)
     run(again, tmp_path / "run")
     assert len(kept(tmp_path / "run")["rows"]) == 10
+
+
+def test_a_stricter_filter_goes_on_with_records_that_the_first_one_can_use(
+    done, policy, tmp_path, monkeypatch
+):
+    written, records, confidences = filter_run.write_records, str(tmp_path / "records"), []
+
+    class Recorder(filter_run.Recorder):
+        def __init__(self, own, policy, confidence):
+            confidences.append(confidence)
+            super().__init__(own, policy, confidence)
+
+    def dying(path, *rest):
+        if path.name == "00001.parquet":
+            raise KeyboardInterrupt
+        written(path, *rest)
+
+    monkeypatch.setattr(filter_run, "Recorder", Recorder)
+    monkeypatch.setattr(filter_run, "write_records", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(config(policy, filter__records=records), tmp_path / "first")
+    monkeypatch.setattr(filter_run, "write_records", written)
+    stricter = {"filter__confidence": 0.5, "filter__similarity": 0.5}
+    run(config(policy, filter__records=records, **stricter), tmp_path / "stricter")
+    run(config(policy, filter__records=records), tmp_path / "first")
+    assert confidences == [1.0] * 3
+    assert kept(tmp_path / "first") == kept(done)
 
 
 def test_parts_that_share_a_folder_make_what_one_run_makes(done, policy, tmp_path, capsys):

@@ -2,20 +2,28 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
+from test_dataset import make, rows
 from test_run import FOUR_STEPS, changed, config, lines
 
 from configs import reward_model
 from she_jax.data.prompts import PromptFormat
 from she_jax.examination import Examination
 from she_jax.train import offline
+from she_jax.train import reward_model as reward_model_run
 from she_jax.train.examiner import Scores, load_examiner
 from she_jax.train.policy_run import INHERITED
 from she_jax.train.predict import Judge, Sample
-from she_jax.train.reward_model import calibration_error, examiner_figures, first_errors
+from she_jax.train.reward_model import (
+    calibration_error,
+    examiner_figures,
+    first_errors,
+    some_pairs,
+)
 from she_jax.train.run import run
 from she_jax.train.setup import policy_mesh
 from she_jax.types import Example
@@ -95,6 +103,21 @@ def test_an_examiner_run_leaves_what_it_should(examiner):
     assert done == [("solve", n) for n in (1, 2, 3)] + [("reward_model", n) for n in (1, 2, 3, 4)]
 
 
+def test_the_pairs_of_a_sorted_file_are_from_all_over_it(tmp_path):
+    """And half of them for the policies' steps too; their neighbours have the same query."""
+    given = [
+        replace(row, example=replace(row.example, query=f"q{n // 8}", label=1 + n // 200))
+        for n, row in enumerate(rows(800))
+    ]
+    own = config(data__name="jsonl")
+    pairs = some_pairs(own, make(tmp_path, given), "train", 160)
+    assert len({pair.uid for pair in pairs}) == 160
+    for some in (pairs, pairs[:80]):
+        assert min(np.bincount([pair.label for pair in some])[1:]) >= len(some) // 16
+    assert max(np.unique([pair.query for pair in pairs], return_counts=True)[1]) == 8
+    assert some_pairs(config(), make(tmp_path, given), "train", 3) == [g.example for g in given[:3]]
+
+
 def test_it_learns_from_no_query_of_the_other_splits(examiner):
     queries = {
         split: {one["query"] for one in examinations(examiner, split)}
@@ -116,7 +139,8 @@ def test_a_resumed_examiner_equals_the_uninterrupted_one(policy, examiner, tmp_p
     assert (tmp_path / "run/summary.json").read_bytes() == (examiner / "summary.json").read_bytes()
 
 
-def test_an_examiner_of_labels_alone_is_not_taught_to_judge(policy, written, tmp_path, capsys):
+def test_an_examiner_of_labels_alone_is_not_taught_to_judge(policy, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reward_model_run, "policy_samples", lambda *_: [])  # they take long
     bare = tmp_path / "policy"
     shutil.copytree(policy, bare)
     told = json.loads((bare / "config.json").read_text())

@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import shutil
 import zlib
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
+from test_dataset import make, rows
 from test_run import FOUR_STEPS, changed, config, lines
 
 from configs import scalar_reward
@@ -74,6 +77,24 @@ def test_it_learns_from_no_query_of_the_other_splits(scalar):
     assert all(one.example.uid.startswith("train-") for one in outcomes(scalar))
 
 
+def test_the_pairs_of_a_sorted_file_are_from_all_over_it(tmp_path, monkeypatch):
+    given = [
+        dataclasses.replace(row, example=dataclasses.replace(row.example, label=1 + n // 200))
+        for n, row in enumerate(rows(800))
+    ]
+    seen = []
+
+    def samples(own, examples, *_):
+        seen.extend(examples)
+        return []
+
+    monkeypatch.setattr(scalar_training, "policy_samples", samples)
+    own = ConfigDict({"data": {"name": "jsonl"}, "scalar": {"rollouts": 2, "batch_size": 2}})
+    scalar_training.outcomes(own, tmp_path, make(tmp_path, given), "train", 160)
+    assert len({pair.uid for pair in seen}) == 160
+    assert min(np.bincount([pair.label for pair in seen])[1:]) >= 20  # 40 in the mean
+
+
 def test_outcomes_are_the_tokens_that_were_sampled(scalar):
     prompts = make_policy(config(), scalar).format
     found = outcomes(scalar)
@@ -115,8 +136,16 @@ def test_outcomes_go_with_one_config(policy, scalar, tmp_path):
         run(scalar_config(policy, scalar__rollouts=3), tmp_path)
 
 
-def test_it_learns_pairwise(policy, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(scalar_training, "outcome_reward", chance)
+def test_it_learns_pairwise(policy, scalar, tmp_path, monkeypatch, capsys):
+    """Of the chains that are there; to sample them anew takes long."""
+    whole = scalar_training.outcomes
+
+    def copied(own, workdir, made, split, pairs):
+        (workdir / "outcomes").mkdir(exist_ok=True)
+        shutil.copy(scalar / "outcomes" / f"{split}.jsonl", workdir / "outcomes")
+        return whole(own, workdir, made, split, pairs)
+
+    monkeypatch.setattr(scalar_training, "outcomes", copied)
     run(scalar_config(policy, scalar__loss="pairwise"), tmp_path / "run")
     assert lines(tmp_path / "run")[0]["loss"] == pytest.approx(np.log(2))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

@@ -128,13 +128,9 @@ def test_trap_11_a_curriculum_killed_anywhere_equals_the_uninterrupted_one(
 
 def test_a_stage_alone_makes_the_one_before_after_saying_so(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    first = TRAINING | STAGE | {"filter.skip": 0}
-    own = (
-        SMALL
-        | STAGE
-        | {"filter.skip": 40, "eval.pass_k": 0}
-        | {f"before.{k}": v for k, v in first.items()}
-    )
+    plain = {"rl.steps": 2, "rl.refill": 0, "filter.pairs": 0}
+    first = TRAINING | plain
+    own = SMALL | plain | {"eval.pass_k": 0} | {f"before.{k}": v for k, v in first.items()}
     config = changed(stage2.get_config(), own, seed=3)
     run(config, tmp_path / "alone")
     said = " ".join(capsys.readouterr().out.split())
@@ -171,23 +167,18 @@ def better_at_once(*args):
     return {"validation/macro_f1": 0.5 if step else 0.4}
 
 
-def test_a_plateau_ends_the_stage(tmp_path, monkeypatch, capsys):
-    """No judging is better than that of update 1: with a patience of 2 that of 3 is the last."""
+def test_a_plateau_ends_the_stage_and_it_is_not_taken_up_again(tmp_path, monkeypatch, capsys):
+    """No judging is better than that of update 1: with a patience of 2 that of 3 is the last.
+
+    Then it was killed between its last checkpoint and its summary.
+    """
     monkeypatch.setattr(learn, "judge_validation", better_at_once)
     more = {"rl__steps": 12, "rl__eval_every": 1, "rl__patience": 2, "eval__pass_k": 0}
     run(small(**more), tmp_path / "run")
-    updates = [row["step"] for row in lines(tmp_path / "run") if row["phase"] == "srpo"]
-    assert updates == [1, 2, 3]
+    before = lines(tmp_path / "run")
+    assert [row["step"] for row in before if row["phase"] == "srpo"] == [1, 2, 3]
     assert "no better judging for 2 in a row" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["checkpoint"] == 1
-
-
-def test_a_run_that_ended_on_a_plateau_is_not_taken_up_again(tmp_path, monkeypatch):
-    """Killed between its last checkpoint and its summary."""
-    more = {"rl__steps": 12, "rl__eval_every": 1, "rl__patience": 1, "eval__pass_k": 0}
-    monkeypatch.setattr(learn, "judge_validation", better_at_once)
-    run(small(**more), tmp_path / "run")
-    before = lines(tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
     monkeypatch.setattr(rollouts, "step_batch", None)  # no further rollout may be made
     run(small(**more), tmp_path / "run")
@@ -204,7 +195,7 @@ def test_a_signal_in_a_stages_last_moments_keeps_the_next_one_from_starting(tmp_
 
     monkeypatch.setattr(learn, "judged", signalled)
     with pytest.raises(SystemExit) as left:
-        run(recipe(), tmp_path / "run")
+        run(recipe(stages__stage1__filter__pairs=0), tmp_path / "run")
     assert left.value.code == 143
     assert (tmp_path / "run" / "stage1" / "summary.json").is_file()
     assert not (tmp_path / "run" / "stage2").exists()

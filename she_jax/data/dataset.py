@@ -31,6 +31,7 @@ from typing import Any, SupportsIndex, TextIO
 
 import numpy as np
 import tensorflow_datasets as tfds
+from jaxtyping import Int64
 
 from she_jax.types import BadRow, Example
 
@@ -314,6 +315,22 @@ def spread_out(size: int, limit: int) -> list[int]:
     """So many of the rows of a set, evenly spread out, as a file may be sorted; all for 0."""
     count = min(limit or size, size)
     return [n * size // count for n in range(count)]
+
+
+def in_no_order(name: str, size: int, together: int = 1) -> Int64[np.ndarray, "N"]:
+    """All rows of a set by chance, always the same, as a file may be sorted, by query or by class.
+
+    Args:
+      name: of the data, ``data.name``; the pairs of ShopWorld come in no order, and stay as they
+        are.
+      size: of the set.
+      together: so many neighbours stay beside each other.
+    """
+    if name == "shopworld":
+        return np.arange(size)
+    blocks = np.random.default_rng(0).permutation(-(-size // together))
+    rows = (blocks[:, None] * together + np.arange(together)).ravel()
+    return rows[rows < size]
 
 
 class ExampleBuilder(tfds.core.DatasetBuilder, skip_registration=True):

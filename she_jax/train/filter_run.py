@@ -24,6 +24,7 @@ from she_jax.data.dataset import (
     ExampleSource,
     Prepared,
     Row,
+    in_no_order,
     open_split,
     prepare,
 )
@@ -146,9 +147,8 @@ def filter_prompts(
         "rollouts": own.rollouts,
         "spread": config.data.name != "shopworld",
     }
-    _claim(records, identity, thresholds)
-    repeats = _repeats(records, source, looked_at, thresholds.similarity)
-    shards = _measure(config, records, policy, params, source, looked_at, repeats, stop)
+    made_with = _claim(records, identity, thresholds)
+    shards = _measure(config, records, policy, params, source, looked_at, made_with, stop)
     if missing := [shard.name for shard in shards if not shard.is_file()]:
         say(
             f"{len(missing)} of {len(shards)} blocks are not there yet: they are for the other "
@@ -156,6 +156,7 @@ def filter_prompts(
         )
         return None
     surveyed = merge([survey(shard) for shard in shards])
+    repeats = _repeats(records, source, looked_at, thresholds.similarity)
     selection = select(surveyed, thresholds, repeats)
     write_filter_report(
         folder,
@@ -191,12 +192,13 @@ def _measure(
     params: Any,
     source: ExampleSource,
     rows: Sequence[int],
-    repeats: Int64[np.ndarray, "M"],
+    made_with: Mapping[str, float],
     stop: StopSignal,
 ) -> list[Path]:
     """Makes this run's share of the shards, those that are not there; returns all of them."""
     own, count = config.filter, len(rows)
-    recorder = Recorder(config, policy, own.confidence)
+    repeats = _repeats(records, source, rows, made_with["similarity"])
+    recorder = Recorder(config, policy, made_with["confidence"])
     blocks = [rows[first : first + BLOCK] for first in range(0, count, BLOCK)]
     shards = [records / f"{n:05d}.parquet" for n in range(len(blocks))]
     with Progress(f"filter: rollouts of {count:,} prompts", total=count) as progress:
@@ -345,21 +347,22 @@ def _repeats(
 
 
 def _looked_at(config: Config, size: int) -> list[int]:
-    """The rows to look at, ascending; those of another ``skip`` are others, if there are so many.
-
-    They are spread out over the set by chance, as a file may be sorted, by query or by class; the
-    pairs of ShopWorld come in no order.
-    """
-    own, rows = config.filter, np.arange(size)
-    if config.data.name != "shopworld":
-        rows = np.random.default_rng(0).permutation(size)
+    """The rows to look at, ascending; of another ``skip`` they are others, if there are so many."""
+    own, rows = config.filter, in_no_order(config.data.name, size)
     count = min(own.pairs, size)
     # A set that is smaller than what is skipped is begun anew.
     return sorted(int(rows[(own.skip + n) % size]) for n in range(count))
 
 
-def _claim(records: Path, identity: Mapping[str, Any], thresholds: FilterConfig) -> None:
-    """Makes the folder of the records, or checks that they are what this filter needs."""
+def _claim(
+    records: Path, identity: Mapping[str, Any], thresholds: FilterConfig
+) -> Mapping[str, float]:
+    """Makes the folder of the records, or checks that they are what this filter needs.
+
+    Returns:
+      The thresholds that say which pairs get rollouts: those of the filter that came first, for a
+      block that a stricter one makes serves all filters that the folder does.
+    """
     path = records / "made.json"
     own = {"confidence": thresholds.confidence, "similarity": thresholds.similarity}
     if not path.is_file():
@@ -384,6 +387,7 @@ def _claim(records: Path, identity: Mapping[str, Any], thresholds: FilterConfig)
             f"filter.records={records} were made with {told}: what that left out has no rollouts. "
             f"Ask for no more than that (now: {now}), or give another folder"
         )
+    return {key: then[key] for key in own}
 
 
 def _reach(name: str, value: float) -> float:

@@ -23,7 +23,7 @@ from rich.table import Column, Table
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
 from she_jax.cot import CotSchema
-from she_jax.data.dataset import Prepared, open_split
+from she_jax.data.dataset import Prepared, in_no_order, open_split
 from she_jax.data.examinations import (
     POLICY,
     Balanced,
@@ -89,9 +89,8 @@ def right_chains(
     """
     if not config.solve.steps:
         return {}
-    source, evidence = open_split(made.path, "train"), right_evidence(pool)
-    count = min(max(config.examiner.pairs, config.examiner.policy_pairs), len(source))
-    examples = [source[i] for i in range(count)]
+    count, evidence = max(config.examiner.pairs, config.examiner.policy_pairs), right_evidence(pool)
+    examples = some_pairs(config, made, "train", count)
     solved = [put_right(one, schema, evidence.get(one.uid, {})) for one in examples]
     if found := {one.uid: one for one in solved if one is not None}:
         return found
@@ -185,14 +184,13 @@ def examinations(
     Beyond the training split the truth is judge, not the annotation alone.
 
     Args:
-      pairs: so many first pairs of the split give demonstrated steps, right and spoilt.
+      pairs: so many pairs of the split give demonstrated steps, right and spoilt.
       policy_pairs: so many give steps of the run's policies, sampled at temperature 1.
     """
     path = workdir / "examinations" / f"{split}.jsonl"
     if path.is_file():
         return read_examinations(path)
-    source = open_split(made.path, split)
-    examples = [source[i] for i in range(min(max(pairs, policy_pairs), len(source)))]
+    examples = some_pairs(config, made, split, max(pairs, policy_pairs))
     examples = [example for example in examples if example.label is not None]
     said = {example.uid: {"label", *example.annotations} for example in examples}
     if split != "train":
@@ -205,6 +203,13 @@ def examinations(
     found = [replace(one, annotated=one.step in said[one.example.uid]) for one in found]
     save_examinations(path, found)
     return found
+
+
+def some_pairs(config: Config, made: Prepared, split: str, count: int) -> list[Example]:
+    """So many pairs of a split, with their neighbours, which may have the same query."""
+    source = open_split(made.path, split)
+    rows = in_no_order(config.data.name, len(source), together=2 * NEARBY)
+    return [source[row] for row in rows[:count].tolist()]
 
 
 def _other(examples: Sequence[Example], row: int, rng: np.random.Generator) -> Example:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from she_jax.data.dataset import Prepared, open_split
+from she_jax.data.dataset import Prepared, in_no_order, open_split
 from she_jax.data.outcomes import (
     Drawer,
     Outcome,
@@ -71,11 +71,12 @@ def train_scalar(config: Config, workdir: Path) -> None:
 def outcomes(
     config: Config, workdir: Path, made: Prepared, split: str, pairs: int
 ) -> list[Outcome]:
-    """Chains of the run's policies on the first pairs of a split, from its file where that is."""
+    """Chains of the run's policies on so many pairs of a split, from its file where that is."""
     path = workdir / "outcomes" / f"{split}.jsonl"
     if not path.is_file():
         source = open_split(made.path, split)
-        examples = [source[i] for i in range(min(pairs, len(source)))]
+        rows = in_no_order(config.data.name, len(source))[:pairs].tolist()
+        examples = [source[row] for row in rows]
         examples = [example for example in examples if example.label is not None]
         k, size = config.scalar.rollouts, config.scalar.batch_size
         found = [
