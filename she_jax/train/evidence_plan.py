@@ -196,16 +196,18 @@ def tuned_on(config: Config, arm: str) -> str:
 def job_config(config: Config, workdir: Path, job: Job) -> Config:
     """The config of a job whose rate is known.
 
+    Its seed is added to those of the config, which are 0 unless others are asked for.
+
     Raises:
       ValueError: if its arm or start changes a key that the recipe does not have.
     """
     if job.kind in ("examiner", "scalar"):
-        own = _changed(config[job.kind], {"seed": job.seed}, job.kind)
+        own = _changed(config[job.kind], {"seed": config[job.kind].seed + job.seed}, job.kind)
         source = Job(kind="start", of=job.of, seed=job.seed)
         return _changed(own, {"checkpoint": str(workdir / source.name)}, job.kind)
     seeded = {
-        "seed": job.seed,
-        "shopworld.seed": job.seed,
+        "seed": config.recipe.seed + job.seed,
+        "shopworld.seed": config.recipe.shopworld.seed + job.seed,
         "data.dir": str(workdir / "data"),  # a set has a folder of its own there
     }
     recipe = _changed(config.recipe, seeded, "recipe")
@@ -245,7 +247,7 @@ def _staged(
         stages[name] = _changed(recipe, own, f"arms.{job.of}.stages.{name}").to_dict()
         stages[name]["start"] = ""  # the one before's, but for the first
     stages[min(stages)]["start"] = recipe.start
-    shared = {"seed": job.seed, "cpu_devices": recipe.cpu_devices}
+    shared = {"seed": recipe.seed, "cpu_devices": recipe.cpu_devices}
     return ConfigDict({"kind": "curriculum", **shared, "stages": stages}).lock()
 
 
