@@ -36,7 +36,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("checkpoint", None, "Folder of a policy's run.", required=True)
 flags.DEFINE_enum("phase", "srpo", ["srpo", "sft"], "Its best policy, or its cold start.")
 flags.DEFINE_integer("k", 8, "Rollouts a pair.", lower_bound=1)
-flags.DEFINE_integer("pairs", 512, "Judge the first so many pairs.", lower_bound=1)
+flags.DEFINE_integer("pairs", 512, "Judge so many pairs.", lower_bound=1)
 flags.DEFINE_integer("batch", 256, "Rows at a time.", lower_bound=1)
 WHOLE = "whole chain"
 

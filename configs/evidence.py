@@ -22,9 +22,9 @@ An arm's learning rate is the one of ``rates`` that does best on the first seed'
 or that of the arm it is a variant of: the three in the middle are tried, and the next one as long
 as the outermost is best. Nothing is chosen on a test split.
 
-On 2 cores of an Intel Xeon, jax 0.10.2, it took 2 h 26 min from nothing, in three sittings
-(2026-11-29 and 30): macro F1 0.56 after the cold start, 0.76 after GRPO, 0.87 after SRPO with every
-step annotated (docs/evidence.md).
+On 2 cores of an Intel Xeon, jax 0.10.2, it takes 2 h 26 min from nothing, added up over three
+sittings (2026-11-29 and 30): macro F1 0.56 after the cold start, 0.76 after GRPO, 0.87 after SRPO
+with every step annotated (docs/evidence.md).
 
     python launch.py --config=configs/evidence.py:model=smollm2,data=esci \\
         --config.recipe.data.path=DIR
@@ -72,8 +72,8 @@ def get_config(arg: str = "") -> Any:
     """
     config: Any = ConfigDict()
     config.kind = "evidence"
-    # On the first one the rates are chosen; with 0 to 7 this plan was made. Each is added to the
-    # seeds of what follows: examiner.seed=1 is another examiner, of the same pairs.
+    # On the first one the rates are chosen; with 0 to 7 this plan was made. They are added to
+    # those of the reward models: examiner.seed=1 is another examiner, of the same pairs.
     config.seeds = (10, 11, 12, 13, 14)
     config.workers = 2  # runs side by side, each with its share of the CPUs
     config.cpu_devices = 1  # of each of them
@@ -146,7 +146,7 @@ def _examiner() -> Any:
     config.update_from_flattened_dict(
         {
             "solve.steps": 0,  # 20 minutes that an evidence run does not have
-            "sft.steps": 1_200,  # its F1 on wrong steps is 0.76 then, and 0.80 after 2,400
+            "sft.steps": 1_200,  # its F1 on wrong steps of the policy is 0.77 then
             "examiner.pairs": 40_000,  # each with a fifth of its steps
             "examiner.room": 80,  # the least; a fifth of the answers find none
             "examiner.policy_pairs": 20_000,

@@ -2,7 +2,7 @@
 
     python launch.py --config=configs/filter.py --config.checkpoint=runs/stage1
 
-measures the first training pairs of that run by rollouts of its best policy and writes those that
+measures training pairs of that run by rollouts of its best policy and writes those that
 are worth training on as a data set, with a page that says what went and why. With other thresholds
 the same rollouts serve again:
 

@@ -126,20 +126,17 @@ def test_a_job_is_the_recipe_with_what_its_arm_changes():
 def test_a_jobs_seed_is_added_to_those_of_the_config(stages):
     """None is ignored: another one of the examiner is another examiner, of the same pairs."""
     config = small({"arm": {"stages": stages}}).unlock()
-    others = {
-        "recipe.seed": 10,
-        "recipe.shopworld.seed": 20,
-        "examiner.seed": 30,
-        "scalar.seed": 40,
-    }
-    config.update_from_flattened_dict(others)
+    config.update_from_flattened_dict({"examiner.seed": 30, "scalar.seed": 40})
     arm, examiner, scalar = (
         job_config(config, Path("w"), Job(kind=kind, of=of, seed=1, rate=1e-4))
         for kind, of in (("arm", "arm"), ("examiner", "main"), ("scalar", "main"))
     )
     first = arm.stages.a if stages else arm
-    assert (arm.seed, first.seed, first.shopworld.seed) == (11, 11, 21)
+    assert (arm.seed, first.seed, first.shopworld.seed) == (1, 1, 1)
     assert (examiner.seed, scalar.seed) == (31, 41)
+    config.recipe.shopworld.seed = 2
+    with pytest.raises(ValueError, match=r"shopworld\.seed=2: expected 0, they are those of seeds"):
+        job_config(config, Path("w"), Job(kind="start", of="main", seed=1))
 
 
 def test_an_arm_without_seeds_is_run_where_more_are_asked_for():

@@ -158,6 +158,20 @@ def test_a_stricter_filter_goes_on_with_records_that_the_first_one_can_use(
     assert kept(tmp_path / "first") == kept(done)
 
 
+def test_what_had_no_rollouts_as_a_repeat_stays_one(policy, tmp_path, monkeypatch):
+    """Pair 2 repeats pair 1, which with a lower similarity repeats another one itself."""
+    repeats = {0.9: [2], 0.5: [1]}
+    monkeypatch.setattr(filter_run, "_repeats", lambda *own: np.asarray(repeats[own[-1]], np.int64))
+    own = {"filter__size": 0, "filter__records": str(tmp_path / "records")}
+    for similarity, left_out in ((0.9, [2]), (0.5, [1, 2])):
+        workdir = tmp_path / str(similarity)
+        run(config(policy, filter__similarity=similarity, **own), workdir)
+        assert kept(workdir)["rows"] == [row for row in range(40) if row not in left_out]
+        told = json.loads((workdir / "filter" / "report.json").read_text())["by_reason"]
+        assert told["duplicate"] == len(left_out)
+        assert told["unmeasured"] == 0
+
+
 def test_parts_that_share_a_folder_make_what_one_run_makes(done, policy, tmp_path, capsys):
     records = tmp_path / "records"
     for part in (1, 0):

@@ -113,8 +113,8 @@ def test_the_pairs_of_a_sorted_file_are_from_all_over_it(tmp_path):
     pairs = some_pairs(own, make(tmp_path, given), "train", 160)
     assert len({pair.uid for pair in pairs}) == 160
     for some in (pairs, pairs[:80]):
-        assert min(np.bincount([pair.label for pair in some])[1:]) >= len(some) // 16
-    assert max(np.unique([pair.query for pair in pairs], return_counts=True)[1]) == 8
+        assert min(np.bincount([pair.label for pair in some], minlength=5)[1:]) >= len(some) // 40
+    assert min(np.unique([pair.query for pair in pairs], return_counts=True)[1]) >= 4
     assert some_pairs(config(), make(tmp_path, given), "train", 3) == [g.example for g in given[:3]]
 
 

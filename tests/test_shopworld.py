@@ -123,7 +123,7 @@ def doubts(example) -> bool:
     return any(is_doubtful(*pair) for pair in pairs)
 
 
-@pytest.mark.parametrize("checks", [0, 4])
+@pytest.mark.parametrize("checks", [0, 8])
 def test_the_teacher_errs_at_the_stated_rates_and_in_no_other_way(checks):
     """Each kind of error alone: how often the chain goes wrong where it has the chance."""
     schema = CotSchema.build(checks=checks)

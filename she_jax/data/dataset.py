@@ -318,7 +318,7 @@ def spread_out(size: int, limit: int) -> list[int]:
 
 
 def in_no_order(name: str, size: int, together: int = 1) -> Int64[np.ndarray, "N"]:
-    """All rows of a set by chance, always the same, as a file may be sorted, by query or by class.
+    """A fixed shuffle of all rows of a set, as a file may be sorted, by query or by class.
 
     Args:
       name: of the data, ``data.name``; the pairs of ShopWorld come in no order, and stay as they

@@ -194,20 +194,24 @@ def tuned_on(config: Config, arm: str) -> str:
 
 
 def job_config(config: Config, workdir: Path, job: Job) -> Config:
-    """The config of a job whose rate is known.
-
-    Its seed is added to those of the config, which are 0 unless others are asked for.
+    """The config of a job whose rate is known; its seed is added to a reward model's own.
 
     Raises:
-      ValueError: if its arm or start changes a key that the recipe does not have.
+      ValueError: if the recipe has a seed of its own, or its arm or start changes a key that the
+        recipe does not have.
     """
     if job.kind in ("examiner", "scalar"):
         own = _changed(config[job.kind], {"seed": config[job.kind].seed + job.seed}, job.kind)
         source = Job(kind="start", of=job.of, seed=job.seed)
         return _changed(own, {"checkpoint": str(workdir / source.name)}, job.kind)
+    if config.recipe.seed or config.recipe.shopworld.seed:
+        raise ValueError(
+            f"recipe.seed={config.recipe.seed}, recipe.shopworld.seed="
+            f"{config.recipe.shopworld.seed}: expected 0, they are those of seeds={config.seeds}"
+        )
     seeded = {
-        "seed": config.recipe.seed + job.seed,
-        "shopworld.seed": config.recipe.shopworld.seed + job.seed,
+        "seed": job.seed,
+        "shopworld.seed": job.seed,
         "data.dir": str(workdir / "data"),  # a set has a folder of its own there
     }
     recipe = _changed(config.recipe, seeded, "recipe")

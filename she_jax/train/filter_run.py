@@ -148,7 +148,9 @@ def filter_prompts(
         "spread": config.data.name != "shopworld",
     }
     made_with = _claim(records, identity, thresholds)
-    shards = _measure(config, records, policy, params, source, looked_at, made_with, stop)
+    repeats = _repeats(records, source, looked_at, made_with["similarity"])
+    recorder = Recorder(config, policy, made_with["confidence"])
+    shards = _measure(own, records, recorder, params, source, looked_at, repeats, stop)
     if missing := [shard.name for shard in shards if not shard.is_file()]:
         say(
             f"{len(missing)} of {len(shards)} blocks are not there yet: they are for the other "
@@ -156,7 +158,10 @@ def filter_prompts(
         )
         return None
     surveyed = merge([survey(shard) for shard in shards])
-    repeats = _repeats(records, source, looked_at, thresholds.similarity)
+    if thresholds.similarity != made_with["similarity"]:
+        # What had no rollouts as a repeat stays one, though what it repeats may be one itself now.
+        more = _repeats(records, source, looked_at, thresholds.similarity)
+        repeats = np.union1d(repeats, more)
     selection = select(surveyed, thresholds, repeats)
     write_filter_report(
         folder,
@@ -186,19 +191,17 @@ def filter_prompts(
 
 
 def _measure(
-    config: Config,
+    own: Config,
     records: Path,
-    policy: Policy,
+    recorder: "Recorder",
     params: Any,
     source: ExampleSource,
     rows: Sequence[int],
-    made_with: Mapping[str, float],
+    repeats: Int64[np.ndarray, "M"],
     stop: StopSignal,
 ) -> list[Path]:
     """Makes this run's share of the shards, those that are not there; returns all of them."""
-    own, count = config.filter, len(rows)
-    repeats = _repeats(records, source, rows, made_with["similarity"])
-    recorder = Recorder(config, policy, made_with["confidence"])
+    count = len(rows)
     blocks = [rows[first : first + BLOCK] for first in range(0, count, BLOCK)]
     shards = [records / f"{n:05d}.parquet" for n in range(len(blocks))]
     with Progress(f"filter: rollouts of {count:,} prompts", total=count) as progress:
@@ -211,7 +214,7 @@ def _measure(
                     progress.update(first + done)
 
                 found = recorder.records(params, source, blocks[n], repeats, n, show)
-                write_records(shards[n], found, policy.format.schema.names)
+                write_records(shards[n], found, recorder.step_names)
             progress.update(first + len(blocks[n]))
             if stop:
                 say(f"{stop.name}: {n + 1} of {len(blocks)} blocks are kept in {records}")
@@ -234,6 +237,7 @@ class Recorder:
         self._look = jax.jit(make_look(policy))
         self._confidence = confidence
         self._format, self._width = policy.format, policy.model.config.dim
+        self.step_names = policy.format.schema.names
 
     def records(
         self,
@@ -360,8 +364,8 @@ def _claim(
     """Makes the folder of the records, or checks that they are what this filter needs.
 
     Returns:
-      The thresholds that say which pairs get rollouts: those of the filter that came first, for a
-      block that a stricter one makes serves all filters that the folder does.
+      The thresholds that say which pairs get rollouts: those of the filter that came first, so
+      that a block which a stricter one makes serves the first one too.
     """
     path = records / "made.json"
     own = {"confidence": thresholds.confidence, "similarity": thresholds.similarity}

@@ -48,6 +48,7 @@ from she_jax.types import Example, SftBatch
 
 BINS = 10  # of the calibration error
 NEARBY = 8  # rows to either side among which pairs of the same query are looked for
+BESIDE = 4  # rows that stay together where pairs are drawn, so that there are some
 
 
 def train_examiner(config: Config, workdir: Path) -> None:
@@ -208,7 +209,7 @@ def examinations(
 def some_pairs(config: Config, made: Prepared, split: str, count: int) -> list[Example]:
     """So many pairs of a split, with their neighbours, which may have the same query."""
     source = open_split(made.path, split)
-    rows = in_no_order(config.data.name, len(source), together=2 * NEARBY)
+    rows = in_no_order(config.data.name, len(source), together=BESIDE)
     return [source[row] for row in rows[:count].tolist()]
 
 
