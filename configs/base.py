@@ -166,7 +166,7 @@ def filtering() -> Any:
     """What a filter looks at, and its thresholds and quotas, all of them open."""
     config: Any = ConfigDict()
     config.pairs = 0  # look at so many training pairs; 0 leaves filtering out
-    config.skip = 0  # other ones than these so many, which another stage has seen
+    config.skip = 0  # but not at so many others, which an earlier stage has seen
     config.rollouts = 8  # of each of them
     config.records = ""  # folder of rollouts, kept for other thresholds; "" for <workdir>/filter
     config.part = 0  # measure only each parts-th block of prompts, this one and on ...
