@@ -19,6 +19,7 @@ could be obtained; the steps follow the label rule of its sister papers.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 ARROW = "=>"
 LABELS = ("1", "2", "3", "4")
@@ -108,6 +109,12 @@ class CotSchema:
     def names(self) -> tuple[str, ...]:
         """The step names, in order."""
         return tuple(step.name for step in self.steps)
+
+    @property
+    def switches(self) -> dict[str, Any]:
+        """What ``build`` was given."""
+        checks = sum(name.startswith("check_") for name in self.names)
+        return {"label_first": self.names[0] == "label", "checks": checks}
 
     def write(self, texts: Mapping[str, str], verdicts: Mapping[str, str]) -> str:
         """Writes a chain, a line a step, in the schema's order.

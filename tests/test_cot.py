@@ -172,6 +172,13 @@ def test_a_label_first_chain():
     assert not schema.parse(GOOD).well_formed
 
 
+@pytest.mark.parametrize("label_first", [False, True])
+@pytest.mark.parametrize("checks", [0, 2])
+def test_a_schema_tells_its_switches(label_first, checks):
+    switches = {"label_first": label_first, "checks": checks}
+    assert CotSchema.build(**switches).switches == switches
+
+
 def test_optional_checks_may_be_left_out():
     schema = CotSchema.build(checks=2)
     assert schema.names[3:5] == ("check_1", "check_2")

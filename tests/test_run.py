@@ -16,6 +16,7 @@ import pytest
 from configs import base, evaluate, stage1
 from she_jax.cot import CotSchema
 from she_jax.models.weights import load_model
+from she_jax.train import predict
 from she_jax.train.checkpoint import Checkpoints
 from she_jax.train.checks import check, finite
 from she_jax.train.predict import Judge
@@ -367,6 +368,21 @@ def test_a_checkpoint_judges_a_users_file(done, tmp_path):
         more.write(json.dumps(pairs[0] | {"uid": "c"}) + "\n")
     with pytest.raises(ValueError, match="other pairs or of another checkpoint"):
         run(config(**changes), tmp_path / "out")
+
+
+def test_pairs_are_made_for_the_chain_of_the_policy(done, tmp_path, monkeypatch):
+    """Another number of checks would be another world, and other steps in a user's file."""
+
+    class Made(Exception):
+        pass
+
+    def made(own, workdir):
+        raise Made(own.chain.to_dict())
+
+    monkeypatch.setattr(predict, "make_data", made)
+    asked = {"kind": "evaluate", "checkpoint": str(done), "chain__checks": 2}
+    with pytest.raises(Made, match="'checks': 0"):
+        run(config(**asked), tmp_path / "out")
 
 
 def test_the_recipe_takes_its_argument():

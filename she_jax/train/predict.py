@@ -172,7 +172,9 @@ def evaluate(config: Config, workdir: Path) -> None:
     console = Console(highlight=False)
     final, sources = workdir / "predictions.jsonl", workdir / "judged.json"
     policy, source = load_policy(config)
-    made = make_data(config, workdir)
+    asked = config.copy_and_resolve_references()
+    asked.chain.update(policy.format.schema.switches)  # what is made or read follows its chain
+    made = make_data(asked, workdir)
     inputs = {"pairs": str(made.path), "checkpoint": source}
     if final.is_file():
         if json.loads(sources.read_text(encoding="utf-8")) != inputs:
