@@ -285,7 +285,7 @@ def test_no_rollouts_and_nothing_kept(tmp_path):
 @pytest.mark.parametrize(
     ("quotas", "words"),
     [
-        ((), "No size was asked for, so there were no quotas."),
+        ((), "No size was configured, so there were no quotas."),
         ((Quota(cell="all", wanted=1, available=1, kept=1),), "None: all 1 were met."),
         ((Quota(cell="class 3, question, hard", wanted=5, available=1, kept=1),), "class 3, ques"),
         ((Quota(cell="q", wanted=5, available=1, kept=1),) * 43, "3 more are in report.json."),

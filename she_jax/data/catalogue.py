@@ -1,10 +1,10 @@
-"""What ShopWorld sells: departments, categories, product types, attributes, brands and needs.
+"""ShopWorld's catalog: departments, categories, product types, attributes, brands and needs.
 
-Everything is lower case, and each inner mapping goes from a canonical name to the other words that
+Everything is lower case. Each innermost mapping goes from a canonical name to the synonyms that
 shoppers and sellers use for it.
 """
 
-# Department -> category -> product type -> its other names.
+# Department -> category -> product type -> synonyms.
 DEPARTMENTS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
     "footwear": {
         "sport shoes": {
@@ -97,8 +97,8 @@ DEPARTMENTS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
     },
 }
 
-# Attribute -> value -> its other words.
-_COLOURS = {
+# Value -> synonyms.
+_COLORS = {
     "red": ("crimson", "scarlet"),
     "blue": ("navy", "azure"),
     "green": ("olive",),
@@ -110,9 +110,10 @@ _COLOURS = {
 }
 _AUDIENCE = {"men": ("mens",), "women": ("ladies", "womens"), "kids": ("children",)}
 
+# Department -> attribute -> value -> synonyms.
 ATTRIBUTES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
     "footwear": {
-        "colour": _COLOURS,
+        "colour": _COLORS,
         "material": {"leather": ("cowhide",), "suede": (), "canvas": ("cloth",), "rubber": ()},
         "audience": _AUDIENCE,
         "size": {f"size {n}": () for n in (6, 7, 8, 9, 10)},
@@ -120,20 +121,20 @@ ATTRIBUTES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
         "fit": {"wide fit": ("roomy fit",), "narrow fit": ("slim fit",)},
     },
     "clothing": {
-        "colour": _COLOURS,
+        "colour": _COLORS,
         "material": {"cotton": (), "wool": ("merino",), "polyester": ("poly",), "linen": ("flax",)},
         "audience": _AUDIENCE,
         "size": {"small": (), "medium": (), "large": (), "extra large": ()},
         "warmth": {"insulated": ("padded",), "breathable": ("airy",)},
     },
     "home": {
-        "colour": _COLOURS,
+        "colour": _COLORS,
         "material": {"oak": (), "metal": ("iron",), "velvet": ("plush",), "rattan": ("wicker",)},
         "build": {"foldable": ("folding",), "fixed": ("rigid",)},
         "care": {"scratch proof": ("claw proof",), "delicate": ("gentle care",)},
     },
     "electronics": {
-        "colour": _COLOURS,
+        "colour": _COLORS,
         "compatibility": {
             "iphone": ("ios",),
             "galaxy": ("samsung",),
@@ -144,14 +145,14 @@ ATTRIBUTES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
         "noise": {"noise cancelling": ("anc",), "open sound": ("ambient sound",)},
     },
     "kitchen": {
-        "colour": _COLOURS,
+        "colour": _COLORS,
         "material": {"steel": ("inox",), "ceramic": ("stoneware",), "copper": (), "plastic": ()},
         "size": {"one litre": ("1l",), "two litre": ("2l",), "five litre": ("5l",)},
         "washing": {"dishwasher safe": ("machine washable",), "hand wash": ("wash by hand",)},
     },
 }
 
-# What worlds with many checks sell and ask for besides, in the form of ATTRIBUTES.
+# Further attributes of worlds with checks, in the form of ATTRIBUTES.
 _PATTERN = {"striped": ("stripy",), "dotted": ("spotted",), "floral": ("flowery",)}
 _CLOSURE = {"laced": ("lace up",), "zipped": ("zip up",), "velcro": ()}
 _WEATHER = {"waterproof": ("watertight",), "windproof": (), "reflective": ("hi vis",)}
@@ -195,7 +196,7 @@ DETAILS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
     },
 }
 
-# Attributes of which worlds with checks take some values for substitutes of others.
+# Attributes some of whose values are substitutes for each other in worlds with checks.
 SUBSTITUTED = (
     "brand",
     "colour",
@@ -203,7 +204,7 @@ SUBSTITUTED = (
     *("closure", "lining", "pattern", "cut", "weather", "finish", "style", "shape", "room"),
 )
 
-# Department -> a need a shopper may name -> (attribute, the value that answers it).
+# Department -> a need a shopper may name -> (attribute, the value that satisfies it).
 NEEDS: dict[str, dict[str, tuple[str, str]]] = {
     "footwear": {
         "flat feet": ("sole", "arch support"),

@@ -1,14 +1,14 @@
-"""Diversified data filtering: which prompts a policy can learn most from, and why not the others.
+"""Diversified data filtering: selects the prompts that a policy can learn most from.
 
-First near-duplicate pairs go. Of the rest those go that the policy is sure of, or gets right too
-often or too seldom, or always by the same path. What is left is chosen evenly over class, kind of
-query, difficulty and region of the policy's embedding, the most diverse rollouts first.
+Near-duplicates are dropped first. Then prompts are dropped on which the policy is confident, whose
+pass rate is too high or too low, or whose rollouts take too few paths. The rest is selected evenly
+over class, kind, difficulty and cluster of the policy's embeddings, most diverse rollouts first.
 
-Everything here is pure: it reads ``she_jax.data.records`` shards and returns arrays sorted by row,
-so that any split into shards, done in any order by any number of processes, gives the same result.
+All functions are pure. They read ``she_jax.data.records`` shards and return arrays sorted by row,
+so the result does not depend on how rows are split into shards or on the order of the shards.
 
-Reconstruction: the paper (arXiv 2510.07972) names diversified data filtering, and no more of it
-than that could be obtained.
+Reconstruction: the paper (arXiv 2510.07972) names diversified data filtering, without details in
+what could be obtained.
 """
 
 import math
@@ -26,19 +26,19 @@ from she_jax.data.records import embeddings, read_columns
 
 REASONS = (
     "kept",
-    "duplicate",  # nearly the text of an earlier pair
-    "confident",  # the policy is surer of its class than FilterConfig.confidence
-    "unlabelled",  # no human label, so no outcome is known
-    "unmeasured",  # labelled, but no rollouts were recorded
+    "duplicate",  # near-duplicate of an earlier pair
+    "confident",  # the policy's confidence is above FilterConfig.confidence
+    "unlabelled",  # no label, so no outcome reward is known
+    "unmeasured",  # labeled, but without recorded rollouts
     "easy",  # pass rate above FilterConfig.high
     "hard",  # pass rate below FilterConfig.low
     "one_path",  # path entropy below FilterConfig.min_entropy
-    "quota",  # good enough, but its quota was full
+    "quota",  # passed all thresholds, but its quota was full
 )
 DIFFICULTIES = ("easy", "medium", "hard")
 
-_CHUNK = 16_384
-_FITTED = 20_000  # embeddings that k-means sees
+_CHUNK = 16_384  # embeddings assigned to clusters at a time
+_MAX_FIT = 20_000  # embeddings that k-means is fitted to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,22 +46,22 @@ class FilterConfig:
     """The thresholds and quotas of a filter.
 
     Attributes:
-      similarity: Jaccard similarity of the texts' shingles from which on a pair repeats an earlier
-        one, 0.5 to 1; 0 switches it off.
-      confidence: pairs of whose class the policy is surer than this go; 1 keeps all.
-      low: lowest pass rate kept.
-      high: highest pass rate kept.
+      similarity: smallest Jaccard similarity of shingles at which a pair counts as a near-duplicate
+        of an earlier one, in [0.5, 1]; 0 disables deduplication.
+      confidence: largest confidence kept, in (0, 1]; 1 keeps all prompts.
+      low: lowest pass rate kept, in [0, 1].
+      high: highest pass rate kept, in [0, 1].
       min_entropy: lowest path entropy kept, in nats.
-      size: how many prompts to keep; 0 keeps all that pass.
-      balance: even quotas over class, kind and difficulty, and inside of them over clusters; else a
-        seeded random choice.
-      clusters: clusters of the embeddings; 0 for none.
-      front: kinds of query that come first.
-      front_share: share of ``size`` for the kinds in front, as far as they go.
-      seed: of the random choices.
+      size: number of prompts to keep; 0 keeps all that pass the thresholds.
+      balance: even quotas over class, kind and difficulty, then clusters; else a random choice.
+      clusters: number of clusters of the embeddings; 0 for no clustering.
+      front: kinds of query that have priority.
+      front_share: share of ``size`` for the kinds in ``front``, in [0, 1]; they get more if the
+        other kinds have too few prompts, and less if they have too few themselves.
+      seed: seed of the random choices.
 
     Raises:
-      ValueError: if a value is out of its range.
+      ValueError: if a value is out of range.
     """
 
     similarity: float = 0.9
@@ -88,25 +88,25 @@ class FilterConfig:
             "front_share": (0 <= self.front_share <= 1, "0 to 1"),
             "seed": (0 <= self.seed < 2**32, "0 to 2**32 - 1"),
         }
-        for name, (good, expected) in checks.items():
-            if not good:
+        for name, (valid, expected) in checks.items():
+            if not valid:
                 raise ValueError(f"{name}={getattr(self, name)}: expected {expected}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What a filter has to know of each prompt, sorted by row.
+    """Statistics of each prompt that the filter selects by, sorted by row.
 
     Attributes:
-      row: rows of the split, ascending, each once.
-      label: relevance class, 0 where nobody judged the pair.
+      row: rows of the split, ascending and unique.
+      label: relevance class 1 to 4; 0 if unknown.
       kind: index into ``kinds``.
       kinds: the kinds of query that occur, sorted.
-      confidence: see ``PromptRecord``; NaN where it is not known.
-      rollouts: how many were made.
-      pass_rate: share of them that are right; NaN without rollouts.
+      confidence: see ``PromptRecord``; NaN if unknown.
+      rollouts: number of rollouts.
+      pass_rate: share of correct rollouts; NaN without rollouts.
       entropy: path entropy in nats; NaN without rollouts.
-      distinct: share of distinct bigrams of the rollouts' words; NaN where there are none.
+      distinct: distinct-2 of the rollouts' texts; NaN without bigrams.
       embedding: see ``PromptRecord``.
     """
 
@@ -124,10 +124,10 @@ class Survey:
 
 @dataclass(frozen=True, kw_only=True)
 class Quota:
-    """A cell's even share of the size, in words such as ``class 4, negation, hard``.
+    """The quota of a cell, such as ``class 4, negation, hard``.
 
-    ``wanted`` is that share, ``available`` how many prompts the thresholds left, ``kept`` how many
-    were taken: more than wanted where other cells had too few.
+    ``wanted`` is the cell's even share of the size, ``available`` the number of prompts that passed
+    the thresholds, ``kept`` the number selected: above ``wanted`` if other cells had too few.
     """
 
     cell: str
@@ -138,12 +138,12 @@ class Quota:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What becomes of the prompts of a survey.
+    """The filter's decision on each prompt of a survey.
 
     Attributes:
-      reason: index into ``REASONS`` for each prompt of the survey, 0 where it is kept.
-      cluster: cluster of each prompt; -1 where it was not clustered.
-      quotas: every cell's quota; empty if ``FilterConfig.size`` is 0.
+      reason: index into ``REASONS``; 0 if the prompt is kept.
+      cluster: index of the prompt's cluster; -1 if it was not clustered.
+      quotas: the quotas of all cells; empty if ``FilterConfig.size`` is 0.
     """
 
     reason: Int8[np.ndarray, "N"]
@@ -152,41 +152,41 @@ class Selection:
 
     @property
     def unmet(self) -> tuple[Quota, ...]:
-        """The quotas that had fewer prompts than wanted."""
+        """The quotas with fewer prompts available than wanted."""
         return tuple(quota for quota in self.quotas if quota.available < quota.wanted)
 
 
 def path_entropy(paths: Sequence[str]) -> float:
-    """Entropy of the paths that a prompt's rollouts take.
+    """Entropy of the distribution of paths over a prompt's rollouts.
 
-    H = -sum_p (c_p / n) log(c_p / n), c_p being how many of the n rollouts take path p.
+    H = -sum_p (c_p / n) log(c_p / n), where c_p of the n rollouts take path p.
 
     Returns:
-      Nats, 0 (all take one path) to log n (each its own); NaN without rollouts.
+      Entropy in nats, from 0 (a single path) to log n (all different); NaN without rollouts.
     """
     n = len(paths)
-    # Equal counts in any order of the paths give the same sum, to the last bit.
+    # Sorted, so that the result is bitwise independent of the order of the paths.
     counts = sorted(Counter(paths).values())
     return max(0.0, math.log(n) - math.fsum(c * math.log(c) for c in counts) / n) if n else math.nan
 
 
 def difficulty(pass_rate: Float32[np.ndarray, "N"]) -> Int8[np.ndarray, "N"]:
-    """Index into ``DIFFICULTIES``: easy from 2/3 on, medium from 1/3 (ARES, arXiv 2510.08457)."""
+    """Index into ``DIFFICULTIES``: easy from 2/3 up, medium from 1/3 (ARES, arXiv 2510.08457)."""
     return np.where(pass_rate >= 2 / 3, 0, np.where(pass_rate >= 1 / 3, 1, 2)).astype(np.int8)
 
 
 def water_fill(counts: Int[np.ndarray, "C"], total: int) -> Int64[np.ndarray, "C"]:
-    """Quotas as even as the supply allows.
+    """Distributes a total over cells as evenly as their counts allow.
 
-    The highest level at which ``sum_c min(counts_c, level) <= total``; what is left after that goes
-    to the first cells that have more, one each.
+    Each cell gets ``min(counts_c, level)``, with the highest level at which the sum is at most
+    ``total``. The remainder goes to the first cells with larger counts, one each.
 
     Args:
-      counts: what each cell has.
-      total: how many to hand out; all are, or everything there is.
+      counts: number of prompts in each cell.
+      total: number of prompts to select; capped at the sum of the counts.
 
     Returns:
-      What each cell gives.
+      Number of prompts to select from each cell.
     """
     counts = np.asarray(counts, np.int64)
     total = min(total, int(counts.sum()))
@@ -200,128 +200,128 @@ def water_fill(counts: Int[np.ndarray, "C"], total: int) -> Int64[np.ndarray, "C
 
 
 def survey(path: Path) -> Survey:
-    """Surveys a shard; reads its small columns only, no texts.
+    """Computes the survey of a shard from its small columns, without reading the texts.
 
     Raises:
-      ValueError: if the file is no whole shard of records, or has a row twice.
+      ValueError: if the file is not a complete shard of records, or has a row twice.
     """
     names = ("row", "label", "kind", "confidence", "right", "paths", "distinct", "embedding")
     table = read_columns(path, names)
-    values = {name: table.column(name) for name in names[:-1]}
-    kind = values["kind"].combine_chunks().dictionary_encode()
-    right = values["right"].combine_chunks()
-    ends = right.offsets.to_numpy().astype(np.int64)
-    passed = np.concatenate([[0], np.cumsum(right.values.to_numpy(zero_copy_only=False))])
-    rollouts = np.diff(ends)
-    known = np.where(rollouts > 0, rollouts, 1)
-    rate = np.where(rollouts > 0, (passed[ends[1:]] - passed[ends[:-1]]) / known, np.nan)
-    one = Survey(
-        row=values["row"].to_numpy(),
-        label=values["label"].fill_null(0).to_numpy(),
+    columns = {name: table.column(name) for name in names[:-1]}
+    kind = columns["kind"].combine_chunks().dictionary_encode()
+    right = columns["right"].combine_chunks()
+    offsets = right.offsets.to_numpy().astype(np.int64)
+    cumulative = np.concatenate([[0], np.cumsum(right.values.to_numpy(zero_copy_only=False))])
+    n_right = cumulative[offsets[1:]] - cumulative[offsets[:-1]]
+    rollouts = np.diff(offsets)
+    pass_rate = np.where(rollouts > 0, n_right / np.where(rollouts > 0, rollouts, 1), np.nan)
+    unsorted = Survey(
+        row=columns["row"].to_numpy(),
+        label=columns["label"].fill_null(0).to_numpy(),
         kind=kind.indices.to_numpy().astype(np.int16),
         kinds=tuple(kind.dictionary.to_pylist()),
-        confidence=values["confidence"].fill_null(math.nan).to_numpy().astype(np.float32),
+        confidence=columns["confidence"].fill_null(math.nan).to_numpy().astype(np.float32),
         rollouts=rollouts.astype(np.int16),
-        pass_rate=rate.astype(np.float32),
-        entropy=np.array([path_entropy(x) for x in values["paths"].to_pylist()], np.float32),
-        distinct=values["distinct"].to_numpy(),
+        pass_rate=pass_rate.astype(np.float32),
+        entropy=np.array([path_entropy(p) for p in columns["paths"].to_pylist()], np.float32),
+        distinct=columns["distinct"].to_numpy(),
         embedding=embeddings(table),
     )
-    return merge([one])
+    return merge([unsorted])
 
 
 def merge(surveys: Sequence[Survey]) -> Survey:
-    """One survey of several: whatever their order and however the rows are split over them.
+    """Merges surveys; the result does not depend on their order or on the split of the rows.
 
     Raises:
-      ValueError: if there is none, a row comes twice, or embeddings differ in width.
+      ValueError: if there are no surveys, a row occurs twice, or embeddings differ in width.
     """
-    widths = sorted({one.embedding.shape[1] for one in surveys})
+    widths = sorted({survey.embedding.shape[1] for survey in surveys})
     if len(widths) != 1:
         raise ValueError(f"surveys with embeddings of widths {widths}: expected one, of one policy")
-    row = np.concatenate([one.row for one in surveys])
+    row = np.concatenate([survey.row for survey in surveys])
     order = np.argsort(row)
     row = row[order]
-    if len(twice := row[1:][row[1:] == row[:-1]]):
+    if len(repeats := row[1:][row[1:] == row[:-1]]):
         raise ValueError(
-            f"{len(twice)} rows come twice, row {twice[0]} first: expected shards that share no "
-            "rows. Record each block of rows once, into a folder of its own"
+            f"{len(repeats)} rows come twice, row {repeats[0]} first: expected shards that share "
+            "no rows. Record each block of rows once, into a folder of its own"
         )
-    kinds = tuple(sorted({one.kinds[k] for one in surveys for k in np.unique(one.kind)}))
-    place = {kind: k for k, kind in enumerate(kinds)}
-    codes = [
-        np.array([place.get(kind, -1) for kind in one.kinds], np.int16)[one.kind] for one in surveys
+    kinds = tuple(sorted({survey.kinds[k] for survey in surveys for k in np.unique(survey.kind)}))
+    index = {kind: k for k, kind in enumerate(kinds)}
+    kind_columns = [
+        np.array([index.get(kind, -1) for kind in s.kinds], np.int16)[s.kind] for s in surveys
     ]
-    # Scattered survey by survey, so that there is never a third copy of the embeddings.
-    target = np.empty_like(order)
-    target[order] = np.arange(len(order))
+    # Scattered survey by survey, which avoids a third copy of the embeddings.
+    inverse = np.empty_like(order)
+    inverse[order] = np.arange(len(order))
     embedding = np.empty((len(row), widths[0]), np.float16)
     start = 0
-    for one in surveys:
-        embedding[target[start : start + len(one.row)]] = one.embedding
-        start += len(one.row)
+    for survey in surveys:
+        embedding[inverse[start : start + len(survey.row)]] = survey.embedding
+        start += len(survey.row)
     names = ("label", "confidence", "rollouts", "pass_rate", "entropy", "distinct")
-    columns = {n: np.concatenate([getattr(one, n) for one in surveys])[order] for n in names}
-    kind = np.concatenate(codes)[order]
+    columns = {n: np.concatenate([getattr(survey, n) for survey in surveys])[order] for n in names}
+    kind = np.concatenate(kind_columns)[order]
     return Survey(row=row, kind=kind, kinds=kinds, embedding=embedding, **columns)
 
 
 def select(
     survey: Survey, config: FilterConfig, duplicates: Int64[np.ndarray, "M"] | None = None
 ) -> Selection:
-    """Decides on every prompt of a survey.
+    """Selects the prompts of a survey to keep.
 
-    A prompt goes for the first of these that is true of it, in the order of ``REASONS``; what is
-    left competes for ``config.size`` places. The kinds in front get their share first. Each part is
-    split over the cells class x kind x difficulty by ``water_fill``, a cell over its clusters
-    likewise, and in a cluster the highest path entropy comes first, then the highest distinct-2,
-    then a hash of seed and row.
+    A prompt is dropped for the first reason that applies, in the order of ``REASONS``. From the
+    rest, ``config.size`` prompts are selected. The kinds in ``config.front`` get their share first.
+    Each share is distributed by ``water_fill`` over the cells (class, kind, difficulty), and each
+    cell's quota over its clusters. Within a cluster, prompts are ranked by path entropy, then
+    distinct-2 (both descending), then a hash of seed and row.
 
     Args:
-      survey: of all shards, merged.
+      survey: the merged survey of all shards.
       config: thresholds and quotas.
-      duplicates: rows that nearly repeat an earlier one; they need not be in the survey.
+      duplicates: rows of near-duplicates of an earlier row; they need not be in the survey.
 
     Raises:
-      ValueError: if no prompt is left; says which threshold emptied it.
+      ValueError: if no prompt is left; names the threshold that dropped the last ones.
     """
-    reason = _thresholds(survey, config, duplicates)
+    reason = _threshold_reasons(survey, config, duplicates)
     passed = np.flatnonzero(reason == 0)
     if not len(passed):
-        raise ValueError(_emptied(reason, config))
+        raise ValueError(_nothing_left_message(reason, config))
     cluster = np.full(len(reason), -1, np.int32)
     if not config.size:
         return Selection(reason=reason, cluster=cluster, quotas=())
     if config.balance and config.clusters:
-        cluster[passed] = _clusters(survey, passed, config)
-    codes = [k for k, kind in enumerate(survey.kinds) if kind in config.front]
-    front = np.isin(survey.kind[passed], codes)
-    wanted = round(config.front_share * config.size) if config.front else 0
-    others = min(int((~front).sum()), config.size - min(wanted, int(front.sum())))
-    parts = [("kinds in front", front, wanted, config.size - others)] if config.front else []
+        cluster[passed] = _fit_clusters(survey, passed, config)
+    front_kinds = [k for k, kind in enumerate(survey.kinds) if kind in config.front]
+    front = np.isin(survey.kind[passed], front_kinds)
+    front_quota = round(config.front_share * config.size) if config.front else 0
+    n_other = min(int((~front).sum()), config.size - min(front_quota, int(front.sum())))
+    parts = [("kinds in front", front, front_quota, config.size - n_other)] if config.front else []
     title = "other kinds" if config.front else "all"
-    parts.append((title, ~front, config.size - wanted, others))
+    parts.append((title, ~front, config.size - front_quota, n_other))
     quotas = []
-    for title, inside, share, places in parts:
-        rows = passed[inside]
-        taken = min(places, len(rows))
-        quotas.append(Quota(cell=title, wanted=share, available=len(rows), kept=taken))
-        if config.balance and len(rows):
-            keep, cells = _balanced(survey, rows, cluster[rows], taken, config.seed)
+    for title, members, wanted, limit in parts:
+        candidates = passed[members]
+        size = min(limit, len(candidates))
+        quotas.append(Quota(cell=title, wanted=wanted, available=len(candidates), kept=size))
+        if config.balance and len(candidates):
+            keep, cells = _select_evenly(survey, candidates, cluster[candidates], size, config.seed)
             quotas += cells
         else:
-            keep = np.argsort(np.argsort(_shuffled(survey.row[rows], config.seed))) < taken
-        reason[rows[~keep]] = REASONS.index("quota")
+            keep = np.argsort(np.argsort(_hash_rows(survey.row[candidates], config.seed))) < size
+        reason[candidates[~keep]] = REASONS.index("quota")
     return Selection(reason=reason, cluster=cluster, quotas=tuple(quotas))
 
 
-def _thresholds(
+def _threshold_reasons(
     survey: Survey, config: FilterConfig, duplicates: Int64[np.ndarray, "M"] | None
 ) -> Int8[np.ndarray, "N"]:
-    """The first reason of each prompt before the quotas, 0 for none."""
-    checks = {
+    """The first threshold that drops each prompt, as an index into ``REASONS``; 0 for none."""
+    fails = {
         "duplicate": np.isin(survey.row, [] if duplicates is None else duplicates),
-        # At 1 nothing goes: rounding may lift a probability above it.
+        # A threshold of 1 drops nothing, although rounding may lift a probability above 1.
         "confident": (survey.confidence > config.confidence) & (config.confidence < 1),
         "unlabelled": survey.label == 0,
         "unmeasured": survey.rollouts == 0,
@@ -330,18 +330,18 @@ def _thresholds(
         "one_path": survey.entropy < config.min_entropy,
     }
     reason = np.zeros(len(survey.row), np.int8)
-    for name, fails in checks.items():
-        reason[(reason == 0) & fails] = REASONS.index(name)
+    for name, mask in fails.items():
+        reason[(reason == 0) & mask] = REASONS.index(name)
     return reason
 
 
-def _emptied(reason: Int8[np.ndarray, "N"], config: FilterConfig) -> str:
-    """Says which threshold took the last prompts, and what to change."""
+def _nothing_left_message(reason: Int8[np.ndarray, "N"], config: FilterConfig) -> str:
+    """An error message that names the threshold that dropped the last prompts, with advice."""
     rules = {
         "duplicate": (f"similarity={config.similarity}", "raise it, or give 0 to keep them"),
         "confident": (f"confidence={config.confidence}", "raise it; 1 keeps all"),
-        "unlabelled": ("the lack of labels", "filter a split whose pairs have been judged"),
-        "unmeasured": ("the lack of rollouts", "record these pairs anew"),
+        "unlabelled": ("the lack of labels", "filter a split whose pairs are labeled"),
+        "unmeasured": ("the lack of rollouts", "record these pairs again"),
         "easy": (f"high={config.high}", "raise it, or give the policy harder pairs"),
         "hard": (f"low={config.low}", "lower it, or train the policy further first"),
         "one_path": (
@@ -361,62 +361,63 @@ def _emptied(reason: Int8[np.ndarray, "N"], config: FilterConfig) -> str:
     )
 
 
-def _clusters(
-    survey: Survey, passed: Int64[np.ndarray, "M"], config: FilterConfig
+def _fit_clusters(
+    survey: Survey, indices: Int64[np.ndarray, "M"], config: FilterConfig
 ) -> Int32[np.ndarray, "M"]:
-    """k-means clusters of the embeddings of some prompts."""
-    order = np.argsort(_shuffled(survey.row[passed], config.seed))
-    sample = passed[np.sort(order[:_FITTED])]
-    count = min(config.clusters, len(sample))
-    model = MiniBatchKMeans(count, random_state=config.seed, batch_size=1024)
-    found = np.empty(len(passed), np.int32)
-    with threadpool_limits(1):  # the order of a sum, and so a cluster, would depend on the machine
-        model.fit(survey.embedding[sample].astype(np.float32))
-        for start in range(0, len(passed), _CHUNK):
-            part = survey.embedding[passed[start : start + _CHUNK]].astype(np.float32)
-            found[start : start + _CHUNK] = model.predict(part)
-    return found
+    """k-means clusters of the embeddings at the given indices of the survey."""
+    order = np.argsort(_hash_rows(survey.row[indices], config.seed))
+    sample = indices[np.sort(order[:_MAX_FIT])]
+    n_clusters = min(config.clusters, len(sample))
+    kmeans = MiniBatchKMeans(n_clusters, random_state=config.seed, batch_size=1024)
+    cluster = np.empty(len(indices), np.int32)
+    with threadpool_limits(1):  # more threads would add in another order and so change clusters
+        kmeans.fit(survey.embedding[sample].astype(np.float32))
+        for start in range(0, len(indices), _CHUNK):
+            chunk = survey.embedding[indices[start : start + _CHUNK]].astype(np.float32)
+            cluster[start : start + _CHUNK] = kmeans.predict(chunk)
+    return cluster
 
 
-def _balanced(
+def _select_evenly(
     survey: Survey,
-    rows: Int64[np.ndarray, "M"],
+    indices: Int64[np.ndarray, "M"],
     cluster: Int32[np.ndarray, "M"],
-    places: int,
+    size: int,
     seed: int,
 ) -> tuple[Bool[np.ndarray, "M"], list[Quota]]:
-    """Which of some prompts get a place, and the quotas of their cells."""
-    columns = survey.label[rows], survey.kind[rows], difficulty(survey.pass_rate[rows])
+    """A mask of ``size`` prompts, even over cells and their clusters, and the cells' quotas."""
+    columns = survey.label[indices], survey.kind[indices], difficulty(survey.pass_rate[indices])
     axes = [np.unique(column, return_inverse=True) for column in columns]
     shape = tuple(len(values) for values, _ in axes)
     cell = np.ravel_multi_index(tuple(codes for _, codes in axes), shape)
     counts = np.bincount(cell, minlength=math.prod(shape))
-    quota = water_fill(counts, places)
-    even = water_fill(np.full(len(counts), places), places)
+    quota = water_fill(counts, size)
+    even = water_fill(np.full(len(counts), size), size)
     quotas = []
     for k, (wanted, available, kept) in enumerate(zip(even, counts, quota, strict=True)):
-        label, kind, bucket = (axes[i][0][at] for i, at in enumerate(np.unravel_index(k, shape)))
-        name = f"class {label}, {survey.kinds[kind] or 'no kind'}, {DIFFICULTIES[bucket]}"
+        label, kind, level = (axes[d][0][i] for d, i in enumerate(np.unravel_index(k, shape)))
+        name = f"class {label}, {survey.kinds[kind] or 'no kind'}, {DIFFICULTIES[level]}"
         quotas.append(
             Quota(cell=name, wanted=int(wanted), available=int(available), kept=int(kept))
         )
-    clusters = int(cluster.max(initial=0)) + 1
-    group = cell * clusters + np.maximum(cluster, 0)
-    sizes = np.bincount(group, minlength=len(counts) * clusters)
-    nested = zip(sizes.reshape(len(counts), clusters), quota, strict=True)
-    limits = np.concatenate([water_fill(own, int(total)) for own, total in nested])
-    distinct = np.nan_to_num(survey.distinct[rows], nan=-1.0)
-    tie = _shuffled(survey.row[rows], seed)
-    order = np.lexsort((tie, -distinct, -survey.entropy[rows], group))
-    start = np.cumsum(sizes) - sizes
-    rank = np.arange(len(rows)) - start[group[order]]
-    keep = np.zeros(len(rows), bool)
-    keep[order] = rank < limits[group[order]]
+    # A group is a cluster within a cell.
+    n_clusters = int(cluster.max(initial=0)) + 1
+    group = cell * n_clusters + np.maximum(cluster, 0)
+    group_counts = np.bincount(group, minlength=len(counts) * n_clusters)
+    cells = zip(group_counts.reshape(len(counts), n_clusters), quota, strict=True)
+    group_quota = np.concatenate([water_fill(clusters, int(total)) for clusters, total in cells])
+    distinct = np.nan_to_num(survey.distinct[indices], nan=-1.0)
+    hashes = _hash_rows(survey.row[indices], seed)
+    order = np.lexsort((hashes, -distinct, -survey.entropy[indices], group))
+    group_start = np.cumsum(group_counts) - group_counts
+    rank = np.arange(len(indices)) - group_start[group[order]]
+    keep = np.zeros(len(indices), bool)
+    keep[order] = rank < group_quota[group[order]]
     return keep, quotas
 
 
-def _shuffled(row: Int64[np.ndarray, "M"], seed: int) -> UInt64[np.ndarray, "M"]:
-    """A number for each row, another for each, that orders them as if at random (splitmix64)."""
+def _hash_rows(row: Int64[np.ndarray, "M"], seed: int) -> UInt64[np.ndarray, "M"]:
+    """A seeded bijective hash of row numbers that gives a pseudo-random order (splitmix64)."""
     z = row.astype(np.uint64) + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)

@@ -1,7 +1,7 @@
-"""What a policy did with each prompt, kept in parquet, so that filtering anew needs no rollouts.
+"""Records of a policy's rollouts on each prompt, in parquet, so that filters can be re-run.
 
-A shard is one parquet file of ``PromptRecord``s. Whatever a filter sorts by stands in small
-columns of its own, so that a survey of a million prompts never reads their texts.
+A shard is one parquet file of ``PromptRecord``s. What a filter selects by is in separate small
+columns, so that a survey of a million prompts does not read their texts.
 """
 
 import json
@@ -39,25 +39,25 @@ _LISTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class PromptRecord:
-    """A pair, and what a policy did with it.
+    """A query-product pair and a policy's rollouts on it.
 
     Attributes:
-      row: its row in the split that was filtered.
-      uid: the pair's own name.
-      query: what the shopper typed.
+      row: the pair's row in the filtered split.
+      uid: the pair's uid.
+      query: the query.
       title: the product's title.
-      label: relevance class 1 to 4, or None where nobody judged the pair.
-      kind: kind of query; empty where unknown.
+      label: relevance class 1 to 4; None if unknown.
+      kind: kind of query; empty if unknown.
       confidence: the largest class probability at the label of the policy's greedy chain, in
-        [0, 1]; None where that chain has no label.
-      right: for each rollout whether the verifier took it: label right, not cut short. Empty where
-        no rollouts were made.
-      paths: for each rollout its step verdicts with ``/`` between them, such as
-        ``match/unstated/3``, and ``-`` for a missing step.
-      step_rates: for each step of the schema the share of rollouts with full marks; None where
-        that is not known.
-      texts: for each rollout what it says.
-      embedding: where the policy places the pair: the mean of its hidden states.
+        [0, 1]; None if that chain has no label.
+      right: for each rollout, whether its label is correct and it is not truncated. Empty without
+        rollouts.
+      paths: for each rollout, its step verdicts joined by ``/``, such as ``match/unstated/3``, with
+        ``-`` for a missing step.
+      step_rates: for each step of the schema, the share of rollouts with full step reward; None if
+        unknown.
+      texts: the text of each rollout.
+      embedding: the mean of the policy's hidden states for the pair.
     """
 
     row: int
@@ -75,64 +75,64 @@ class PromptRecord:
 
     @property
     def pass_rate(self) -> float | None:
-        """Share of right rollouts; None without rollouts."""
+        """Share of correct rollouts; None without rollouts."""
         return sum(self.right) / len(self.right) if self.right else None
 
 
 def distinct_n(texts: Iterable[str], n: int = 2) -> float:
-    """Distinct-n (Li et al., arXiv 1510.03055): how little texts repeat each other.
+    """Distinct-n (Li et al., arXiv 1510.03055), a measure of the diversity of texts.
 
-    The number of different n-grams of words in all the texts, divided by the number of n-grams. A
-    word is what stands between blanks; no n-gram reaches from one text into the next.
+    The number of distinct n-grams of words in all texts, divided by the number of n-grams. Words
+    are separated by blanks. No n-gram spans two texts.
 
     Returns:
-      A share in (0, 1]; NaN where no text has n words.
+      A share in (0, 1]; NaN if no text has n words.
     """
-    seen: set[tuple[str, ...]] = set()
+    distinct: set[tuple[str, ...]] = set()
     total = 0
     for text in texts:
         words = text.split()
-        seen.update(zip(*(islice(words, k, None) for k in range(n)), strict=False))
+        distinct.update(zip(*(islice(words, k, None) for k in range(n)), strict=False))
         total += max(0, len(words) - n + 1)
-    return len(seen) / total if total else math.nan
+    return len(distinct) / total if total else math.nan
 
 
 def write_records(path: Path, records: Sequence[PromptRecord], step_names: Sequence[str]) -> None:
-    """Writes a shard, whole or not at all.
+    """Writes a shard atomically.
 
-    Beside the records' own fields it has a column ``distinct``, ``distinct_n`` of the texts.
+    In addition to the records' fields, it has a column ``distinct``: ``distinct_n`` of the texts.
 
     Args:
-      path: of the parquet file; what stood there is replaced.
+      path: the parquet file; an existing one is replaced.
       records: at least one.
-      step_names: the names of the schema's steps, one for each of ``step_rates``.
+      step_names: the names of the schema's steps, in the order of ``step_rates``.
 
     Raises:
-      ValueError: if there are no records, or one of them does not hold together; names its row.
+      ValueError: if there are no records, or a record is inconsistent; names its row.
     """
     if not records:
         raise ValueError(f"{path}: no records to write; expected at least one")
     width = records[0].embedding.shape
     for record in records:
-        if fault := _fault(record, len(step_names), width):
-            raise ValueError(f"{path}, row {record.row}: {fault}")
+        if error := _record_error(record, len(step_names), width):
+            raise ValueError(f"{path}, row {record.row}: {error}")
     columns = {
-        name: pa.array([getattr(record, name) for record in records], kind)
-        for name, kind in (_SCALARS | _LISTS).items()
+        name: pa.array([getattr(record, name) for record in records], dtype)
+        for name, dtype in (_SCALARS | _LISTS).items()
     }
     columns["distinct"] = pa.array([distinct_n(record.texts) for record in records], pa.float32())
-    # As bytes: a nested column of so many numbers would take several times as long to read.
+    # As bytes, because a nested column of numbers would take several times as long to read.
     raw = np.stack([record.embedding for record in records]).astype("<f2").tobytes()
-    kind = pa.binary(2 * width[0])
-    columns["embedding"] = pa.Array.from_buffers(kind, len(records), [None, pa.py_buffer(raw)])
+    dtype = pa.binary(2 * width[0])
+    columns["embedding"] = pa.Array.from_buffers(dtype, len(records), [None, pa.py_buffer(raw)])
     steps = json.dumps(list(step_names))
     table = pa.table(columns).replace_schema_metadata({_FORMAT: _VERSION, _STEPS: steps})
-    part = path.with_name(path.name + ".part")
-    pq.write_table(table, part, compression="zstd", write_page_checksum=True)
-    os.replace(part, path)
+    partial = path.with_name(path.name + ".part")
+    pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
+    os.replace(partial, path)
 
 
-def _fault(record: PromptRecord, steps: int, width: tuple[int, ...]) -> str:
+def _record_error(record: PromptRecord, steps: int, width: tuple[int, ...]) -> str:
     rollouts = len(record.right), len(record.paths), len(record.texts)
     embedding = record.embedding
     if len(set(rollouts)) > 1:
@@ -151,51 +151,51 @@ def _fault(record: PromptRecord, steps: int, width: tuple[int, ...]) -> str:
 
 
 def read_columns(path: Path, names: Sequence[str]) -> pa.Table:
-    """Reads some columns of a shard, and nothing else of it.
+    """Reads only the given columns of a shard.
 
     Raises:
-      FileNotFoundError: if there is no such file.
+      FileNotFoundError: if the file does not exist.
       ValueError: if the file is damaged, or is not a shard of this version.
     """
     _metadata(path)
     try:
-        # Not read_table: a folder's name such as "stage=1" would become a column.
+        # Not read_table, which would turn a folder name such as "stage=1" into a column.
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             return file.read(columns=list(names))
     except (pa.ArrowException, OSError) as error:
-        raise _damaged(path, error) from None
+        raise _read_error(path, error) from None
 
 
 def read_step_names(path: Path) -> tuple[str, ...]:
-    """The names of a shard's steps, in the order of ``PromptRecord.step_rates``.
+    """Reads the names of a shard's steps, in the order of ``PromptRecord.step_rates``.
 
     Raises:
-      As ``read_columns`` does.
+      The errors of ``read_columns``.
     """
     return tuple(json.loads(_metadata(path)[_STEPS]))
 
 
 def _metadata(path: Path) -> dict[bytes, bytes]:
     try:
-        found = pq.read_schema(path).metadata or {}
+        metadata = pq.read_schema(path).metadata or {}
     except (pa.ArrowException, OSError) as error:
-        raise _damaged(path, error) from None
-    if found.get(_FORMAT) != _VERSION:
-        version = found.get(_FORMAT, b"none").decode()
+        raise _read_error(path, error) from None
+    if metadata.get(_FORMAT) != _VERSION:
+        version = metadata.get(_FORMAT, b"none").decode()
         raise ValueError(
             f"{path}: parquet, but records of version {version}; expected version "
-            f"{_VERSION.decode()}. Give the filter a folder of its own, or record anew"
+            f"{_VERSION.decode()}. Use a separate folder for the filter, or record again"
         )
-    return found
+    return metadata
 
 
-def _damaged(path: Path, error: Exception) -> Exception:
+def _read_error(path: Path, error: Exception) -> Exception:
     if isinstance(error, OSError) and error.errno is not None:
-        return error  # the system's word, not parquet's: no such file, no right to read it
-    what = str(error).splitlines()[0]
+        return error  # from the system, not from parquet: a missing file, no permission
+    reason = str(error).splitlines()[0]
     return ValueError(
-        f"{path}: not a whole parquet file of records ({what}). Delete it: the next run records "
-        "these prompts anew"
+        f"{path}: not a whole parquet file of records ({reason}). Delete it: the next run records "
+        "these prompts again"
     )
 
 
@@ -208,17 +208,17 @@ def embeddings(table: pa.Table) -> Float16[np.ndarray, "N D"]:
 
 
 def read_records(path: Path) -> list[PromptRecord]:
-    """Reads a shard back, every column of it.
+    """Reads all records of a shard.
 
     Raises:
-      As ``read_columns`` does.
+      The errors of ``read_columns``.
     """
     table = read_columns(path, [*_SCALARS, *_LISTS, "embedding"])
-    places = embeddings(table).astype(np.float16)
+    rows = embeddings(table).astype(np.float16)
     columns = [table.column(name).to_pylist() for name in _SCALARS]
     columns += [map(tuple, table.column(name).to_pylist()) for name in _LISTS]
     names = [*_SCALARS, *_LISTS]
     return [
-        PromptRecord(**dict(zip(names, values, strict=True)), embedding=place)
-        for *values, place in zip(*columns, places, strict=True)
+        PromptRecord(**dict(zip(names, values, strict=True)), embedding=embedding)
+        for *values, embedding in zip(*columns, rows, strict=True)
     ]

@@ -1,12 +1,12 @@
-"""ShopWorld: a procedural shop where the truth of every step is known, as CLEVR is to vision.
+"""ShopWorld: a procedural data set with ground truth for every step, as CLEVR is for vision.
 
-A query names a product type and conditions on it; a product has a type and states some attributes.
-The label follows the rule of the public RAIR set: 1 category error, 2 explicit conflict with what
-was asked or excluded, 3 right or near category with something asked left unstated, 4 all met.
+A query names a product type and conditions on its attributes. A product has a type and states some
+attributes. The label follows the rule of the public RAIR set: 1 category error, 2 explicit conflict
+with a condition, 3 near category or a condition on an unstated attribute, 4 all met.
 
-Supervision comes from two sources, as in life. A *teacher* writes a chain for every pair and is
-systematically wrong (``TeacherErrors``); the cold start imitates it. *Human annotation* gives exact
-verdicts and labels, without chains; the verifier reads it.
+Supervision comes from two sources. A *teacher* writes a chain for every pair and makes systematic
+errors (``TeacherErrors``). The cold start imitates it. *Human annotation* gives exact verdicts and
+labels, without chains. The verifier reads it.
 """
 
 import random
@@ -42,16 +42,16 @@ CHECKS = (0, 2, 4, 8)
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherErrors:
-    """How often the teacher goes wrong, as probabilities a chance.
+    """The teacher's error rates: probabilities in [0, 1], each per opportunity for the error.
 
     Attributes:
-      negation: reads "not leather" as "leather", and reasons on from there.
-      unstated: takes an asked attribute that the product leaves unstated for met.
-      near: takes a near product type for a match.
-      price: takes whatever brand is offered for a budget brand.
-      likeness: takes values that are alike for others, or the other way round, where the pair of
-        them is doubtful (``pairs.is_doubtful``): a hundred beliefs, each to be put right by itself.
-        Without checks nothing is alike.
+      negation: reads "not leather" as "leather" and continues from there.
+      unstated: counts a condition as met although the product leaves its attribute unstated.
+      near: counts a near product type as a match.
+      price: counts any offered brand as a budget brand.
+      likeness: confuses alike values with unlike ones if the pair is doubtful
+        (``pairs.is_doubtful``). These are about a hundred separate beliefs, each corrected
+        individually. No effect without checks, where no values are alike.
     """
 
     negation: float = 0.6
@@ -63,22 +63,21 @@ class TeacherErrors:
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """A world: a seed, how many pairs each split has, and who says what about them.
+    """Configuration of a world: its seed, its size and the supervision of its pairs.
 
     Attributes:
-      seed: all that is random follows from it.
-      pairs: pairs a split, in the order of ``SPLITS``.
-      class_balance: share of the labels 1 to 4.
-      annotated: share of the training pairs that humans looked at; of the others neither label nor
-        steps are known.
-      coverage: of a pair that they looked at, the probability that they annotated a given step (the
-        label always).
-      chains: who writes the rationale: ``teacher``, ``gold`` or ``none``.
-      checks: give each asked attribute a step of its own (``CotSchema.build``), 0, 2, 4 or 8 of
-        them. Then queries ask for half as many to so many attributes, of which there are more
-        (``DETAILS``), some values stand in for others, and often one condition decides; without
-        checks, queries ask for two attributes at most.
-      label_first: the label stands before the reasoning.
+      seed: determines everything random.
+      pairs: number of pairs in each split, in the order of ``SPLITS``.
+      class_balance: shares of the labels 1 to 4.
+      annotated: share of the training pairs that are annotated; neither label nor steps of the
+        others are known.
+      coverage: probability that a step of an annotated pair is annotated; its label always is.
+      chains: source of the rationales: ``teacher``, ``gold`` or ``none``.
+      checks: number of steps that check one condition each (``CotSchema.build``): 0, 2, 4 or 8.
+        With checks, a query has ``checks // 2`` to ``checks`` conditions on a larger set of
+        attributes (``DETAILS``), some values are substitutes for others, and often one condition
+        decides the label. Without checks, a query has at most two conditions.
+      label_first: the chain gives the label before the reasoning.
       errors: the teacher's error rates.
     """
 
@@ -114,31 +113,31 @@ class World:
 
 @dataclass(kw_only=True, eq=False)
 class ShopWorldConfig(ExampleConfig):
-    """The options of the builder: the world."""
+    """Options of the ``ShopWorld`` builder: the world."""
 
     world: World = field(default_factory=World)
 
 
 class ShopWorld(ExampleBuilder):
-    """A procedural shop with exact step truth, a fallible teacher and human annotation."""
+    """A procedural shop with ground truth of every step, a fallible teacher and annotations."""
 
     builder_config: ShopWorldConfig
 
     def rows(self) -> Iterator[Row]:
-        """Every pair of every split; see ``generate``."""
+        """Yields every pair of every split; see ``generate``."""
         for split in SPLITS:
             for example in generate(self.builder_config.world, split):
                 yield Row(split=split, example=example)
 
 
 def generate(world: World, split: str) -> Iterator[Example]:
-    """The pairs of a split, the same for the same world.
+    """Yields the pairs of a split, deterministically for a given world.
 
-    No query, however it is worded, is in two splits. ``test_longtail`` asks for combinations of
-    product type and attribute value that occur neither in queries nor in products of the others.
+    No query, in any wording, is in two splits. The queries of ``test_longtail`` combine product
+    types and attribute values that occur together in no query or product of the other splits.
 
     Raises:
-      ValueError: for an unknown split.
+      ValueError: if the split is unknown.
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r}: expected one of {SPLITS}")
@@ -146,38 +145,39 @@ def generate(world: World, split: str) -> Iterator[Example]:
     schema = CotSchema.build(label_first=world.label_first, checks=world.checks)
     shop = Shop(checks=world.checks, longtail=split == "test_longtail")
     total = world.pairs[SPLITS.index(split)]
-    drawn: dict[int, int] = {1: 0, 2: 0, 3: 0, 4: 0}
-    while (done := sum(drawn.values())) < total:
+    counts: dict[int, int] = {1: 0, 2: 0, 3: 0, 4: 0}
+    while (start := sum(counts.values())) < total:
         query = draw_query(rng, shop)
-        if query is None or _split(query) != split:
+        if query is None or _split_of(query) != split:
             continue
-        for i in range(done, min(done + 4, total)):
-            label = _label(rng, world.class_balance, drawn, can_conflict=bool(query.conditions))
+        for i in range(start, min(start + 4, total)):
+            can_conflict = bool(query.conditions)
+            label = _draw_label(rng, world.class_balance, counts, can_conflict=can_conflict)
             product = draw_product(rng, shop, query, label)
-            yield _example(world, shop, schema, rng, query, product, f"{split}-{i:06d}")
-            drawn[label] += 1
+            yield _make_example(world, shop, schema, rng, query, product, f"{split}-{i:06d}")
+            counts[label] += 1
 
 
-def _split(query: Query) -> str:
-    """The split a query belongs to, by its meaning: every wording of it falls into the same one."""
+def _split_of(query: Query) -> str:
+    """The split of a query, by its meaning: all wordings of a query fall into the same split."""
     if any(c.op == "is" and is_longtail(query.type, c.value) for c in query.conditions):
         return "test_longtail"
-    draw = words_hash(query.type, *sorted(c.item for c in query.conditions)) % 20
-    return "test" if draw < 2 else "validation" if draw == 2 else "train"
+    bucket = words_hash(query.type, *sorted(c.item for c in query.conditions)) % 20
+    return "test" if bucket < 2 else "validation" if bucket == 2 else "train"
 
 
-def _label(
-    rng: random.Random, balance: tuple[float, ...], drawn: dict[int, int], *, can_conflict: bool
+def _draw_label(
+    rng: random.Random, balance: tuple[float, ...], counts: dict[int, int], *, can_conflict: bool
 ) -> int:
-    """Draws a class in proportion to what it lacks; 2 needs something asked to conflict with."""
-    share = [w / sum(balance) * (sum(drawn.values()) + 8) for w in balance]
-    lacking = [max(share[label - 1] - count, 0.0) for label, count in drawn.items()]
+    """Draws a label in proportion to its shortfall; 2 needs a condition to conflict with."""
+    targets = [w / sum(balance) * (sum(counts.values()) + 8) for w in balance]
+    shortfalls = [max(targets[label - 1] - count, 0.0) for label, count in counts.items()]
     if not can_conflict:
-        lacking[1] = 0.0
-    return rng.choices((1, 2, 3, 4), lacking if sum(lacking) else (1, 0, 1, 1))[0]
+        shortfalls[1] = 0.0
+    return rng.choices((1, 2, 3, 4), shortfalls if sum(shortfalls) else (1, 0, 1, 1))[0]
 
 
-def _truth(shop: Shop, query: Query, product: Product) -> tuple[dict[str, str], int]:
+def _ground_truth(shop: Shop, query: Query, product: Product) -> tuple[dict[str, str], int]:
     outcomes = [shop.verdict(c, product.stated.get(c.attribute)) for c in query.conditions]
     category, attributes = category_verdict(query.type, product.type), attributes_verdict(outcomes)
     steps = {
@@ -186,10 +186,10 @@ def _truth(shop: Shop, query: Query, product: Product) -> tuple[dict[str, str], 
         "category": category,
         "attributes": attributes,
     }
-    return steps | _numbered(outcomes), label_rule(category, attributes)
+    return steps | _check_verdicts(outcomes), label_rule(category, attributes)
 
 
-def _numbered(outcomes: list[str]) -> dict[str, str]:
+def _check_verdicts(outcomes: list[str]) -> dict[str, str]:
     return {f"check_{i + 1}": outcome for i, outcome in enumerate(outcomes)}
 
 
@@ -201,22 +201,23 @@ def write_chain(
     product: Product,
     errors: TeacherErrors | None = None,
 ) -> str:
-    """A chain for a pair in one of several phrasings: the truth, or what a fallible teacher says.
+    """Writes a chain for a pair, gold or with a teacher's errors, in one of several phrasings.
 
     Args:
+      rng: source of the phrasing and the errors.
       errors: the teacher's error rates; None for the gold chain.
     """
-    slip = errors or TeacherErrors(negation=0, unstated=0, near=0, price=0, likeness=0)
+    rates = errors or TeacherErrors(negation=0, unstated=0, near=0, price=0, likeness=0)
     conditions = [
-        c._replace(op="is") if c.op == "not" and rng.random() < slip.negation else c
+        c._replace(op="is") if c.op == "not" and rng.random() < rates.negation else c
         for c in query.conditions
     ]
     category = category_verdict(query.type, product.type)
-    if category == "near" and rng.random() < slip.near:
+    if category == "near" and rng.random() < rates.near:
         category = "match"
     checks, outcomes = [], []
     for condition in conditions:
-        text, outcome = _check(rng, shop, condition, product, slip)
+        text, outcome = _write_check(rng, shop, condition, product, rates)
         checks.append(text)
         outcomes.append(outcome)
     attributes = attributes_verdict(outcomes)
@@ -236,37 +237,37 @@ def write_chain(
     }
     if "check_1" in schema.names:
         texts |= {f"check_{i + 1}": text for i, text in enumerate(checks)}
-        verdicts |= _numbered(outcomes)
+        verdicts |= _check_verdicts(outcomes)
         del texts["attributes"]
     return schema.write(texts, verdicts)
 
 
-def _check(
-    rng: random.Random, shop: Shop, condition: Condition, product: Product, slip: TeacherErrors
+def _write_check(
+    rng: random.Random, shop: Shop, condition: Condition, product: Product, rates: TeacherErrors
 ) -> tuple[str, str]:
-    """An asked attribute beside the offered one, and the outcome the writer sees.
+    """The text of a check (requested / offered value) and the outcome the writer concludes.
 
-    Where there are substitutes, how like the two are is also said: a policy that sees many checks
-    of one thing learns to compare from that word, not from the outcomes.
+    With substitutes, the text also gives the likeness of the two values. A policy that sees many
+    checks of a pair of values learns the comparison from that word, not from the outcomes.
     """
     offered = product.stated.get(condition.attribute)
     if offered is None:
-        outcome = "met" if rng.random() < slip.unstated else "unstated"
+        outcome = "met" if rng.random() < rates.unstated else "unstated"
         return f"{condition.item} / none", outcome
     if condition.op == "cheaper":
-        band = 0 if rng.random() < slip.price else BAND[offered]
+        band = 0 if rng.random() < rates.price else BAND[offered]
         outcome = "met" if band < BAND[condition.value] else "conflict"
-        asked = f"{condition.item} {BANDS[BAND[condition.value]]}"
-        return f"{asked} / {offered} {BANDS[band]}", outcome
+        requested = f"{condition.item} {BANDS[BAND[condition.value]]}"
+        return f"{requested} / {offered} {BANDS[band]}", outcome
     pair = (condition.attribute, condition.value, offered)
-    alike = shop.likeness(*pair)
-    if shop.detailed and is_doubtful(*pair) and rng.random() < slip.likeness:
-        alike = "other" if alike == "alike" else "alike"
-    text = f"{condition.item} / {offered}" + (f" {alike}" if shop.detailed else "")
-    return text, condition_verdict(condition, offered, alike)
+    likeness = shop.likeness(*pair)
+    if shop.detailed and is_doubtful(*pair) and rng.random() < rates.likeness:
+        likeness = "other" if likeness == "alike" else "alike"
+    text = f"{condition.item} / {offered}" + (f" {likeness}" if shop.detailed else "")
+    return text, condition_verdict(condition, offered, likeness)
 
 
-def _example(
+def _make_example(
     world: World,
     shop: Shop,
     schema: CotSchema,
@@ -275,25 +276,26 @@ def _example(
     product: Product,
     uid: str,
 ) -> Example:
-    steps, label = _truth(shop, query, product)
+    steps, label = _ground_truth(shop, query, product)
     steps = {name: truth for name, truth in steps.items() if name in schema.names}
     rationale = None
     if world.chains != "none":
         errors = world.errors if world.chains == "teacher" else None
-        # With checks a chain has a generator of its own: the pairs are the same with any.
-        own = random.Random(f"{world.seed}/{uid}") if shop.detailed else rng
-        rationale = write_chain(own, shop, schema, query, product, errors)
+        # With checks a chain has its own generator, so that the pairs do not depend on ``chains``.
+        chain_rng = random.Random(f"{world.seed}/{uid}") if shop.detailed else rng
+        rationale = write_chain(chain_rng, shop, schema, query, product, errors)
     listing = list_product(rng, product)
-    annotated = tuple(name for name in steps if rng.random() < world.coverage)
-    # By the pair's name, not by a draw: the pairs are the same whatever the share.
-    seen = not uid.startswith("train") or words_hash(str(world.seed), uid) < world.annotated * 2**32
+    annotations = tuple(name for name in steps if rng.random() < world.coverage)
+    # Decided by a hash of the uid, not a draw, so that the pairs do not depend on ``annotated``.
+    uid_hash = words_hash(str(world.seed), uid)
+    is_annotated = not uid.startswith("train") or uid_hash < world.annotated * 2**32
     return Example(
         uid=uid,
         query=query.text,
         product=listing,
-        label=label if seen else None,
+        label=label if is_annotated else None,
         steps=steps,
         kind=query.kind,
-        annotations=annotated if seen else (),
+        annotations=annotations if is_annotated else (),
         rationale=rationale,
     )

@@ -1,7 +1,7 @@
-"""The page of a filter: headline figures, plots, tables, examples.
+"""The HTML page of a filter report: headline figures, plots, tables and examples.
 
-It stands alone: no script, nothing from the network. Whatever a model or a data set wrote stands in
-it escaped, with control, bidirectional and other unseen characters as escapes.
+The page is self-contained: no scripts, nothing from the network. Text from a model or a data set is
+escaped, including control, bidirectional and other invisible characters.
 """
 
 import base64
@@ -20,9 +20,9 @@ from she_jax.data.filtering import REASONS, FilterConfig, Survey
 from she_jax.data.records import PromptRecord
 from she_jax.train.report import shown
 
-LONGEST = 1500  # characters of one text that the page shows
-MOST_ROWS = 40  # rows of one table of the page
-MOST_BARS = 12  # bars of one plot
+LONGEST = 1500  # characters of a text shown on the page
+MOST_ROWS = 40  # rows of a table
+MOST_BARS = 12  # bars of a plot
 BEFORE, AFTER, DROPPED, RANGE = "#c3c9d0", "#1f5f9e", "#b4602a", "#eef3e6"
 STYLE = {
     "svg.hashsalt": "she_jax",  # the same plot has the same bytes
@@ -63,19 +63,19 @@ def page(
     config: FilterConfig,
     examples: dict[str, list[tuple[int, PromptRecord]]],
 ) -> str:
-    """The page, as HTML.
+    """Renders the page as HTML.
 
     Args:
-      report: what ``report.json`` holds.
-      survey: all recorded pairs.
+      report: the content of ``report.json``.
+      survey: the survey of all recorded pairs.
       config: the thresholds and quotas.
-      examples: of each of ``REASONS`` some pairs, with their place in the survey.
+      examples: for each of ``REASONS``, some records with their indices in the survey.
     """
-    words = _words(config)
-    with style.context(["default", STYLE]):  # whatever the user's own matplotlib settings are
+    descriptions = _describe_reasons(config)
+    with style.context(["default", STYLE]):  # independent of the user's matplotlib settings
         plots = _plots(report)
-    fates = [
-        (f"{name.replace('_', ' ')}: {words[name]}", f"{count:,}")
+    reason_rows = [
+        (f"{name.replace('_', ' ')}: {descriptions[name]}", f"{count:,}")
         for name, count in report["by_reason"].items()
         if count
     ]
@@ -88,25 +88,26 @@ def page(
         "\n".join(plots),
         _table(("mean over pairs", "before", "after"), _mean_rows(report)),
         "<h2>What became of the pairs</h2>",
-        _table(("", "pairs"), fates),
+        _table(("", "pairs"), reason_rows),
         "<h3>By class (1 irrelevant to 4 excellent)</h3>",
-        _fate_table("class", report["by_class"]),
+        _cell_table("class", report["by_class"]),
         "<h3>By kind of query</h3>",
-        _fate_table("kind", report["by_kind"]),
+        _cell_table("kind", report["by_kind"]),
         "<h2>Quotas that could not be met</h2>",
-        _quotas(report),
+        _unmet_quotas(report),
         "<h2>Thresholds and quotas of this filter</h2>",
-        _table(("", "value"), [(k, _value(v)) for k, v in report["thresholds"].items()]),
+        _table(("", "value"), [(k, _format(v)) for k, v in report["thresholds"].items()]),
         "<h2>Examples</h2>",
     ]
-    if absent := report["unrecorded_duplicates"]:
-        where = parts.index("<h3>By class (1 irrelevant to 4 excellent)</h3>")
+    if unrecorded := report["unrecorded_duplicates"]:
+        position = parts.index("<h3>By class (1 irrelevant to 4 excellent)</h3>")
         text = "Near-duplicates dropped unrecorded, so in no class, kind or example below"
-        parts.insert(where, f'<p class="quiet">{text}: {absent:,}.</p>')
-    for name, pairs in examples.items():
-        if pairs:
-            parts.append(f"<h3>{name.replace('_', ' ').capitalize()}: {_shown(words[name])}</h3>")
-            parts += [_example(survey, n, record) for n, record in pairs]
+        parts.insert(position, f'<p class="quiet">{text}: {unrecorded:,}.</p>')
+    for name, records in examples.items():
+        if records:
+            title = f"{name.replace('_', ' ').capitalize()}: {_escape(descriptions[name])}"
+            parts.append(f"<h3>{title}</h3>")
+            parts += [_example(survey, n, record) for n, record in records]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         "<title>Filter report</title>\n"
@@ -117,13 +118,13 @@ def page(
     )
 
 
-def _words(config: FilterConfig) -> dict[str, str]:
-    """What became of a pair, in words, by the names of ``REASONS``."""
+def _describe_reasons(config: FilterConfig) -> dict[str, str]:
+    """Descriptions of the ``REASONS``."""
     return {
-        "kept": "passed every threshold and has a place",
-        "duplicate": f"nearly repeats an earlier pair (similarity {config.similarity:g})",
-        "confident": f"the policy is surer than {config.confidence:g} of its class",
-        "unlabelled": "nobody judged the pair, so no outcome is known",
+        "kept": "passed every threshold and was selected",
+        "duplicate": f"near-duplicate of an earlier pair (similarity {config.similarity:g})",
+        "confident": f"the policy's confidence is above {config.confidence:g}",
+        "unlabelled": "the pair has no label, so no outcome is known",
         "unmeasured": "no rollouts were recorded",
         "easy": f"too easy, pass rate above {config.high:g}",
         "hard": f"too hard, pass rate below {config.low:g}",
@@ -134,7 +135,7 @@ def _words(config: FilterConfig) -> dict[str, str]:
 
 def _headline(report: dict[str, Any]) -> str:
     def change(name: str) -> str:
-        return " → ".join(_value(report[name][side]) for side in ("before", "after"))
+        return " → ".join(_format(report[name][side]) for side in ("before", "after"))
 
     figures = [
         (f"{report['pairs']:,}", "pairs"),
@@ -156,15 +157,15 @@ def _mean_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     }
     means = {title: report[name] for name, title in titles.items()}
     means |= {f"step {name}: full marks": v for name, v in report["step_pass_rates"].items()}
-    rows = [(title, _value(v["before"]), _value(v["after"])) for title, v in means.items()]
+    rows = [(title, _format(v["before"]), _format(v["after"])) for title, v in means.items()]
     counts = {"pairs with rollouts": report["measured"]}
     limits = ("pass rate from 2/3", "from 1/3", "below 1/3")
-    for (name, both), limit in zip(report["difficulty"].items(), limits, strict=True):
-        counts[f"of these {name} ({limit})"] = both
+    for (name, sides), limit in zip(report["difficulty"].items(), limits, strict=True):
+        counts[f"of these {name} ({limit})"] = sides
     return rows + [(title, f"{v['before']:,}", f"{v['after']:,}") for title, v in counts.items()]
 
 
-def _fate_table(title: str, cells: dict[str, dict[str, Any]]) -> str:
+def _cell_table(title: str, cells: dict[str, dict[str, Any]]) -> str:
     names = [r for r in REASONS[1:] if any(cell["dropped_by_reason"][r] for cell in cells.values())]
     rows = [
         [name or "(none)"]
@@ -177,16 +178,16 @@ def _fate_table(title: str, cells: dict[str, dict[str, Any]]) -> str:
     return _table((title, "kept", "dropped", *(r.replace("_", " ") for r in names)), rows) + note
 
 
-def _largest(cells: dict[str, dict[str, Any]], most: int) -> dict[str, dict[str, Any]]:
-    """The cells with the most pairs, in their own order."""
+def _largest(cells: dict[str, dict[str, Any]], count: int) -> dict[str, dict[str, Any]]:
+    """The ``count`` cells with the most pairs, in the given order."""
     sizes = Counter({name: cell["kept"] + cell["dropped"] for name, cell in cells.items()})
-    chosen = {name for name, _ in sizes.most_common(most)}
-    return {name: cell for name, cell in cells.items() if name in chosen}
+    names = {name for name, _ in sizes.most_common(count)}
+    return {name: cell for name, cell in cells.items() if name in names}
 
 
-def _quotas(report: dict[str, Any]) -> str:
+def _unmet_quotas(report: dict[str, Any]) -> str:
     if not report["quotas"]:
-        return "<p>No size was asked for, so there were no quotas.</p>"
+        return "<p>No size was configured, so there were no quotas.</p>"
     unmet = report["unmet_quotas"]
     if not unmet:
         return f"<p>None: all {report['quotas']:,} were met.</p>"
@@ -207,46 +208,46 @@ def _example(survey: Survey, n: int, record: PromptRecord) -> str:
     if record.right:
         facts.append(f"{sum(record.right)} of {len(record.right)} rollouts right")
         facts.append(f"path entropy {survey.entropy[n]:.3f} nats")
-    paths = sorted(Counter(record.paths).items(), key=lambda item: (-item[1], item[0]))
+    path_counts = sorted(Counter(record.paths).items(), key=lambda item: (-item[1], item[0]))
     lines = [
-        f"<p><b><bdi>{_shown(record.query)}</bdi></b><br><bdi>{_shown(record.title)}</bdi></p>",
-        f'<p class="quiet">{" · ".join(f"<bdi>{_shown(fact)}</bdi>" for fact in facts)}</p>',
+        f"<p><b><bdi>{_escape(record.query)}</bdi></b><br><bdi>{_escape(record.title)}</bdi></p>",
+        f'<p class="quiet">{" · ".join(f"<bdi>{_escape(fact)}</bdi>" for fact in facts)}</p>',
     ]
-    if paths:
-        ways = [f"{count} × <code><bdi>{_shown(path)}</bdi></code>" for path, count in paths]
-        lines.append(f"<p>{', '.join(ways)}</p>")
-    if shown := _two(record):
-        lines.append(f"<details><summary>{len(shown)} of its rollouts</summary>")
-        for g in shown:
-            text = "\n".join(_shown(line) for line in record.texts[g][:LONGEST].split("\n"))
-            cut = " ..." if len(record.texts[g]) > LONGEST else ""
+    if path_counts:
+        paths = [f"{n} × <code><bdi>{_escape(path)}</bdi></code>" for path, n in path_counts]
+        lines.append(f"<p>{', '.join(paths)}</p>")
+    if rollouts := _contrasting_rollouts(record):
+        lines.append(f"<details><summary>{len(rollouts)} of its rollouts</summary>")
+        for g in rollouts:
+            text = "\n".join(_escape(line) for line in record.texts[g][:LONGEST].split("\n"))
+            ellipsis = " ..." if len(record.texts[g]) > LONGEST else ""
             outcome = "right" if record.right[g] else "wrong"
-            lines.append(f'<p class="quiet">{outcome}</p><pre>{text}{cut}</pre>')
+            lines.append(f'<p class="quiet">{outcome}</p><pre>{text}{ellipsis}</pre>')
         lines.append("</details>")
     return f"<article>{''.join(lines)}</article>"
 
 
-def _two(record: PromptRecord) -> list[int]:
-    """The first rollout, and the first one unlike it: in outcome, else in path, else in text."""
-    for fates in (record.right, record.paths, record.texts):
-        if unlike := [g for g, fate in enumerate(fates) if fate != fates[0]]:
-            return [0, unlike[0]]
+def _contrasting_rollouts(record: PromptRecord) -> list[int]:
+    """The first rollout and the first that differs in outcome, else in path, else in text."""
+    for values in (record.right, record.paths, record.texts):
+        if others := [g for g, value in enumerate(values) if value != values[0]]:
+            return [0, others[0]]
     return [0] if record.texts else []
 
 
 def _plots(report: dict[str, Any]) -> list[str]:
-    """The plots as images inside the page, each with its words for who cannot see it."""
-    figures = [_reasons(report)]
+    """The plots as inline images with alternative texts."""
+    figures = [_plot_reasons(report)]
     if any(report["pass_rate_histogram"]["before"]):
-        figures += [_pass_rates(report), _entropies(report)]
+        figures += [_plot_pass_rates(report), _plot_entropies(report)]
     figures += [
-        _shares(report["by_class"], "Pairs by class"),
-        _shares(report["by_kind"], "Pairs by kind of query"),
+        _plot_cells(report["by_class"], "Pairs by class"),
+        _plot_cells(report["by_kind"], "Pairs by kind of query"),
     ]
-    return [_image(figure) for figure in figures]
+    return [_img_tag(figure) for figure in figures]
 
 
-def _image(figure: Figure) -> str:
+def _img_tag(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
@@ -254,22 +255,23 @@ def _image(figure: Figure) -> str:
     return f'<img src="data:image/svg+xml;base64,{data}" alt="Plot: {alt}">'
 
 
-def _titled(title: str, height: float) -> Figure:
+def _new_figure(title: str, height: float) -> Figure:
     figure = Figure(figsize=(5, height))
     figure.suptitle(title, x=0.01, horizontalalignment="left")
     return figure
 
 
-def _pass_rates(report: dict[str, Any]) -> Figure:
-    bins, asked = report["pass_rate_histogram"], report["thresholds"]
+def _plot_pass_rates(report: dict[str, Any]) -> Figure:
+    bins, thresholds = report["pass_rate_histogram"], report["thresholds"]
+    low, high = thresholds["low"], thresholds["high"]
     exact = bins["from"] == bins["to"]
     n = len(bins["from"]) - exact
-    figure = _overlaid(
+    figure = _plot_before_after(
         bins,
         "Pass rates before and after the filter",
         f"right rollouts of {n}" if exact else "share of rollouts that are right",
         1 / n,
-        (asked["low"], asked["high"]) if (asked["low"], asked["high"]) != (0, 1) else None,
+        (low, high) if (low, high) != (0, 1) else None,
     )
     if exact:
         names = [str(k) if n < 10 or k % 2 == 0 else "" for k in range(n + 1)]
@@ -277,66 +279,66 @@ def _pass_rates(report: dict[str, Any]) -> Figure:
     return figure
 
 
-def _entropies(report: dict[str, Any]) -> Figure:
-    bins, least = report["path_entropy_histogram"], report["thresholds"]["min_entropy"]
-    return _overlaid(
+def _plot_entropies(report: dict[str, Any]) -> Figure:
+    bins, minimum = report["path_entropy_histogram"], report["thresholds"]["min_entropy"]
+    return _plot_before_after(
         bins,
         "Path entropy before and after the filter",
         "nats; 0 where all of a pair's rollouts take one path",
         bins["to"][0],
-        (least, bins["to"][-1]) if least else None,
+        (minimum, bins["to"][-1]) if minimum else None,
     )
 
 
-def _overlaid(
+def _plot_before_after(
     bins: dict[str, list],
     title: str,
     label: str,
     width: float,
-    asked: tuple[float, float] | None,
+    limits: tuple[float, float] | None,
 ) -> Figure:
-    """Shares of pairs a bin: wide pale bars before, narrow dark ones after in front of them."""
-    figure = _titled(title, 3.4)
+    """A histogram: wide pale bars for "before", narrow dark bars for "after" in front of them."""
+    figure = _new_figure(title, 3.4)
     axes = figure.add_subplot(xlabel=label, ylabel="share of pairs (%)")
     middle = (np.array(bins["from"]) + np.array(bins["to"])) / 2
-    for name, colour, part in (("before", BEFORE, 0.9), ("after", AFTER, 0.45)):
+    for name, color, scale in (("before", BEFORE, 0.9), ("after", AFTER, 0.45)):
         counts = np.array(bins[name])
-        shares = 100 * counts / max(counts.sum(), 1)
+        percent = 100 * counts / max(counts.sum(), 1)
         legend = f"{name} ({counts.sum():,} pairs)"
-        axes.bar(middle, shares, part * width, color=colour, label=legend)
-    if asked:
-        # A bar of exact values is as wide as the next one is far: the range ends between bars.
-        inside = (middle >= asked[0] - 1e-6) & (middle <= asked[1] + 1e-6)
+        axes.bar(middle, percent, scale * width, color=color, label=legend)
+    if limits:
+        # With a bar per exact value, the shaded range ends halfway between two bars.
+        inside = (middle >= limits[0] - 1e-6) & (middle <= limits[1] + 1e-6)
         if bins["from"] == bins["to"] and inside.any():
-            asked = (middle[inside][0] - width / 2, middle[inside][-1] + width / 2)
-        axes.axvspan(*asked, color=RANGE, zorder=-1, label="range asked for")
+            limits = (middle[inside][0] - width / 2, middle[inside][-1] + width / 2)
+        axes.axvspan(*limits, color=RANGE, zorder=-1, label="thresholds")
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     figure.legend(loc="outside lower left", ncols=3, columnspacing=1, handlelength=1.2)
     return figure
 
 
-def _shares(cells: dict[str, dict[str, Any]], title: str) -> Figure:
-    shown = list(_largest(cells, MOST_BARS).items())
+def _plot_cells(cells: dict[str, dict[str, Any]], title: str) -> Figure:
+    largest = list(_largest(cells, MOST_BARS).items())
     kept = sum(cell["kept"] for cell in cells.values())
     pairs = kept + sum(cell["dropped"] for cell in cells.values())
-    before = [100 * (cell["kept"] + cell["dropped"]) / pairs for _, cell in shown]
-    after = [100 * cell["kept"] / max(kept, 1) for _, cell in shown]
-    if len(shown) < len(cells):
-        title += f": the {len(shown)} largest of {len(cells)}"
-    figure = _titled(title, 1.5 + 0.32 * len(shown))
+    before = [100 * (cell["kept"] + cell["dropped"]) / pairs for _, cell in largest]
+    after = [100 * cell["kept"] / max(kept, 1) for _, cell in largest]
+    if len(largest) < len(cells):
+        title += f": the {len(largest)} largest of {len(cells)}"
+    figure = _new_figure(title, 1.5 + 0.32 * len(largest))
     axes = figure.add_subplot(xlabel="share of pairs (%)")
-    at = np.arange(len(shown))
-    axes.barh(at, before, 0.8, color=BEFORE, label=f"all recorded ({pairs:,} pairs)")
-    axes.barh(at, after, 0.4, color=AFTER, label=f"kept ({kept:,} pairs)")
-    axes.set_yticks(at, [_drawable(name) for name, _ in shown], parse_math=False)
+    y = np.arange(len(largest))
+    axes.barh(y, before, 0.8, color=BEFORE, label=f"all recorded ({pairs:,} pairs)")
+    axes.barh(y, after, 0.4, color=AFTER, label=f"kept ({kept:,} pairs)")
+    axes.set_yticks(y, [_tick_label(name) for name, _ in largest], parse_math=False)
     axes.invert_yaxis()
     figure.legend(loc="outside lower left", ncols=2, columnspacing=1, handlelength=1.2)
     return figure
 
 
-def _reasons(report: dict[str, Any]) -> Figure:
+def _plot_reasons(report: dict[str, Any]) -> Figure:
     counts = [(name.replace("_", " "), n) for name, n in report["by_reason"].items() if n][::-1]
-    figure = _titled(f"What became of the {report['pairs']:,} pairs", 1.4 + 0.3 * len(counts))
+    figure = _new_figure(f"What became of the {report['pairs']:,} pairs", 1.4 + 0.3 * len(counts))
     axes = figure.add_subplot(xlabel="pairs")
     bars = axes.barh(
         [name for name, _ in counts],
@@ -348,29 +350,30 @@ def _reasons(report: dict[str, Any]) -> Figure:
     return figure
 
 
-def _drawable(name: str) -> str:
-    """A name as a plot's own font can draw it: other scripts as escapes, and cut."""
-    drawn = "".join(
+def _tick_label(name: str) -> str:
+    """The name, shortened, with characters that the plots' font may lack escaped."""
+    label = "".join(
         c if c.isprintable() and ord(c) < 0x250 else c.encode("unicode_escape").decode()
         for c in name or "(none)"
     )
-    return drawn if len(drawn) <= 20 else f"{drawn[:18]}..."
+    return label if len(label) <= 20 else f"{label[:18]}..."
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     body = "".join(
-        f"<tr>{''.join(f'<td><bdi>{_shown(cell)}</bdi></td>' for cell in row)}</tr>" for row in rows
+        f"<tr>{''.join(f'<td><bdi>{_escape(cell)}</bdi></td>' for cell in row)}</tr>"
+        for row in rows
     )
-    top = "".join(f"<th>{_shown(cell)}</th>" for cell in head)
-    return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
+    header = "".join(f"<th>{_escape(cell)}</th>" for cell in head)
+    return f'<div class="wide"><table><tr>{header}</tr>{body}</table></div>'
 
 
-def _value(value: Any) -> str:
+def _format(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value)) or "-"
     return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def _shown(text: str) -> str:
-    """Text for the page."""
+def _escape(text: str) -> str:
+    """The text, escaped and cut, as HTML."""
     return html.escape(shown(text, LONGEST))

@@ -1,6 +1,6 @@
-"""What a filter leaves for people to read: ``report.json``, and a page with plots.
+"""The report of a filter: ``report.json``, and ``report.html`` with plots.
 
-This is the arithmetic; ``she_jax.train.filter_page`` writes the page.
+This module computes the figures. ``she_jax.train.filter_page`` renders the page.
 """
 
 import dataclasses
@@ -18,9 +18,9 @@ from she_jax.data.records import PromptRecord, read_columns, read_records, read_
 from she_jax.train.filter_page import page
 from she_jax.train.report import write_json, write_text
 
-EXAMPLES = 3  # pairs the page shows of what was kept, and of each reason to drop
-MOST_ROLLOUTS = 16  # up to so many rollouts a pair, each pass rate has a bar of its own
-BINS = 10
+EXAMPLES = 3  # pairs shown on the page for each reason, "kept" included
+MOST_ROLLOUTS = 16  # up to this many rollouts per pair, the histogram has a bar per pass rate
+BINS = 10  # bars of a histogram otherwise
 
 
 def write_filter_report(
@@ -35,76 +35,76 @@ def write_filter_report(
 ) -> dict[str, Any]:
     """Writes ``report.json`` and ``report.html``; the same input gives the same bytes.
 
-    "Before" is every pair with rollouts, "after" those of them that are kept. Means are over
-    pairs, each pair counting once.
+    "Before" means all pairs with rollouts, "after" those of them that are kept. Means are over
+    pairs with equal weights.
 
     Args:
-      folder: where the two files go.
-      survey: all recorded pairs.
-      selection: what becomes of them.
-      config: the thresholds behind it.
-      step_names: the steps, S of them, as the shards name them.
-      duplicates: rows that went before the rollouts, recorded or not; None if nobody looked.
-      shards: the files of ``she_jax.data.records`` that were surveyed, in any order and split.
+      folder: the folder of the two files.
+      survey: the survey of all recorded pairs.
+      selection: the filter's decisions.
+      config: the filter's thresholds and quotas.
+      step_names: names of the S steps in the shards.
+      duplicates: rows dropped before the rollouts, recorded or not; None without deduplication.
+      shards: the files of ``she_jax.data.records`` behind the survey, in any order and split.
 
     Returns:
-      What ``report.json`` holds. A mean of nothing is None.
+      The content of ``report.json``. The mean of an empty set is None.
 
     Raises:
       ValueError: if the shards are not those of the survey, or have other steps.
     """
     reason = np.asarray(selection.reason)
-    rates, examples = _read(shards, survey, reason, step_names)
-    absent = () if duplicates is None else np.setdiff1d(duplicates, survey.row)
-    report = _figures(survey, selection, config, dict(zip(step_names, rates.T, strict=True)))
-    report["unrecorded_duplicates"] = len(absent)
-    report["pairs"] += len(absent)
-    report["by_reason"]["duplicate"] += len(absent)
+    rates, examples = _read_shards(shards, survey, reason, step_names)
+    unrecorded = () if duplicates is None else np.setdiff1d(duplicates, survey.row)
+    report = _summarize(survey, selection, config, dict(zip(step_names, rates.T, strict=True)))
+    report["unrecorded_duplicates"] = len(unrecorded)
+    report["pairs"] += len(unrecorded)
+    report["by_reason"]["duplicate"] += len(unrecorded)
     write_json(folder / "report.json", report)
     write_text(folder / "report.html", page(report, survey, config, examples))
     return report
 
 
-def _read(
+def _read_shards(
     shards: Iterable[Path], survey: Survey, reason: Int[np.ndarray, "N"], names: Sequence[str]
 ) -> tuple[Float32[np.ndarray, "N S"], dict[str, list[tuple[int, PromptRecord]]]]:
-    """Every pair's step pass rates, and some pairs of each fate with their place in the survey."""
+    """The step pass rates of all pairs, and (index in the survey, record) examples by reason."""
     rates = np.full((len(survey.row), len(names)), np.nan, np.float32)
     seen = np.zeros(len(survey.row), bool)
-    wanted = np.concatenate([_spread(np.flatnonzero(reason == r)) for r in range(len(REASONS))])
-    found: dict[int, PromptRecord] = {}
+    chosen = np.concatenate([_spaced(np.flatnonzero(reason == r)) for r in range(len(REASONS))])
+    records: dict[int, PromptRecord] = {}
     for path in shards:
-        if (theirs := tuple(read_step_names(path))) != tuple(names):
-            raise ValueError(f"{path} has the steps {theirs}, expected {tuple(names)}")
+        if (shard_names := tuple(read_step_names(path))) != tuple(names):
+            raise ValueError(f"{path} has the steps {shard_names}, expected {tuple(names)}")
         table = read_columns(path, ["row", "step_rates"])
         rows = table["row"].to_numpy()
-        at = np.minimum(np.searchsorted(survey.row, rows), len(survey.row) - 1)
-        if len(lost := rows[survey.row[at] != rows]):
-            raise ValueError(f"{path} has row {lost[0]}, which the survey lacks: survey it too")
-        seen[at] = True
+        indices = np.minimum(np.searchsorted(survey.row, rows), len(survey.row) - 1)
+        if len(unknown := rows[survey.row[indices] != rows]):
+            raise ValueError(f"{path} has row {unknown[0]}, which the survey lacks: survey it too")
+        seen[indices] = True
         flat = table["step_rates"].combine_chunks().flatten()  # every row has all steps
-        rates[at] = flat.to_numpy(zero_copy_only=False).reshape(len(rows), len(names))
-        if np.isin(at, wanted).any():
-            places = {int(survey.row[n]): int(n) for n in wanted}
-            found |= {places[r.row]: r for r in read_records(path) if r.row in places}
+        rates[indices] = flat.to_numpy(zero_copy_only=False).reshape(len(rows), len(names))
+        if np.isin(indices, chosen).any():
+            index_of = {int(survey.row[n]): int(n) for n in chosen}
+            records |= {index_of[r.row]: r for r in read_records(path) if r.row in index_of}
     if not seen.all():
         raise ValueError(
             f"{np.sum(~seen)} of the survey's {len(seen)} pairs are in none of the shards, such as "
             f"row {survey.row[~seen][0]}: expected all shards that were surveyed"
         )
     examples: dict[str, list[tuple[int, PromptRecord]]] = {name: [] for name in REASONS}
-    for n in sorted(found):
-        examples[REASONS[reason[n]]].append((n, found[n]))
+    for n in sorted(records):
+        examples[REASONS[reason[n]]].append((n, records[n]))
     return rates, examples
 
 
-def _spread(indices: Int[np.ndarray, "K"]) -> Int[np.ndarray, "E"]:
-    """A few of them, evenly from first to last."""
-    few = min(EXAMPLES, len(indices))
-    return indices[(2 * np.arange(few) + 1) * len(indices) // max(2 * few, 1)]
+def _spaced(indices: Int[np.ndarray, "K"]) -> Int[np.ndarray, "E"]:
+    """At most ``EXAMPLES`` of the indices, evenly spaced."""
+    count = min(EXAMPLES, len(indices))
+    return indices[(2 * np.arange(count) + 1) * len(indices) // max(2 * count, 1)]
 
 
-def _figures(
+def _summarize(
     survey: Survey,
     selection: Selection,
     config: FilterConfig,
@@ -118,26 +118,30 @@ def _figures(
         low = high = np.arange(rollouts[0] + 1) / rollouts[0]
     else:
         low, high = np.arange(BINS) / BINS, np.arange(1, BINS + 1) / BINS
-    top = math.log(max(rollouts.max(initial=0), 2))  # n rollouts have at most ln n nats
+    top = math.log(max(rollouts.max(initial=0), 2))  # the entropy of n rollouts is at most ln n
     known = np.isfinite(survey.pass_rate)
-    hardness = np.full(len(known), -1)
-    hardness[known] = difficulty_of(survey.pass_rate[known])
-    single = np.where(np.isfinite(survey.entropy), survey.entropy < 1e-6, np.nan)
+    difficulty = np.full(len(known), -1)
+    difficulty[known] = difficulty_of(survey.pass_rate[known])
+    single_path = np.where(np.isfinite(survey.entropy), survey.entropy < 1e-6, np.nan)
     return {
         "pairs": len(reason),
         "kept": int(kept.sum()),
-        "measured": _both(known, kept),
+        "measured": _before_after(known, kept),
         "thresholds": {**dataclasses.asdict(config), "front": list(config.front)},
-        "by_reason": _by_reason(reason),
+        "by_reason": _count_reasons(reason),
         "by_class": {
-            str(c or "unknown"): _fates(reason[survey.label == c])
+            str(c or "unknown"): _cell_counts(reason[survey.label == c])
             for c in sorted(np.unique(survey.label), key=lambda c: (c == 0, c))
         },
-        "by_kind": {name: _fates(reason[survey.kind == k]) for k, name in enumerate(survey.kinds)},
-        "difficulty": {name: _both(hardness == k, kept) for k, name in enumerate(DIFFICULTIES)},
+        "by_kind": {
+            kind: _cell_counts(reason[survey.kind == k]) for k, kind in enumerate(survey.kinds)
+        },
+        "difficulty": {
+            name: _before_after(difficulty == k, kept) for k, name in enumerate(DIFFICULTIES)
+        },
         "pass_rate": _means(survey.pass_rate, kept),
         "path_entropy": _means(survey.entropy, kept),
-        "single_path": _means(single, kept),
+        "single_path": _means(single_path, kept),
         "distinct_2": _means(survey.distinct, kept),
         "step_pass_rates": {name: _means(rate, kept) for name, rate in step_rates.items()},
         "pass_rate_histogram": _histogram(survey.pass_rate, kept, low, high),
@@ -149,28 +153,28 @@ def _figures(
     }
 
 
-def _by_reason(reason: Int[np.ndarray, "K"]) -> dict[str, int]:
+def _count_reasons(reason: Int[np.ndarray, "K"]) -> dict[str, int]:
     counts = np.bincount(reason, minlength=len(REASONS)).tolist()
     return dict(zip(REASONS, counts, strict=True))
 
 
-def _fates(reason: Int[np.ndarray, "K"]) -> dict[str, Any]:
-    counts = _by_reason(reason)
+def _cell_counts(reason: Int[np.ndarray, "K"]) -> dict[str, Any]:
+    counts = _count_reasons(reason)
     kept = counts.pop("kept")
     return {"kept": kept, "dropped": len(reason) - kept, "dropped_by_reason": counts}
 
 
-def _both(which: Bool[np.ndarray, "N"], kept: Bool[np.ndarray, "N"]) -> dict[str, int]:
-    return {"before": int(which.sum()), "after": int((which & kept).sum())}
+def _before_after(mask: Bool[np.ndarray, "N"], kept: Bool[np.ndarray, "N"]) -> dict[str, int]:
+    return {"before": int(mask.sum()), "after": int((mask & kept).sum())}
 
 
 def _means(values: Float[np.ndarray, "N"], kept: Bool[np.ndarray, "N"]) -> dict[str, float | None]:
-    """Mean over the pairs whose value is known, rounded; None where there are none."""
+    """Means of the finite values before and after the filter, rounded; None if there are none."""
     known = np.isfinite(values)
-    sides = {"before": values[known], "after": values[known & kept]}
+    groups = {"before": values[known], "after": values[known & kept]}
     return {
-        name: round(float(side.mean(dtype=np.float64)), 6) if len(side) else None
-        for name, side in sides.items()
+        name: round(float(group.mean(dtype=np.float64)), 6) if len(group) else None
+        for name, group in groups.items()
     }
 
 
@@ -180,9 +184,9 @@ def _histogram(
     low: Float[np.ndarray, "K"],
     high: Float[np.ndarray, "K"],
 ) -> dict[str, list]:
-    """Counts of the known values from each ``low`` up to the next one; the last bin is open."""
+    """Counts of the finite values from each ``low`` up to the next one; the last bin is open."""
     known = np.isfinite(values)
-    bins = np.searchsorted(low - 1e-6, values[known], side="right") - 1  # 0.7 as float32 is less
+    bins = np.searchsorted(low - 1e-6, values[known], side="right") - 1  # float32(0.7) < 0.7
     return {
         "from": low.round(6).tolist(),
         "to": high.round(6).tolist(),
