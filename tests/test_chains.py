@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from she_jax.cot import ATTRIBUTES, CotSchema, Step
 from she_jax.data.chains import implied_steps, write_chain
-from she_jax.data.dataset import hygiene
+from she_jax.data.intake import hygiene
 from she_jax.rl.rewards import verify
 from she_jax.types import Example
 

@@ -20,16 +20,13 @@ from she_jax.data.dataset import (
     CarvedConfig,
     ExampleBuilder,
     ExampleConfig,
-    Intake,
-    Row,
     decode,
     encode,
-    hygiene,
     in_no_order,
     open_split,
     prepare,
-    query_hash,
 )
+from she_jax.data.intake import Intake, Row, hygiene, query_hash
 from she_jax.types import BadRow, Example
 
 EXAMPLE = Example(
@@ -90,10 +87,10 @@ def make(tmp_path, given: Iterable, **options):
     return prepare(Given(data_dir=tmp_path, config=GivenConfig(rows=tuple(given), **options)))
 
 
-def admit(given: Iterable, **options) -> tuple[list[Row], Intake, list[dict]]:
+def admit(given: Iterable, max_bad_share: float = 0.05) -> tuple[list[Row], Intake, list[dict]]:
     """What Intake lets through, its counts, and what it wrote."""
     intake, written = Intake(), io.StringIO()
-    good = list(intake.admit(given, ExampleConfig(**options), written))
+    good = list(intake.admit(given, written, max_chars=2_000, max_bad_share=max_bad_share))
     return good, intake, [json.loads(line) for line in written.getvalue().splitlines()]
 
 

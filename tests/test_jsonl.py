@@ -97,7 +97,7 @@ def test_labels(tmp_path, label):
         (ROW | {"steps": {"colour": "met"}}, "wrong steps: no step 'colour', expected some of"),
         (ROW | {"steps": {"category": "Match"}}, "wrong steps: category 'Match', expected one of"),
         (ROW | {"steps": {"check_7": "good"}}, "wrong steps: check_7 'good', expected one of"),
-        (ROW | {"steps": {"label": "4"}}, "wrong steps: 'label' stands beside the steps"),
+        (ROW | {"steps": {"label": "4"}}, "wrong steps: 'label' is a key of the row"),
         (ROW | {"kind": 5}, "wrong kind: 5, expected text"),
         (ROW | {"split": "my split"}, "wrong split: 'my split'"),
         (ROW | {"uid": []}, "wrong uid: []"),

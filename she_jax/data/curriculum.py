@@ -1,4 +1,4 @@
-"""Which prompts a stage of the curriculum shows next, and how well the policy does on each."""
+"""Samples the prompts of a curriculum stage by the policy's running pass rate on each."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,20 +12,24 @@ from she_jax.data.pipeline import batches
 from she_jax.types import Example
 
 AIMS = ("even", "easy", "medium", "hard")
-LEAST = 0.05  # of the largest weight, so that no prompt is lost for good
-LATEST = 0.5  # weight of the latest pass rate in the running one
+LEAST = 0.05  # smallest weight, where the largest is 1, so that every prompt can still be drawn
+LATEST = 0.5  # weight of the latest pass rate in the running average
 
 
 def aim_weight(rate: Float[np.ndarray, "N"], aim: str) -> Float[np.ndarray, "N"]:
-    """How much a prompt of a pass rate p is wanted, in [0, 1].
+    """Sampling weight in [0, 1] of prompts with pass rate p.
 
         easy:   0 at p = 0, cos(pi (p - 1/2)) up to 1/2, then 1
         medium: cos(pi (p - 1/2))
         hard:   0.25 at p = 0, 1 up to 1/2, then cos(pi (p - 1/2))
         even:   1
 
-    The curves are VL-Cogito's (arXiv 2507.22607). Reconstruction: there they weigh advantages, here
-    the draw of prompts.
+    The curves are VL-Cogito's (arXiv 2507.22607). Reconstruction: there they weight advantages,
+    here the sampling of prompts.
+
+    Args:
+      rate: pass rates p, in [0, 1].
+      aim: one of ``AIMS``.
 
     Raises:
       ValueError: for an unknown aim.
@@ -43,22 +47,21 @@ def aim_weight(rate: Float[np.ndarray, "N"], aim: str) -> Float[np.ndarray, "N"]
 
 
 class PromptPool:
-    """The prompts of a stage, in batches without end, and the running pass rate of each.
+    """Endless batches of a stage's prompts, and the running pass rate of each prompt.
 
-    With the aim ``even`` they come in a shuffled order, all of them once an epoch. With another
-    aim each batch is drawn anew, without repetition, by ``aim_weight`` of the running pass rate; a
-    prompt that was never measured weighs as much as any can.
+    With the aim ``even`` the prompts are shuffled, and each appears once per epoch. With another
+    aim each batch is sampled by ``aim_weight`` of the running pass rate, without replacement if the
+    pool is large enough. A prompt without a pass rate has the largest weight, 1.
 
-    Whatever comes next is a function of the arguments and of ``state``, which goes into the
-    checkpoint.
+    Each next batch is a function of the arguments and of ``state``, which is checkpointed.
 
     Args:
       source: the examples.
-      size: prompts a batch.
-      seed: of the order.
-      aim: see above.
-      balance: the labels have equal shares.
-      rates: pass rates measured before, by uid.
+      size: prompts per batch.
+      seed: seed of the order.
+      aim: one of ``AIMS``.
+      balance: draw all labels equally often.
+      rates: pass rates measured before this stage, by uid.
 
     Raises:
       ValueError: if there is nothing to draw from, or for an unknown aim.
@@ -75,33 +78,34 @@ class PromptPool:
         rates: Mapping[str, float] | None = None,
     ):
         self._source, self._size, self._seed, self._aim = source, size, seed, aim
-        self._before = dict(rates or {})
-        self._known: dict[str, float] = {}  # what this stage has seen; the rest is in the arguments
+        self._initial_rates = dict(rates or {})
+        self._stage_rates: dict[str, float] = {}  # updated in this stage, so part of the state
         self._position = 0
-        self._series = None
+        self._shuffled = None
         aim_weight(np.zeros(1), aim)
         if aim == "even":
-            self._series = batches(source, size, seed=seed, balance=balance)
+            self._shuffled = batches(source, size, seed=seed, balance=balance)
             return
         if not len(source):
             raise ValueError("no examples: the split is empty")
         process, processes = jax.process_index(), jax.process_count()
-        self._own = list(range(len(source)))[process::processes]
-        examples = [source[row] for row in self._own]
-        self._place = {example.uid: n for n, example in enumerate(examples)}
-        self._rates = np.array([self._before.get(example.uid, np.nan) for example in examples])
+        self._rows = list(range(len(source)))[process::processes]  # of this process
+        examples = [source[row] for row in self._rows]
+        self._index = {example.uid: n for n, example in enumerate(examples)}
+        initial_rates = [self._initial_rates.get(example.uid, np.nan) for example in examples]
+        self._rates = np.array(initial_rates)
         labels = np.array([example.label or 0 for example in examples])
         self._labels = labels if balance else None
 
     def draw(self) -> Sequence[Example]:
-        """The next batch."""
+        """Returns the next batch."""
         position, self._position = self._position, self._position + 1
-        if self._series is not None:
-            found: Any = self._series[position]
-            return found
+        if self._shuffled is not None:
+            batch: Any = self._shuffled[position]
+            return batch
         weights = self.weights()
         if self._labels is not None:
-            weights = _equal_shares(weights, self._labels)
+            weights = _balance_labels(weights, self._labels)
         if not weights.any():
             raise ValueError("balance: no example has a label; set it to False")
         rng = np.random.default_rng((self._seed, position))
@@ -109,41 +113,41 @@ class PromptPool:
         rows = rng.choice(
             len(weights), self._size, replace=not enough, p=weights / weights.sum(), shuffle=False
         )
-        return [self._source[self._own[row]] for row in rows]
+        return [self._source[self._rows[row]] for row in rows]
 
     def weights(self) -> Float[np.ndarray, "N"]:
-        """How much each prompt is wanted now."""
+        """Current sampling weight of each prompt, in [``LEAST``, 1]."""
         weights = np.maximum(aim_weight(self._rates, self._aim), LEAST)
         return np.where(np.isnan(self._rates), 1.0, weights)
 
     def learn(self, examples: Sequence[Example], rates: Sequence[float]) -> None:
-        """Takes note of how often rollouts of some prompts came out right."""
-        if self._series is not None:
+        """Updates the running pass rates with new pass rates of some prompts, in [0, 1]."""
+        if self._shuffled is not None:
             return
         for example, rate in zip(examples, rates, strict=True):
-            before = self._known.get(example.uid, self._before.get(example.uid))
-            share = 1.0 if before is None else LATEST
-            self._know(example.uid, share * float(rate) + (1 - share) * (before or 0.0))
+            running = self._stage_rates.get(example.uid, self._initial_rates.get(example.uid))
+            weight = 1.0 if running is None else LATEST
+            self._set_rate(example.uid, weight * float(rate) + (1 - weight) * (running or 0.0))
 
-    def _know(self, uid: str, rate: float) -> None:
-        self._known[uid] = self._rates[self._place[uid]] = rate
+    def _set_rate(self, uid: str, rate: float) -> None:
+        self._stage_rates[uid] = self._rates[self._index[uid]] = rate
 
     @property
     def state(self) -> dict[str, Any]:
-        """Where the series stands; JSON gives it back unchanged."""
-        return {"position": self._position, "rates": dict(self._known)}
+        """The position and the pass rates to checkpoint, unchanged by a round trip through JSON."""
+        return {"position": self._position, "rates": dict(self._stage_rates)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from such a state."""
+        """Resumes from a ``state``."""
         self._position = state["position"]
         for uid, rate in state["rates"].items():
-            self._know(uid, rate)
+            self._set_rate(uid, rate)
 
 
-def _equal_shares(
+def _balance_labels(
     weights: Float[np.ndarray, "N"], labels: Int[np.ndarray, "N"]
 ) -> Float[np.ndarray, "N"]:
-    """The weights, scaled so that each label has the same sum; 0 for no label (0)."""
-    own = np.where(labels > 0, weights, 0.0)
-    sums = np.bincount(labels, own, minlength=5)
-    return own / np.where(sums > 0, sums, 1.0)[labels]
+    """The weights, scaled to the same sum for each label; 0 for examples without one (label 0)."""
+    labeled_weights = np.where(labels > 0, weights, 0.0)
+    sums = np.bincount(labels, labeled_weights, minlength=5)
+    return labeled_weights / np.where(sums > 0, sums, 1.0)[labels]

@@ -1,10 +1,10 @@
-"""A user's own pairs: a JSON object a line.
+"""Reads a user's own pairs from a JSONL file, with one JSON object per line.
 
     {"query": "red mug", "product": {"title": "Mug, red", "brand": "Acme"}, "label": 4}
 
-``query`` and ``product`` with a ``title`` must be there. ``label`` (1 to 4), ``steps`` (step name
-to verdict), ``kind``, ``uid``, ``rationale`` (a whole chain) and ``split`` may be. Other keys are
-passed over. To be trained on a row has a label, or a rationale with all steps of the run's chain.
+``query`` and ``product`` with a ``title`` are required. ``label`` (1 to 4), ``steps`` (step name
+to verdict), ``kind``, ``uid``, ``rationale`` (a whole chain) and ``split`` are optional. Other keys
+are ignored. Training needs a label, or a rationale with all steps of the run's chain.
 """
 
 import json
@@ -15,21 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from she_jax.cot import CotSchema
-from she_jax.data.dataset import CarvedConfig, ExampleBuilder, Row
+from she_jax.data.dataset import CarvedConfig, ExampleBuilder
+from she_jax.data.intake import Row
 from she_jax.types import BadRow, Example
 
-# Verdicts by step; ``check_1`` stands for all that are numbered.
+# Verdicts by step. All numbered checks have those of ``check_1``.
 _VERDICTS = {step.name: step.verdicts for step in CotSchema.build(checks=1).steps}
 
 
 @dataclass(kw_only=True, eq=False)
 class JsonlConfig(CarvedConfig):
-    """Which file, and how its rows become splits.
+    """Options of a JSONL file: its path, splits and chain.
 
     Attributes:
       path: the file.
-      evaluation: put every row in ``test``, whatever its ``split``; to judge a file as a whole.
-      checks, label_first: of the chain, see ``CotSchema.build``.
+      evaluation: put every row in ``test``, whatever its ``split``, to evaluate on the whole file.
+      checks, label_first: options of the chain's schema, see ``CotSchema.build``.
     """
 
     path: str
@@ -55,12 +56,12 @@ class Jsonl(ExampleBuilder):
                 if not text.strip():
                     continue
                 try:
-                    example, split = _read(text, line)
+                    example, split = _parse(text, line)
                 except ValueError as error:
                     yield BadRow(file=config.path, line=line, reason=str(error))
                     continue
-                whole = example.rationale and schema.parse(example.rationale).well_formed
-                if not (config.evaluation or example.label or whole):
+                well_formed = example.rationale and schema.parse(example.rationale).well_formed
+                if not (config.evaluation or example.label or well_formed):
                     needs = f"or a rationale with the steps {', '.join(schema.names)}"
                     reason = f"no label: training needs one, {needs}"
                     yield BadRow(file=config.path, line=line, reason=reason)
@@ -69,11 +70,11 @@ class Jsonl(ExampleBuilder):
                 yield Row(split=split, example=example, file=config.path, line=line)
 
 
-def _read(raw: bytes, line: int) -> tuple[Example, str]:
-    """An example and its split, "" where the row names none.
+def _parse(raw: bytes, line: int) -> tuple[Example, str]:
+    """Parses a line into an example and its split, "" if the row has none.
 
     Raises:
-      ValueError: with the reason, if the row cannot be used.
+      ValueError: if the row cannot be used; the message is the reason.
     """
     try:
         row = json.loads(raw.decode())
@@ -82,7 +83,7 @@ def _read(raw: bytes, line: int) -> tuple[Example, str]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}") from error
     if not isinstance(row, dict):
-        raise ValueError(f"not an object: {_shown(row)}")
+        raise ValueError(f"not an object: {_preview(row)}")
     steps = row.get("steps")
     example = Example(
         uid=_scalar(row.get("uid"), "uid") or f"line-{line}",
@@ -103,22 +104,22 @@ def _read(raw: bytes, line: int) -> tuple[Example, str]:
 def _text(row: dict[str, Any], key: str) -> str:
     value = row.get(key)
     if value is not None and not isinstance(value, str):
-        raise ValueError(f"wrong {key}: {_shown(value)}, expected text")
+        raise ValueError(f"wrong {key}: {_preview(value)}, expected text")
     return value or ""
 
 
 def _label(value: Any) -> int | None:
     if value is None:
         return None
-    # True is an int, and 4.0 is a guess at what was meant.
+    # Not True, which is an int, and not 4.0, whose intended meaning is unclear.
     if type(value) in (int, str) and str(value).strip() in ("1", "2", "3", "4"):
         return int(value)
-    raise ValueError(f"wrong label: {_shown(value)}, expected 1, 2, 3 or 4")
+    raise ValueError(f"wrong label: {_preview(value)}, expected 1, 2, 3 or 4")
 
 
 def _product(value: Any) -> dict[str, str]:
     if not isinstance(value, dict):
-        raise ValueError(f"wrong product: {_shown(value)}, expected an object with a title")
+        raise ValueError(f"wrong product: {_preview(value)}, expected an object with a title")
     return {name: _field(field, name) for name, field in value.items()}
 
 
@@ -128,9 +129,9 @@ def _field(value: Any, name: str) -> str:
     return _scalar(value, f"product field: {name}")
 
 
-def _scalar(value: Any, what: str) -> str:
+def _scalar(value: Any, key: str) -> str:
     if isinstance(value, dict | list):
-        raise ValueError(f"wrong {what}: {_shown(value)}, expected text or a number")
+        raise ValueError(f"wrong {key}: {_preview(value)}, expected text or a number")
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value)
@@ -138,18 +139,19 @@ def _scalar(value: Any, what: str) -> str:
 
 def _steps(value: Any) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
-        raise ValueError(f"wrong steps: {_shown(value)}, expected step names with texts")
+        raise ValueError(f"wrong steps: {_preview(value)}, expected step names with texts")
     if "label" in value:
-        raise ValueError("wrong steps: 'label' stands beside the steps, not among them")
-    for name, truth in value.items():
-        family = re.sub(r"_\d+$", "_1", name)
-        if family not in _VERDICTS:
+        raise ValueError("wrong steps: 'label' is a key of the row, not a step")
+    for name, verdict in value.items():
+        first_name = re.sub(r"_\d+$", "_1", name)
+        if first_name not in _VERDICTS:
             raise ValueError(f"wrong steps: no step {name!r}, expected some of {list(_VERDICTS)}")
-        if _VERDICTS[family] and truth not in _VERDICTS[family]:
-            raise ValueError(f"wrong steps: {name} {truth!r}, expected one of {_VERDICTS[family]}")
+        verdicts = _VERDICTS[first_name]
+        if verdicts and verdict not in verdicts:
+            raise ValueError(f"wrong steps: {name} {verdict!r}, expected one of {verdicts}")
     return value
 
 
-def _shown(value: Any) -> str:
+def _preview(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:60]}..."

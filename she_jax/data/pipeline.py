@@ -1,4 +1,4 @@
-"""Batches of examples in a random order that is a function of the seed and the position."""
+"""Batches of examples in a random order that depends only on the seed and the position."""
 
 from collections.abc import Sequence
 from typing import SupportsIndex
@@ -11,7 +11,7 @@ from she_jax.types import Example
 
 
 class Subset:
-    """Some rows of a source, by index."""
+    """A view of some rows of a source."""
 
     def __init__(self, source: Sequence[Example] | ExampleSource, rows: Sequence[int]):
         self._source, self._rows = source, rows
@@ -26,21 +26,21 @@ class Subset:
 def batches(
     source: Sequence[Example] | ExampleSource, batch_size: int, *, seed: int, balance: bool = False
 ) -> grain.MapDataset:
-    """An endless series of batches, shuffled anew each epoch.
+    """An endless data set of batches, reshuffled every epoch.
 
-    ``batches(...)[position]`` is a list of ``batch_size`` examples. The whole state of the series
-    is the position, which a checkpoint keeps as one integer. With several processes each one sees
-    its own share of the rows.
+    ``batches(...)[position]`` is a list of ``batch_size`` examples. The position is the whole
+    state, which a checkpoint keeps as one integer. Each of several processes reads a disjoint part
+    of the rows.
 
     Args:
       source: the examples.
-      batch_size: examples a batch (a process).
-      seed: of the order.
-      balance: draw from the labels in equal shares, so that the rows of a rare label come round
-        more often; reads every row once, and leaves out those without a label.
+      batch_size: examples per batch and process.
+      seed: seed of the order.
+      balance: draw all labels equally often, so that rows of a rare label repeat more often. Reads
+        every row once in advance, and skips rows without a label.
 
     Raises:
-      ValueError: if there are no examples (with a label, where ``balance``).
+      ValueError: if there are no examples, or with ``balance`` none that has a label.
     """
     if not len(source):
         raise ValueError("no examples: the split is empty")
@@ -50,16 +50,16 @@ def batches(
         groups = [
             rows
             for label in (1, 2, 3, 4)
-            if (rows := [i for i, own in enumerate(labels) if own == label])
+            if (rows := [i for i, row_label in enumerate(labels) if row_label == label])
         ]
         if not groups:
             raise ValueError("balance: no example has a label; set it to False")
     process, processes = jax.process_index(), jax.process_count()
-    parts = [
+    datasets = [
         grain.MapDataset.source(Subset(source, rows[process::processes]))
         .shuffle(seed=seed + n)
         .repeat()
         for n, rows in enumerate(groups)
     ]
-    mixed = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts)
+    mixed = datasets[0] if len(datasets) == 1 else grain.MapDataset.mix(datasets)
     return mixed.batch(batch_size, batch_fn=list)

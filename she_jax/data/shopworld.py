@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 
 from she_jax.cot import CotSchema
 from she_jax.data.catalogue import BANDS
-from she_jax.data.dataset import ExampleBuilder, ExampleConfig, Row
+from she_jax.data.dataset import ExampleBuilder, ExampleConfig
+from she_jax.data.intake import Row
 from she_jax.data.pairs import (
     BAND,
     CATEGORY,

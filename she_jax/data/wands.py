@@ -1,8 +1,8 @@
-"""Wayfair's WANDS (Chen et al., ECIR 2022): ``query.csv``, ``product.csv`` and ``label.csv``, with
-tabs between the cells.
+"""Reads Wayfair's WANDS data set (Chen et al., ECIR 2022).
 
-Exact, Partial and Irrelevant become 4, 3 and 1; no pair is of class 2. Products (43 thousand) are
-held in memory, labels are streamed.
+The data are three tab-separated files, ``query.csv``, ``product.csv`` and ``label.csv``. Exact,
+Partial and Irrelevant become 4, 3 and 1, so no pair has class 2. Products (43 thousand) are held in
+memory, and labels are streamed.
 """
 
 import csv
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from she_jax.data.chains import implied_steps
-from she_jax.data.dataset import CarvedConfig, ExampleBuilder, Row
+from she_jax.data.dataset import CarvedConfig, ExampleBuilder
+from she_jax.data.intake import Row
 from she_jax.types import BadRow, Example
 
 WANDS_LABELS = {"Exact": 4, "Partial": 3, "Irrelevant": 1}
@@ -28,7 +29,7 @@ _FIELDS = {
 
 @dataclass(kw_only=True, eq=False)
 class WandsConfig(CarvedConfig):
-    """Where WANDS is: ``path`` is the folder with the three files."""
+    """Options of WANDS: ``path`` is the folder with the three files."""
 
     path: str
 
@@ -44,22 +45,22 @@ class Wands(ExampleBuilder):
     def rows(self) -> Iterator[Row | BadRow]:
         query_file, product_file, label_file = self.builder_config.sources()
         queries, products = {}, {}
-        for row in _read(query_file, ("query_id", "query")):
+        for row in _read_cells(query_file, ("query_id", "query")):
             if isinstance(row, BadRow):
                 yield row
             else:
                 queries[row.cells[0]] = row.cells[1]
-        for row in _read(product_file, ("product_id", *_FIELDS.values())):
+        for row in _read_cells(product_file, ("product_id", *_FIELDS.values())):
             if isinstance(row, BadRow):
                 yield row
             else:
                 products[row.cells[0]] = dict(zip(_FIELDS, row.cells[1:], strict=True))
-        for row in _read(label_file, ("id", "query_id", "product_id", "label")):
+        for row in _read_cells(label_file, ("id", "query_id", "product_id", "label")):
             if isinstance(row, BadRow):
                 yield row
                 continue
             try:
-                example = _pair(row.cells, queries, products)
+                example = _join(row.cells, queries, products)
             except ValueError as error:
                 yield BadRow(file=str(label_file), line=row.line, reason=str(error))
                 continue
@@ -67,22 +68,22 @@ class Wands(ExampleBuilder):
             yield Row(split=split, example=example, file=str(label_file), line=row.line)
 
 
-def _pair(
+def _join(
     cells: list[str], queries: dict[str, str], products: dict[str, dict[str, str]]
 ) -> Example:
-    """The example of a row of labels.
+    """Joins a row of the label file with its query and product.
 
     Raises:
-      ValueError: with the reason, if the row cannot be used.
+      ValueError: if the row cannot be used; the message is the reason.
     """
-    uid, query_id, product_id, judgment = cells
+    uid, query_id, product_id, label_name = cells
     if query_id not in queries:
         raise ValueError(f"no such query: {query_id!r}")
     if product_id not in products:
         raise ValueError(f"no such product: {product_id!r}")
-    if judgment not in WANDS_LABELS:
-        raise ValueError(f"unknown label: {judgment!r}, expected {', '.join(WANDS_LABELS)}")
-    label = WANDS_LABELS[judgment]
+    if label_name not in WANDS_LABELS:
+        raise ValueError(f"unknown label: {label_name!r}, expected {', '.join(WANDS_LABELS)}")
+    label = WANDS_LABELS[label_name]
     steps = implied_steps(label)
     return Example(
         uid=uid,
@@ -99,30 +100,30 @@ class _Cells(NamedTuple):
     cells: list[str]
 
 
-def _read(path: Path, columns: tuple[str, ...]) -> Iterator[_Cells | BadRow]:
-    """Yields each row's line and its cells, in the order of ``columns``.
+def _read_cells(path: Path, columns: tuple[str, ...]) -> Iterator[_Cells | BadRow]:
+    """Yields each row's line number and its cells in the order of ``columns``.
 
     Raises:
-      ValueError: if a column is missing; lists those found.
+      ValueError: if a column is missing; lists the existing ones.
     """
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
         reader = csv.reader(file, delimiter="\t")
         header = next(reader, [])
         if missing := [name for name in columns if name not in header]:
             raise ValueError(f"{path}: no column {missing}; expected {columns}, found {header}")
-        places = [header.index(name) for name in columns]
+        indices = [header.index(name) for name in columns]
         while True:
             try:
                 row = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                # Such as a cell of more than 131,072 characters, where a quote was never closed.
+                # For example a cell of more than 131,072 characters after an unclosed quote.
                 reason = f"not readable: {error}"
                 yield BadRow(file=str(path), line=reader.line_num, reason=reason)
                 continue
             if len(row) == len(header):
-                yield _Cells(reader.line_num, [row[i] for i in places])
+                yield _Cells(reader.line_num, [row[i] for i in indices])
             elif row:
                 reason = f"wrong number of cells: {len(row)}, expected {len(header)}"
                 yield BadRow(file=str(path), line=reader.line_num, reason=reason)

@@ -23,13 +23,13 @@ from she_jax.data.dataset import (
     ExampleConfig,
     ExampleSource,
     Prepared,
-    Row,
     in_no_order,
     open_split,
     prepare,
 )
 from she_jax.data.examinations import FULL_MARKS
 from she_jax.data.filtering import FilterConfig, merge, select, survey
+from she_jax.data.intake import Row
 from she_jax.data.near_duplicates import near_duplicates, signatures
 from she_jax.data.records import PromptRecord, write_records
 from she_jax.rl.rewards import outcome_reward, verify

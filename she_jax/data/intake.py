@@ -1,0 +1,177 @@
+"""Checks and cleans rows on their way into a data set.
+
+All text passes ``hygiene``. A row that cannot be used is set aside with its file, line and reason.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TextIO
+
+from she_jax.types import BadRow, Example
+
+LABELS = (1, 2, 3, 4)
+
+_EARLY_CHECK = 1_000  # rows after which a stream of mostly bad rows is aborted
+
+# Between words: controls, line and paragraph separators, lone surrogates. Inside words, so removed
+# without replacement: bidirectional controls, byte order marks, zero-width space, soft hyphen. The
+# zero-width joiners stay: emoji and several scripts are spelled with them.
+_TO_SPACE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
+_TO_NOTHING = re.compile(
+    "[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff\ufff9-\ufffb]"
+)
+
+
+def hygiene(text: str) -> str:
+    """Text as it is stored: NFC, one line, no control or bidirectional characters.
+
+    Control characters and lone surrogates become a space. Bidirectional and zero-width controls
+    are removed. Runs of white space become one space. Letters of every script and emoji stay.
+    """
+    if text.isascii() and text.isprintable():
+        return " ".join(text.split())
+    text = _TO_NOTHING.sub("", _TO_SPACE.sub(" ", text))
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def query_hash(query: str) -> float:
+    """A hash of a query in [0, 1) that ignores case and runs of white space.
+
+    Splits chosen by this hash never share a query.
+    """
+    digest = hashlib.blake2b(hygiene(query).casefold().encode(), digest_size=8).digest()
+    return (int.from_bytes(digest) >> 11) / 2**53
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """An example on its way into a data set, with its split and where it was read."""
+
+    split: str
+    example: Example
+    file: str = ""
+    line: int = 0
+
+
+@dataclass(kw_only=True)
+class Intake:
+    """Filters a stream of rows and counts the accepted and the rejected ones.
+
+    Attributes:
+      good: rows that were kept.
+      bad: rejected rows by reason (the part of ``BadRow.reason`` before the first colon).
+      cut: fields that were longer than ``max_chars``.
+      first: the first few rejected rows.
+    """
+
+    good: int = 0
+    bad: Counter[str] = field(default_factory=Counter)
+    cut: int = 0
+    first: list[BadRow] = field(default_factory=list)
+
+    def admit(
+        self,
+        rows: Iterable[Row | BadRow],
+        bad_file: TextIO,
+        *,
+        max_chars: int,
+        max_bad_share: float,
+    ) -> Iterator[Row]:
+        """Yields the usable rows, cleaned, and writes the others to ``bad_file`` as JSON lines.
+
+        Args:
+          rows: the stream.
+          bad_file: receives one JSON object per rejected row.
+          max_chars: longer fields are cut to this many characters.
+          max_bad_share: largest allowed share of rejected rows, in [0, 1].
+
+        Raises:
+          ValueError: if more than ``max_bad_share`` of the rows are bad, at the end of the stream
+            or, after the first thousand rows, as soon as more than half are bad as well.
+        """
+        seen_uids: set[int] = set()
+        for row in rows:
+            checked = self._check(row, max_chars, seen_uids)
+            if isinstance(checked, BadRow):
+                self.bad[checked.reason.partition(":")[0]] += 1
+                self.first += [checked] if len(self.first) < 5 else []
+                bad_file.write(json.dumps(dataclasses.asdict(checked)) + "\n")
+                if self.good + self.bad.total() >= _EARLY_CHECK:
+                    self._limit_bad_share(max(0.5, max_bad_share))
+            else:
+                self.good += 1
+                yield checked
+        self._limit_bad_share(max_bad_share)
+
+    def _check(self, row: Row | BadRow, max_chars: int, seen_uids: set[int]) -> Row | BadRow:
+        if isinstance(row, BadRow):
+            return row
+        example, cut_fields = _clean(row.example, max_chars)
+        # Hashes, not strings: millions are remembered, and 64 bits do not collide by chance.
+        uid = hash(example.uid)
+        reason = _defect(example)
+        reason = reason or (f"duplicate uid: {example.uid!r}" if uid in seen_uids else "")
+        if reason:
+            return BadRow(file=row.file, line=row.line, reason=reason)
+        seen_uids.add(uid)
+        self.cut += cut_fields
+        return dataclasses.replace(row, example=example)
+
+    def _limit_bad_share(self, max_share: float):
+        bad, total = self.bad.total(), self.good + self.bad.total()
+        if bad > max_share * total:
+            reasons = ", ".join(f"{reason} ({n})" for reason, n in self.bad.most_common())
+            first = "\n  ".join(f"{row.file}:{row.line}: {row.reason}" for row in self.first)
+            raise ValueError(
+                f"{bad} of {total} rows cannot be used, more than the allowed share of "
+                f"{max_share:g}: {reasons}. The first:\n  {first}\n"
+                "Correct them, or raise max_bad_share."
+            )
+
+
+def _clean(example: Example, max_chars: int) -> tuple[Example, int]:
+    """The example with clean texts of at most ``max_chars``, and how many fields were cut."""
+    cut_fields = 0
+
+    def clean(text: str) -> str:
+        nonlocal cut_fields
+        text = hygiene(text)
+        if len(text) <= max_chars:
+            return text
+        cut_fields += 1
+        return text[:max_chars].rstrip()
+
+    fields = example.product.items()
+    product = {clean(name): text for name, value in fields if (text := clean(value))}
+    steps, rationale = example.steps, example.rationale
+    cleaned = Example(
+        uid=clean(example.uid),
+        query=clean(example.query),
+        product=product,
+        label=example.label,
+        steps=None if steps is None else {name: clean(text) for name, text in steps.items()},
+        kind=clean(example.kind),
+        annotations=example.annotations,
+        # The lines of a rationale are its steps, so line breaks are kept.
+        rationale="\n".join(map(clean, rationale.split("\n"))) if rationale else None,
+    )
+    return cleaned, cut_fields
+
+
+def _defect(example: Example) -> str:
+    """Why an example cannot be used; empty if it can."""
+    if not example.query:
+        return "empty query"
+    if not example.product.get("title"):
+        return "missing title"
+    if not example.uid:
+        return "empty uid"
+    if example.label is not None and example.label not in LABELS:
+        return f"unknown label: {example.label!r}, expected 1 to 4"
+    return ""
