@@ -91,8 +91,8 @@ def chain_steps(lines=CHAIN):
 def test_the_steps_of_a_chain_share_a_row_and_score_as_each_would_alone(policy):
     steps, rows = [*chain_steps(), *chain_steps(CHAIN[:1] + CHAIN[3:])[1:]], []
     examiner = new(policy)
-    reads = examiner._verdicts
-    examiner._verdicts = lambda tokens, *rest: rows.append(tokens) or reads(tokens, *rest)
+    reads = examiner._verdict_scores
+    examiner._verdict_scores = lambda tokens, *rest: rows.append(tokens) or reads(tokens, *rest)
     together = examiner.score(steps, KEY)
     assert len(rows) == 1
     assert len(np.unique(rows[0], axis=0)) == 2  # the last step follows another chain
@@ -144,8 +144,10 @@ def test_long_comparisons_are_read_in_more_room_than_short_ones(policy, monkeypa
         for one in chain_steps([f"query: lamp; {n}", *CHAIN[1:]])
     ]
     examiner, widths = owns(policy, [OWN, much], monkeypatch)[0], []
-    reads = examiner._verdicts
-    examiner._verdicts = lambda tokens, *rest: widths.append(tokens.shape) or reads(tokens, *rest)
+    reads = examiner._verdict_scores
+    examiner._verdict_scores = lambda tokens, *rest: (
+        widths.append(tokens.shape) or reads(tokens, *rest)
+    )
     together = examiner.score(steps, KEY)
     (rows, wide), (same, narrow) = widths
     assert rows == same == 8
@@ -221,7 +223,7 @@ def test_in_one_call_each_question_is_asked_once(policy):
     again = examiner.score(STEPS, KEY)
     assert (examiner.asked, examiner.repeated) == (4, 1)  # and nothing is remembered
     np.testing.assert_array_equal(again.score, first.score)
-    assert examiner._share._cache_size() == 1  # one shape
+    assert examiner._verdict_probabilities._cache_size() == 1  # one shape
 
 
 def test_a_verdict_that_cannot_be_read_is_unknown(policy):
@@ -267,7 +269,7 @@ def test_votes_are_averaged_over_the_critiques_that_can_be_read(policy):
     batch = examiner.format.padded(rows, length)
     ends = np.full((8, 1), length - 1, np.int32)
     tokens, place = np.asarray(batch.tokens), positions(batch.mask)
-    expected = examiner._verdicts(tokens, place, ends)[:2, 0]
+    expected = examiner._verdict_scores(tokens, place, ends)[:2, 0]
     assert expected[0] != expected[1]
     np.testing.assert_allclose(told.score, [np.mean(expected)], rtol=1e-6)
     assert told.known.all()

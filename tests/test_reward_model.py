@@ -251,7 +251,7 @@ def test_an_examiner_is_refreshed_and_a_resumed_run_goes_on_with_it(
     }
     done = tmp_path / "run"
     run(config(**changes), done)
-    assert "step 1: the examiner learnt from 20 annotated steps of the policy" in (
+    assert "step 1: the examiner learned from 20 annotated steps of the policy" in (
         capsys.readouterr().out
     )
     assert sorted(path.name for path in (done / "checkpoints/examiner").iterdir()) == ["1", "2"]

@@ -1,16 +1,16 @@
-"""What an examiner learns from: steps of chains, right, spoilt and a policy's own, with the truth.
+"""Training data of a process reward model: labeled step queries, corrupted ones among them.
 
-A step's truth is the offline verifier's word, so only steps that humans annotated are here; correct
-is a step with full marks. Sources:
+The label of a step is the offline verifier's reward, so only annotated steps are included. A step
+is correct if its reward is 1. Sources:
 
-- ``gold``: a right step of the demonstration that the cold start imitates (a teacher's chain, or
-  one written from the gold class); ``teacher``: a wrong one.
-- a gold step spoilt on purpose: ``verdict`` (another one, wherever the step says it, so that it
-  does not contradict itself), ``attribute`` (an invented item), ``product`` (what it says of the
-  product is another product's), ``reason`` (the verdict is right, the text is about another pair),
-  ``evidence`` (that text, and the verdict that goes with it). What the pair is and the other one is
-  not is read in the two, in their annotation, and where that is silent in the demonstrations.
-- ``policy``: as the policy wrote it.
+- ``gold``: a correct step of the rationale that the cold start imitates (a teacher's chain, or one
+  written from the gold class). ``teacher``: an incorrect one.
+- A gold step corrupted on purpose: ``verdict`` (another verdict, also inside the step's text, so
+  that the step stays consistent), ``attribute`` (an added false item), ``product`` (a product item
+  replaced by another product's), ``reason`` (correct verdict, text about another pair),
+  ``evidence`` (text about another pair with the verdict that it supports). Two pairs are compared
+  by their texts and annotation, and by their rationales where the annotation is silent.
+- ``policy``: a step sampled from the policy.
 """
 
 import dataclasses
@@ -32,23 +32,23 @@ FULL_MARKS = 1 - 1e-6
 
 
 def with_all_truth(example: Example) -> Example:
-    """The example with every step whose truth is known taken for annotated: the truth as judge."""
+    """Returns the example with all known steps marked as annotated, so the verifier uses them."""
     return dataclasses.replace(example, annotations=tuple(example.steps or ()))
 
 
 def put_right(example: Example, schema: CotSchema, evidence: Mapping[str, str]) -> Example | None:
-    """The example with a chain that is right in every step as the rationale.
+    """Returns the example with a rationale that is correct in every step.
 
-    Free steps say what the annotation says. Optional steps are there where the annotation has them.
+    Free-text steps repeat the annotation. Optional steps are included if annotated.
 
     Args:
-      example: the pair.
+      example: the query-product pair.
       schema: the steps.
-      evidence: what a right step said before its verdict, by step name; for others the chain says
-        what the annotation knows of it, see ``true_evidence``.
+      evidence: the text of a correct step before its verdict, by step name. For other steps the
+        text is derived from the annotation, see ``true_evidence``.
 
     Returns:
-      None where the annotation lacks a step that a chain must have.
+      None if the annotation lacks a required step.
     """
     truth = _known_truth(example)
     if not {step.name for step in schema.steps if not step.optional} <= truth.keys():
@@ -66,31 +66,31 @@ def put_right(example: Example, schema: CotSchema, evidence: Mapping[str, str]) 
     return dataclasses.replace(example, rationale=schema.write(texts, verdicts))
 
 
-def right_evidence(examinations: Iterable[Examination]) -> dict[str, dict[str, str]]:
-    """What right steps say before their verdicts, by pair and step; of several the last one.
+def right_evidence(step_queries: Iterable[Examination]) -> dict[str, dict[str, str]]:
+    """Returns the text of correct steps before their verdicts, by pair and step name.
 
-    Of steps as somebody wrote them: who spoils one makes no right ones.
+    The last one wins if there are several. Corrupted steps are never correct, so none is included.
     """
-    found: dict[str, dict[str, str]] = {}
-    for one in examinations:
-        line = one.written.rpartition("\n")[2].removeprefix(f"{one.step}: ")
+    evidence: dict[str, dict[str, str]] = {}
+    for step_query in step_queries:
+        line = step_query.written.rpartition("\n")[2].removeprefix(f"{step_query.step}: ")
         text, arrow, _ = line.rpartition(f" {ARROW} ")
-        if one.correct and arrow:
-            found.setdefault(one.example.uid, {})[one.step] = text
-    return found
+        if step_query.correct and arrow:
+            evidence.setdefault(step_query.example.uid, {})[step_query.step] = text
+    return evidence
 
 
 def judged(
     chain: Chain, example: Example, schema: CotSchema, source: str, name: str
 ) -> list[Examination]:
-    """The steps of a chain that the annotation judges; unreadable ones are left out.
+    """Returns a labeled step query for each annotated step of a chain, unreadable ones excluded.
 
     Args:
       chain: as parsed by ``schema``.
-      example: the pair it is about.
+      example: the query-product pair that it is about.
       schema: the steps.
-      source: who wrote it.
-      name: of the chain.
+      source: who wrote the chain.
+      name: identifier of the chain.
     """
     truth = _known_truth(example)
     rewards, known = verify(chain, example, schema)
@@ -112,35 +112,35 @@ def judged(
 def demonstrated(
     example: Example, other: Example, schema: CotSchema, rng: np.random.Generator
 ) -> Iterator[Examination]:
-    """Examinations from a demonstration: its steps, and each right one spoilt in one way.
+    """Yields the step queries of a rationale, each correct one also in a corrupted version.
 
     Args:
-      example: a pair with a label.
-      other: another one, with a label too, from which wrong words are borrowed.
+      example: a labeled pair.
+      other: another labeled pair, from which wrong text is borrowed.
       schema: the steps.
       rng: consumed.
     """
-    chain, foreign = (schema.parse(write_chain(pair, schema, rng)) for pair in (example, other))
-    facts = _facts(example, chain, schema), _facts(other, foreign, schema)
-    for right in judged(chain, example, schema, "gold", f"{example.uid}/demonstration"):
-        if not right.correct:
-            yield dataclasses.replace(right, source="teacher")
+    chain, other_chain = (schema.parse(write_chain(pair, schema, rng)) for pair in (example, other))
+    facts = _facts(example, chain, schema), _facts(other, other_chain, schema)
+    for step_query in judged(chain, example, schema, "gold", f"{example.uid}/demonstration"):
+        if not step_query.correct:
+            yield dataclasses.replace(step_query, source="teacher")
             continue
-        yield right
-        k = schema.names.index(right.step)
+        yield step_query
+        k = schema.names.index(step_query.step)
         verdicts = schema.steps[k].verdicts
-        own, theirs = chain.steps[k], foreign.steps[k]
-        ways = {way: _spoil(way, own, theirs, verdicts, facts, rng) for way in SPOILT}
-        options = [(way, step) for way, step in ways.items() if step is not None]
+        step, other_step = chain.steps[k], other_chain.steps[k]
+        attempts = {way: _corrupt(way, step, other_step, verdicts, facts, rng) for way in SPOILT}
+        options = [(way, wrong) for way, wrong in attempts.items() if wrong is not None]
         if options:
-            way, step = options[rng.integers(len(options))]
-            spoilt = dataclasses.replace(
-                chain, steps=(*chain.steps[:k], step, *chain.steps[k + 1 :])
+            way, wrong = options[rng.integers(len(options))]
+            corrupted = dataclasses.replace(
+                chain, steps=(*chain.steps[:k], wrong, *chain.steps[k + 1 :])
             )
             yield dataclasses.replace(
-                right,
-                written=written_steps(spoilt, schema, k),
-                critique=write_critique(right.step, _known_truth(example), step),
+                step_query,
+                written=written_steps(corrupted, schema, k),
+                critique=write_critique(step_query.step, _known_truth(example), wrong),
                 correct=False,
                 source=way,
             )
@@ -148,94 +148,97 @@ def demonstrated(
 
 @dataclass(frozen=True, kw_only=True)
 class _Facts:
-    """What is known of a pair, by step, and all its words."""
+    """Known step values of a pair by step name, and all words of the pair."""
 
     steps: Mapping[str, str]
     words: Set[str]
 
 
 def _facts(example: Example, chain: Chain, schema: CotSchema) -> _Facts:
-    """The annotation, and of free steps without any, such as the product, what the chain says."""
-    written = zip(schema.steps, chain.steps, strict=True)
-    steps = {step.name: own.text for step, own in written if own is not None and not step.verdicts}
+    """Takes step values from the annotation; of unannotated free-text steps, from the chain."""
+    steps = {
+        step.name: parsed.text
+        for step, parsed in zip(schema.steps, chain.steps, strict=True)
+        if parsed is not None and not step.verdicts
+    }
     steps |= _known_truth(example)
     texts = [example.query, *example.product.values(), *steps.values()]
-    return _Facts(steps=steps, words=_split(" ".join(texts)))
+    return _Facts(steps=steps, words=_words(" ".join(texts)))
 
 
-def _spoil(
+def _corrupt(
     way: str,
-    own: ParsedStep | None,
-    theirs: ParsedStep | None,
+    step: ParsedStep | None,
+    other_step: ParsedStep | None,
     verdicts: Sequence[str],
     facts: tuple[_Facts, _Facts],
     rng: np.random.Generator,
 ) -> ParsedStep | None:
-    """A step gone wrong in a given way, or None where it cannot, or would not surely, be wrong.
+    """Returns the step made wrong in a given way, or None if it might still be correct.
 
     Args:
       way: one of ``SPOILT``.
-      own: the step.
-      theirs: the same of another pair's chain.
-      verdicts: those that it may have.
-      facts: what is known of the pair, and of the other.
+      step: the correct step.
+      other_step: the same step of another pair's chain.
+      verdicts: the verdicts that the step may have, empty for a free-text step.
+      facts: of the pair, and of the other pair.
       rng: consumed.
     """
-    if own is None:
+    if step is None:
         return None
     if way == "verdict":
-        wrong = [verdict for verdict in verdicts if verdict != own.verdict]
-        if not wrong or own.verdict is None:
+        wrong = [verdict for verdict in verdicts if verdict != step.verdict]
+        if not wrong or step.verdict is None:
             return None
-        verdict = _pick(rng, wrong)
-        text = re.sub(rf"\b{re.escape(own.verdict)}\b", verdict, own.text)
-        return dataclasses.replace(own, text=text, verdict=verdict)
-    if theirs is None or not own.text:
+        verdict = _choose(rng, wrong)
+        text = re.sub(rf"\b{re.escape(step.verdict)}\b", verdict, step.text)
+        return dataclasses.replace(step, text=text, verdict=verdict)
+    if other_step is None or not step.text:
         return None
     if way == "attribute" and not verdicts:
-        item = _foreign_item(theirs.text, facts[0].words)
-        return dataclasses.replace(own, text=f"{own.text}; {item}") if item else None
+        item = _foreign_item(other_step.text, facts[0].words)
+        return dataclasses.replace(step, text=f"{step.text}; {item}") if item else None
     if way == "product":
-        text = _other_product(own.text, *facts, rng)
-        return dataclasses.replace(own, text=text) if text else None
-    if way == "reason" and verdicts and _foreign_item(theirs.text, *(one.words for one in facts)):
-        return dataclasses.replace(own, text=theirs.text)
-    if way == "evidence" and theirs.verdict not in (own.verdict, None) and theirs.text:
-        return theirs
+        text = _swap_product_item(step.text, *facts, rng)
+        return dataclasses.replace(step, text=text) if text else None
+    if way == "reason" and verdicts and _foreign_item(other_step.text, *(f.words for f in facts)):
+        return dataclasses.replace(step, text=other_step.text)
+    if way == "evidence" and other_step.verdict not in (step.verdict, None) and other_step.text:
+        return other_step
     return None
 
 
 def _foreign_item(text: str, known: Set[str], other: Set[str] | None = None) -> str:
-    """The last item of a text that says a word that the pair does not; "" where there is none.
+    """Returns the last item of a text with a word that the pair lacks, "" if there is none.
 
     Args:
-      text: items with semicolons between them.
+      text: items separated by semicolons.
       known: the words of the pair.
-      other: the words of the pair that the text is about, where it may be about any pair: phrases
-        such as "nothing is lacking" are, and words that the pair does not say do not count then.
+      other: the words of the other pair, which the text is about. If given, the foreign word must
+        be among them: a phrase such as "nothing is lacking" could be about any pair.
     """
     for item in reversed(text.split(";")):
-        words = _split(item) - known
+        words = _words(item) - known
         if words and (other is None or words & other):
             return item.strip()
     return ""
 
 
-def _other_product(text: str, pair: _Facts, other: _Facts, rng: np.random.Generator) -> str:
-    """The text with an item of the product exchanged for another product's."""
-    own, theirs = (one.steps.get("product", "").split(";") for one in (pair, other))
-    asked = _split(pair.steps.get("query", ""))
-    items = list(zip(map(str.strip, own), map(str.strip, theirs), strict=False))
+def _swap_product_item(text: str, pair: _Facts, other: _Facts, rng: np.random.Generator) -> str:
+    """Returns the text with one product item replaced by another product's, "" if impossible."""
+    old_items, new_items = (facts.steps.get("product", "").split(";") for facts in (pair, other))
+    query_words = _words(pair.steps.get("query", ""))
+    items = list(zip(map(str.strip, old_items), map(str.strip, new_items), strict=False))
     for n in rng.permutation(len(items)):
-        mine, foreign = items[n]
-        # What is asked as well may stand for what is asked: exchanging it proves nothing.
-        where = re.search(rf"\b{re.escape(mine)}\b(?!.*\b{re.escape(mine)}\b)", text)
-        if mine and where and not _split(mine) <= asked and _split(foreign) - pair.words:
-            return text[: where.start()] + foreign + text[where.end() :]
+        old, new = items[n]
+        # An item that the query asks for too may refer to the query: replacing it proves nothing.
+        match = re.search(rf"\b{re.escape(old)}\b(?!.*\b{re.escape(old)}\b)", text)
+        if old and match and not _words(old) <= query_words and _words(new) - pair.words:
+            return text[: match.start()] + new + text[match.end() :]
     return ""
 
 
-def _split(text: str) -> set[str]:
+def _words(text: str) -> set[str]:
     return set(re.findall(r"\w+", text.casefold()))
 
 
@@ -246,40 +249,42 @@ def _known_truth(example: Example) -> dict[str, str]:
 
 
 class Balanced:
-    """Draws chains, with an examination of each of their steps.
+    """Samples chains with one step query per step, from a balanced mixture of sources.
 
-    Half of the draws are chains of the policy's own, where there are any: with right and wrong
-    steps as often as the policy writes them, so that a score means what it says on these. The rest
-    are all other chains; of each step of a demonstration one examination, right or spoilt. So the
-    draws are even over the steps, and those of demonstrations over the verdicts, and over the ways
-    to spoil a step.
+    Half of the samples are policy chains, if present. Their steps are correct as often as the
+    policy writes them correctly, so that scores of policy steps are calibrated. The other half are
+    all other chains. Each step of a rationale gives one step query, correct or corrupted. The
+    samples are thus uniform over the steps, and those of rationales also over the PRM's verdicts
+    and the kinds of corruption.
 
     Raises:
-      ValueError: if there is nothing to draw from.
+      ValueError: if there is no step query.
     """
 
-    def __init__(self, examinations: Sequence[Examination]):
+    def __init__(self, step_queries: Sequence[Examination]):
         chains: dict[str, dict[str, list[Examination]]] = {}
-        for one in examinations:
-            chains.setdefault(one.chain, {}).setdefault(one.step, []).append(one)
+        for step_query in step_queries:
+            chains.setdefault(step_query.chain, {}).setdefault(step_query.step, []).append(
+                step_query
+            )
         if not chains:
             raise ValueError(
                 "no step to examine: the pairs have neither labels nor annotated steps"
             )
-        kinds: dict[bool, list[list[list[Examination]]]] = {True: [], False: []}
+        by_origin: dict[bool, list[list[list[Examination]]]] = {True: [], False: []}
         for steps in chains.values():
             by_step = list(steps.values())
-            kinds[by_step[0][0].source == POLICY].append(by_step)
-        self._kinds = [kind for kind in kinds.values() if kind]
+            by_origin[by_step[0][0].source == POLICY].append(by_step)
+        self._pools = [pool for pool in by_origin.values() if pool]
 
     def draw(self, count: int, rng: np.random.Generator) -> list[list[Examination]]:
-        """The examinations of so many chains, with repetition."""
-        drawn = []
+        """Samples the step queries of ``count`` chains, with replacement."""
+        samples = []
         for _ in range(count):
-            chain = _pick(rng, _pick(rng, self._kinds))
-            drawn.append([_pick(rng, step) for step in chain])
-        return drawn
+            chain = _choose(rng, _choose(rng, self._pools))
+            samples.append([_choose(rng, step) for step in chain])
+        return samples
 
 
-def _pick(rng: np.random.Generator, choices):
+def _choose(rng: np.random.Generator, choices):
     return choices[int(rng.integers(len(choices)))]

@@ -1,8 +1,8 @@
-"""Examinations to token ids: what an examiner reads, what it is trained to answer.
+"""Step queries as token ids: the input and the training targets of a process reward model.
 
-The examinations of a chain are read in one row: the pair and the chain once, its trunk, and behind
-it a branch for each examination, which sees the trunk as far as its own step and itself, and no
-other branch. Every token sees what it would see alone in a row of its own.
+The step queries of a chain are packed into one row. The trunk holds the query-product pair and the
+chain, once. After it each step query has a branch, which attends to itself and to the trunk up to
+its step, but to no other branch. Every token attends to the same tokens as in a row of its own.
 """
 
 from collections.abc import Sequence
@@ -19,29 +19,29 @@ from she_jax.types import PromptBatch, SftBatch
 
 Ids: TypeAlias = list[int]
 MARKS: tuple[str, ...] = (CRITIQUE, VERDICT)
-VERDICT_WEIGHT = 8.0  # of the token that says correct or incorrect, where others weigh 1
+VERDICT_WEIGHT = 8.0  # loss weight of the verdict token; other answer tokens have weight 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """An examination as tokens: its pair, and the lines of its chain, the step's own last."""
+    """A tokenized step query: the prompt, and the chain by line, ending with the step's line."""
 
     prompt: Ids
     lines: list[Ids]
 
     @property
     def ids(self) -> Ids:
-        """All of it."""
-        return [*self.prompt, *_joined(self.lines)]
+        """Token ids of the prompt and all lines."""
+        return [*self.prompt, *_flatten(self.lines)]
 
     def follows(self, other: "Question") -> bool:
-        """Whether this one is the other with more lines, or the same."""
+        """Whether the other one is a prefix of this one, by lines, or equal to it."""
         return self.prompt == other.prompt and self.lines[: len(other.lines)] == other.lines
 
 
 @dataclass(frozen=True, kw_only=True)
 class Branch:
-    """What follows a question in a packed row, and how much each token of it weighs."""
+    """Tokens that follow a tokenized step query in a packed row, and their loss weights."""
 
     question: Question
     ids: Ids
@@ -50,9 +50,9 @@ class Branch:
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """Rows of branches on a trunk. ``ends`` are the columns of the branches' last tokens.
+    """Packed rows, each a trunk with its branches.
 
-    A branch that its row had no room for has the column -1, like those that a row does not have.
+    ``ends`` has the column of each branch's last token, -1 if it did not fit or does not exist.
     """
 
     tokens: Int[np.ndarray, "B T"]
@@ -64,18 +64,19 @@ class Packed:
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionFormat:
-    """How examinations become tokens for one examiner.
+    """Tokenization and packing of step queries for one process reward model.
 
-    A question is the prompt that the policy had, the chain and what is asked for (``CRITIQUE`` or
+    A step query is the policy's prompt, the chain, and a mark of what comes next (``CRITIQUE`` or
     ``VERDICT``).
 
     Attributes:
-      prompts: of the examiner: its tokenizer, and the lengths of a prompt and of a chain.
-      answer_length: tokens that an answer may have, its end included, A.
-      question_length: tokens that a question may have with what is asked, Q.
-      trunk_length: tokens that a trunk may have.
-      before: tokens with which both verdicts begin, as a rule none.
-      rivals: the first token in which they differ, of ``correct`` and of ``incorrect``.
+      prompts: the PRM's tokenizer and its prompt and chain lengths.
+      answer_length: maximum tokens of an answer, its end-of-sequence token included, A.
+      question_length: maximum tokens of a step query with its mark, Q.
+      trunk_length: maximum tokens of a trunk.
+      before: tokens with which both verdicts begin, usually none.
+      rivals: the first token in which the verdicts differ, of ``correct`` and of ``incorrect``.
+      marks: token ids of ``CRITIQUE`` and of ``VERDICT``.
 
     Raises:
       ValueError: if ``answer_length`` leaves no room for a critique.
@@ -111,70 +112,75 @@ class QuestionFormat:
         set_field(self, "marks", marks)
         set_field(self, "_verdicts", verdicts)
 
-    def questions(self, examinations: Sequence[Examination]) -> list[Question]:
-        """The questions, as long as they are but for pairs that are too long.
+    def questions(self, step_queries: Sequence[Examination]) -> list[Question]:
+        """Tokenizes step queries; only the prompt of a pair is truncated.
 
-        Of these the product gives way, then the query (see ``PromptFormat``). Each line of a chain
-        is encoded by itself, so that a chain's beginning has the same tokens whatever follows.
+        If a prompt is too long, the product is truncated first, then the query (see
+        ``PromptFormat``). Each line of a chain is encoded separately, so that the beginning of a
+        chain has the same tokens whatever follows.
 
         Args:
-          examinations: at least one.
+          step_queries: at least one.
         """
-        pairs, _ = self.prompts.prompts([one.example for one in examinations])
-        lines = [one.written.split("\n") if one.written else [] for one in examinations]
-        lines = [[f"\n{line}" if n else line for n, line in enumerate(own)] for own in lines]
-        coded = iter(self.prompts.encode([line for own in lines for line in own]))
+        pairs, _ = self.prompts.prompts([step_query.example for step_query in step_queries])
+        texts = [step_query.written for step_query in step_queries]
+        chains = [text.split("\n") if text else [] for text in texts]
+        chains = [[f"\n{line}" if n else line for n, line in enumerate(c)] for c in chains]
+        encoded = iter(self.prompts.encode([line for lines in chains for line in lines]))
         return [
             Question(
                 prompt=np.asarray(tokens)[np.asarray(mask)].tolist(),
-                lines=[next(coded) for _ in own],
+                lines=[next(encoded) for _ in lines],
             )
-            for tokens, mask, own in zip(pairs.tokens, pairs.mask, lines, strict=True)
+            for tokens, mask, lines in zip(pairs.tokens, pairs.mask, chains, strict=True)
         ]
 
     def fits(self, question: Question) -> bool:
-        """Whether its chain is no longer than a chain may be."""
+        """Whether the chain of a step query is within the maximum chain length."""
         return sum(map(len, question.lines)) <= self.prompts.completion_length
 
     def compared(self, question: Question, critique: str) -> Branch:
-        """A question with a critique, and the verdict next."""
+        """Returns a branch with a critique, up to where the verdict comes next."""
         ids = self.critiqued([question], [critique])[0][len(question.ids) :]
         return Branch(question=question, ids=ids)
 
     def critiqued(self, questions: Sequence[Question], critiques: Sequence[str]) -> list[Ids]:
-        """Questions with a critique, and the verdict next."""
-        said = self.prompts.encode([f" {critique}" for critique in critiques])
-        mark, end = self.marks[VERDICT], self.before
-        room = self.answer_length - len(mark)
+        """Returns step queries with a critique, up to where the verdict comes next."""
+        encoded = self.prompts.encode([f" {critique}" for critique in critiques])
+        mark, shared = self.marks[VERDICT], self.before
+        max_length = self.answer_length - len(mark)
         return [
-            [*question.ids, *self.marks[CRITIQUE], *ids[:room], *mark, *end]
-            for question, ids in zip(questions, said, strict=True)
+            [*question.ids, *self.marks[CRITIQUE], *ids[:max_length], *mark, *shared]
+            for question, ids in zip(questions, encoded, strict=True)
         ]
 
     def answers(
-        self, examinations: Sequence[Examination], questions: Sequence[Question]
+        self, step_queries: Sequence[Examination], questions: Sequence[Question]
     ) -> list[Branch]:
-        """To each examination two branches to learn: the verdict alone, and behind a critique.
+        """Returns two training branches per step query: verdict only, and critique with verdict.
 
-        The verdict is one token beside many, and it is what an examiner is for: it weighs
-        ``VERDICT_WEIGHT``. A critique that is too long loses its end.
+        The verdict token has the loss weight ``VERDICT_WEIGHT``: it is one token among many, and
+        the one that the score depends on. The end of a critique that is too long is dropped.
         """
-        said = self.prompts.encode([f" {one.critique}" for one in examinations])
+        encoded = self.prompts.encode([f" {step_query.critique}" for step_query in step_queries])
         branches = []
-        for one, question, critique in zip(examinations, questions, said, strict=True):
-            end = [*self._verdicts[not one.correct], self.prompts.eos_ids[0]]
-            weights = [1.0] * len(end)
-            weights[len(self.before)] = VERDICT_WEIGHT
+        for step_query, question, critique in zip(step_queries, questions, encoded, strict=True):
+            verdict = [*self._verdicts[not step_query.correct], self.prompts.eos_ids[0]]
+            verdict_weights = [1.0] * len(verdict)
+            verdict_weights[len(self.before)] = VERDICT_WEIGHT
             mark = self.marks[VERDICT]
-            critique = critique[: self.answer_length - len(mark) - len(end)]
-            for asked, before in ((mark, []), (self.marks[CRITIQUE], [*critique, *mark])):
-                ids = [*asked, *before, *end]
-                weighed = [*[0.0] * len(asked), *[1.0] * len(before), *weights]
-                branches.append(Branch(question=question, ids=ids, weights=weighed))
+            critique = critique[: self.answer_length - len(mark) - len(verdict)]
+            for prompt, text in ((mark, []), (self.marks[CRITIQUE], [*critique, *mark])):
+                ids = [*prompt, *text, *verdict]
+                weights = [*[0.0] * len(prompt), *[1.0] * len(text), *verdict_weights]
+                branches.append(Branch(question=question, ids=ids, weights=weights))
         return branches
 
-    def _own_branch(self, prompt: Ids, chain: Ids) -> Branch:
-        """A chain behind the prompt, whose last token is in the branch: the first one's input."""
+    def _chain_branch(self, prompt: Ids, chain: Ids) -> Branch:
+        """Returns a branch that is trained to write a chain, given the prompt only.
+
+        It begins with the last token of the prompt, from which the chain's first is predicted.
+        """
         chain = [*chain, self.prompts.eos_ids[0]][: self.prompts.completion_length]
         question = Question(prompt=prompt[:-1], lines=[])
         return Branch(
@@ -182,18 +188,18 @@ class QuestionFormat:
         )
 
     def pack(
-        self, rows: Sequence[Sequence[Branch]], width: int, before: int | None = None
+        self, rows: Sequence[Sequence[Branch]], width: int, branch_start: int | None = None
     ) -> Packed:
-        """Rows of branches whose questions have a pair in common.
+        """Packs rows of branches; the step queries of a row share their query-product pair.
 
-        The trunk is the longest question as far as a chain may be long; the lines in which another
-        one differs stand in its own branch.
+        The trunk is the longest step query of the row, cut to the maximum length of a chain. Lines
+        in which another step query differs from it are part of that one's branch.
 
         Args:
           rows: at least one branch each.
-          width: tokens of a row; branches that find no room are left out.
-          before: the column at which the branches of all rows begin, the trunks being padded on the
-            left; None has each row begin with its trunk and its branches follow.
+          width: tokens of a row; branches that do not fit are left out.
+          branch_start: column at which the branches of all rows begin, the trunks being padded on
+            the left. If None, each row begins with its trunk, directly followed by its branches.
         """
         shape = len(rows), width
         tokens = np.full(shape, self.prompts.pad_id, np.int32)
@@ -202,14 +208,14 @@ class QuestionFormat:
         ends = np.full((len(rows), max(map(len, rows))), -1, np.int32)
         tri = np.tri(width, dtype=bool)
         for b, row in enumerate(rows):
-            trunk, added = self._laid(row)
-            own = trunk.ids
-            column = len(own) if before is None else before
-            first = column - len(own)
+            trunk, suffixes = self._split_row(row)
+            size = len(trunk.ids)
+            column = size if branch_start is None else branch_start
+            first = column - size
             cells = slice(first, column)
-            tokens[b, cells], positions[b, cells] = own, np.arange(len(own))
-            mask[b, cells, cells] = tri[: len(own), : len(own)]
-            for n, (branch, (start, ids)) in enumerate(zip(row, added, strict=True)):
+            tokens[b, cells], positions[b, cells] = trunk.ids, np.arange(size)
+            mask[b, cells, cells] = tri[:size, :size]
+            for n, (branch, (start, ids)) in enumerate(zip(row, suffixes, strict=True)):
                 size = len(ids)
                 if column + size > width:
                     continue
@@ -224,65 +230,66 @@ class QuestionFormat:
         return Packed(tokens=tokens, positions=positions, mask=mask, weights=weights, ends=ends)
 
     def size(self, row: Sequence[Branch]) -> int:
-        """Tokens that a row of ``pack`` takes, its trunk and its branches."""
-        trunk, added = self._laid(row)
-        return len(trunk.ids) + sum(len(ids) for _, ids in added)
+        """Returns the number of tokens that ``pack`` needs for a row, trunk and branches."""
+        trunk, suffixes = self._split_row(row)
+        return len(trunk.ids) + sum(len(ids) for _, ids in suffixes)
 
-    def _laid(self, row: Sequence[Branch]) -> tuple[Question, list[tuple[int, Ids]]]:
-        """The trunk of a row; and of each branch how much of it it sees, and what it adds."""
-        longest = max((one.question for one in row), key=lambda question: len(question.lines))
-        trunk, added = self._trunk(longest), []
+    def _split_row(self, row: Sequence[Branch]) -> tuple[Question, list[tuple[int, Ids]]]:
+        """Returns the trunk of a row, and each branch's prefix length in it and suffix after it."""
+        longest = max((branch.question for branch in row), key=lambda question: len(question.lines))
+        trunk, suffixes = self._trunk(longest), []
         for branch in row:
             lines = branch.question.lines
-            shared = _in_common(trunk.lines, lines)
-            seen = len(branch.question.prompt) + sum(map(len, lines[:shared]))
-            added.append((seen, [*_joined(lines[shared:]), *branch.ids]))
-        return trunk, added
+            shared = _common_prefix_length(trunk.lines, lines)
+            prefix = len(branch.question.prompt) + sum(map(len, lines[:shared]))
+            suffixes.append((prefix, [*_flatten(lines[shared:]), *branch.ids]))
+        return trunk, suffixes
 
     def _trunk(self, question: Question) -> Question:
-        """The question with as many of its lines as a chain may have tokens for."""
+        """Returns the step query without the last lines that exceed the maximum chain length."""
         count, left = 0, self.prompts.completion_length
         while count < len(question.lines) and (left := left - len(question.lines[count])) >= 0:
             count += 1
         return Question(prompt=question.prompt, lines=question.lines[:count])
 
     def padded(self, rows: Sequence[Ids], length: int) -> PromptBatch:
-        """Rows padded on the left to a length, so that the last column is what comes next from."""
+        """Pads rows on the left to a length, so that the last column predicts the next token."""
         tokens = np.full((len(rows), length), self.prompts.pad_id, np.int32)
         mask = np.zeros(tokens.shape, bool)
-        for own, real, ids in zip(tokens, mask, rows, strict=True):
-            own[length - len(ids) :], real[length - len(ids) :] = ids, True
+        for row_tokens, row_mask, ids in zip(tokens, mask, rows, strict=True):
+            row_tokens[length - len(ids) :], row_mask[length - len(ids) :] = ids, True
         return PromptBatch(tokens=tokens, mask=mask)  # pyright: ignore[reportArgumentType]
 
     def sft_batch(
         self,
         chains: Sequence[Sequence[Examination]],
-        room: int,
+        answer_budget: int,
         rng: np.random.Generator,
-        own: Sequence[str] | None = None,
+        reference_chains: Sequence[str] | None = None,
     ) -> tuple[SftBatch, int]:
-        """A row for the examinations of each chain; only their answers weigh, and own chains.
+        """Builds a training batch, one row per chain; only answers and reference chains have loss.
 
         Args:
-          chains: examinations of the same pair, at least one each.
-          room: tokens for the answers of a row.
-          rng: consumed; which of them are left out where the room is short.
-          own: the chain that the examiner should write of each pair itself, "" for none; there is
-            room for it besides.
+          chains: step queries of one pair each, at least one each.
+          answer_budget: tokens for the answers of a row.
+          rng: consumed; decides which answers are left out if the budget is too small.
+          reference_chains: the chain that the PRM should write for each pair itself, "" for none.
+            The row is widened for it.
 
         Returns:
-          The batch, and how many answers were left out.
+          The batch, and the number of answers that were left out.
         """
-        questions = iter(self.questions([one for chain in chains for one in chain]))
+        questions = iter(self.questions([step_query for chain in chains for step_query in chain]))
         rows = []
         for chain in chains:
             branches = self.answers(chain, [next(questions) for _ in chain])
             rows.append([branches[n] for n in rng.permutation(len(branches))])
-        if own is not None:
-            room += self.prompts.completion_length + 1
-            for row, ids in zip(rows, self.prompts.encode(own), strict=True):
-                row[:0] = [self._own_branch(row[0].question.prompt, ids)] if ids else []
-        packed = self.pack(rows, self.trunk_length + room, before=self.trunk_length)
+        width = self.trunk_length + answer_budget
+        if reference_chains is not None:
+            width += self.prompts.completion_length + 1
+            for row, ids in zip(rows, self.prompts.encode(reference_chains), strict=True):
+                row[:0] = [self._chain_branch(row[0].question.prompt, ids)] if ids else []
+        packed = self.pack(rows, width, branch_start=self.trunk_length)
         batch = SftBatch(
             tokens=jnp.asarray(packed.tokens),
             positions=jnp.asarray(packed.positions),
@@ -293,12 +300,12 @@ class QuestionFormat:
         return batch, sum(map(len, rows)) - int((packed.ends >= 0).sum())
 
 
-def _joined(lines: Sequence[Ids]) -> Ids:
+def _flatten(lines: Sequence[Ids]) -> Ids:
     return [token for line in lines for token in line]
 
 
-def _in_common(lines: Sequence[Ids], others: Sequence[Ids]) -> int:
-    """How many lines the two begin with alike."""
+def _common_prefix_length(lines: Sequence[Ids], others: Sequence[Ids]) -> int:
+    """Returns the number of leading lines that the two have in common."""
     count = 0
     while count < min(len(lines), len(others)) and lines[count] == others[count]:
         count += 1

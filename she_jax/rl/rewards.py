@@ -1,7 +1,7 @@
-"""Rewards: the offline verifier on the host, which compares a chain with human annotation, and the
-hybrid of its word and an examiner's.
+"""Step rewards and outcome rewards of rollouts.
 
-Everything here is a pure function.
+The offline verifier compares a chain with human annotation, on the host. The hybrid combines its
+rewards with the scores of a process reward model. Every function here is pure.
 """
 
 import re
@@ -22,43 +22,45 @@ COMBINATIONS = ("precedence", "mean", "gate", "verifier_only", "model_only")
 def verify(
     chain: Chain, example: Example, schema: CotSchema
 ) -> tuple[Float32[np.ndarray, "S"], Bool[np.ndarray, "S"]]:
-    """Compares each step of a chain with what humans said of it.
+    """Returns the verifier's step rewards: each step of a chain compared with its annotation.
 
-    - The label is known where the example has one, any other step where its name is among the
-      example's ``annotations``. A step that the chain lacks is not known: there is nothing to
-      credit.
-    - A step with a verdict earns 1 if the verdict is the true one, else 0; an unreadable one 0.
-    - A free step, whose truth is ``;``-separated items, earns the number of those items found among
-      its own over the larger of the two numbers of items, so that what is missing and what is too
-      much both cost. Case does not count, and the first item (the true first one) may have words
-      before it, such as "asks for".
-    - An optional step that the truth does not have (a ``check_3`` where two attributes were asked)
-      earns 0, and is known if humans annotated all steps of its family (``check_1``, ...) here.
+    - The reward of the label is known if the example has a label. The reward of any other step is
+      known if the step is among the example's ``annotations``. The reward of a step that the chain
+      lacks is unknown, because there is nothing to credit.
+    - A step with a verdict earns 1 if the verdict is the true one, else 0. An unreadable verdict
+      earns 0.
+    - The truth of a free-text step is a list of ``;``-separated items. The step earns the number of
+      true items that it contains, divided by the larger of the two numbers of items, so missing
+      and superfluous items both cost. Case is ignored. The first true item, if it is also the first
+      written one, may have words before it, such as "asks for".
+    - An optional step beyond those that the truth has (``check_3`` for a query with two attributes)
+      earns 0. This reward is known if the truth has steps of its family (``check_1``, ...) and all
+      of them are annotated.
 
     Reconstruction: the paper's annotation verifier (arXiv 2510.07972) is not described in what
     could be obtained.
 
     Args:
       chain: as parsed by ``schema``.
-      example: the pair the chain is about.
+      example: the query-product pair that the chain is about.
       schema: the steps.
 
     Returns:
-      Rewards in [0, 1], and where they are known; the reward is 0 where they are not.
+      Rewards in [0, 1], and a mask of the known ones. Unknown rewards are 0.
     """
-    judged = [
-        None if parsed is None else _judge(step, parsed, example)
+    step_rewards = [
+        None if parsed is None else _step_reward(step, parsed, example)
         for step, parsed in zip(schema.steps, chain.steps, strict=True)
     ]
-    rewards = np.array([reward or 0.0 for reward in judged], dtype=np.float32)
-    return rewards, np.array([reward is not None for reward in judged])
+    rewards = np.array([reward or 0.0 for reward in step_rewards], dtype=np.float32)
+    return rewards, np.array([reward is not None for reward in step_rewards])
 
 
 def left_out(chain: Chain, example: Example, schema: CotSchema) -> Bool[np.ndarray, "S"]:
-    """The optional steps that humans annotated and the chain does not have."""
+    """Returns a mask of the optional steps that are annotated but missing from the chain."""
     return np.array(
         [
-            parsed is None and step.optional and _truth(step, example) is not None
+            parsed is None and step.optional and _annotation(step, example) is not None
             for step, parsed in zip(schema.steps, chain.steps, strict=True)
         ]
     )
@@ -67,17 +69,17 @@ def left_out(chain: Chain, example: Example, schema: CotSchema) -> Bool[np.ndarr
 def outcome_reward(
     chain: Chain, example: Example, *, truncated: bool = False, format_weight: float = 0.1
 ) -> float:
-    """Reward of a whole chain.
+    """Returns the outcome reward of a chain, in [0, 1].
 
-    1 for the right label in a well-formed chain, ``format_weight`` for any other well-formed chain,
-    0 for the rest. A truncated rollout earns 0 whatever it says. Where the example has no label, no
-    label is right.
+    1 for the correct label in a well-formed chain, ``format_weight`` for any other well-formed
+    chain, 0 otherwise. A truncated rollout always earns 0. If the example has no label, no label is
+    correct.
 
     Args:
       chain: the parsed chain.
-      example: the pair it is about.
-      truncated: True where the rollout ran out of tokens before its end.
-      format_weight: what good form alone is worth, in [0, 1), 1 being that of a right label.
+      example: the query-product pair that it is about.
+      truncated: True if the rollout reached its token limit before its end.
+      format_weight: reward of the format alone, in [0, 1).
     """
     if truncated or not chain.well_formed:
         return 0.0
@@ -95,19 +97,19 @@ def step_batch(
     truncated: Bool[np.ndarray, "B"],
     format_weight: float = 0.1,
 ) -> StepBatch:
-    """Sees a batch of rollouts as steps with the verifier's rewards; no examiner has spoken yet.
+    """Splits rollouts into steps with verifier rewards; process reward model scores are unknown.
 
-    An optional step that humans annotated and a rollout leaves out counts as one that it has and
-    got wrong, though it has no tokens: else leaving out what is hard would cost nothing.
+    An annotated optional step that a rollout leaves out is treated as present and wrong, though it
+    has no tokens. Otherwise leaving out a difficult step would cost nothing.
 
     Args:
-      chains: one a rollout, parsed from exactly what the completion decodes to.
-      examples: one a rollout, so each prompt's example G times over.
+      chains: one per rollout, parsed from exactly what the completion decodes to.
+      examples: one per rollout, so the example of each prompt is repeated G times.
       schema: the steps.
       tokens: token ids.
       completion_mask: True on the sampled tokens, the end-of-sequence token included.
-      newlines: how many newlines each token id holds; see ``she_jax.rl.steps.step_ids``.
-      truncated: True where a rollout ran out of tokens before its end.
+      newlines: number of newlines in each token id; see ``she_jax.rl.steps.step_ids``.
+      truncated: True if a rollout reached its token limit before its end.
       format_weight: see ``outcome_reward``.
 
     Raises:
@@ -116,24 +118,24 @@ def step_batch(
     if not len(chains) == len(examples) == len(tokens):
         raise ValueError(
             f"{len(chains)} chains, {len(examples)} examples, {len(tokens)} rows of tokens: "
-            "expected one of each a rollout"
+            "expected one of each per rollout"
         )
     lines = np.full((len(chains), max(len(c.line_steps) for c in chains)), -1, dtype=np.int32)
     for row, chain in zip(lines, chains, strict=True):
         row[: len(chain.line_steps)] = chain.line_steps
-    owed = np.stack([left_out(c, ex, schema) for c, ex in zip(chains, examples, strict=True)])
-    has = np.array([[step is not None for step in chain.steps] for chain in chains])
+    omitted = np.stack([left_out(c, ex, schema) for c, ex in zip(chains, examples, strict=True)])
+    present = np.array([[step is not None for step in chain.steps] for chain in chains])
     verified = [verify(chain, ex, schema) for chain, ex in zip(chains, examples, strict=True)]
     outcome = [
-        outcome_reward(chain, example, truncated=bool(cut), format_weight=format_weight)
-        for chain, example, cut in zip(chains, examples, truncated, strict=True)
+        outcome_reward(chain, example, truncated=bool(cut_off), format_weight=format_weight)
+        for chain, example, cut_off in zip(chains, examples, truncated, strict=True)
     ]
     shape = len(chains), len(schema.steps)
     return StepBatch(
         step_ids=jnp.asarray(step_ids(tokens, completion_mask, newlines, lines)),
-        step_mask=jnp.asarray(has | owed),
+        step_mask=jnp.asarray(present | omitted),
         verifier=jnp.asarray(np.stack([rewards for rewards, _ in verified])),
-        verifier_known=jnp.asarray(np.stack([known for _, known in verified]) | owed),
+        verifier_known=jnp.asarray(np.stack([known for _, known in verified]) | omitted),
         model_score=jnp.zeros(shape, jnp.float32),
         model_known=jnp.zeros(shape, bool),
         outcome=jnp.asarray(outcome, dtype=jnp.float32),
@@ -143,64 +145,63 @@ def step_batch(
 def combine_rewards(
     steps: StepBatch, how: str, model_weight: float | Float[Array | np.ndarray, "S"] = 0.5
 ) -> tuple[Float[Array, "B S"], Bool[Array, "B S"]]:
-    """The hybrid examination: one reward a step from the verifier's word v and the examiner's m.
+    """Combines verifier reward v and process reward model score m into one reward per step.
 
-    - ``precedence``: v where humans said something, else m.
-    - ``mean``: (1 - w) v + w m where both are known, else the one that is.
-    - ``gate``: v where it is known, else m, but only in rollouts whose label is right (outcome 1):
-      elsewhere nobody knows.
-    - ``verifier_only``, ``model_only``: the other is not listened to.
+    - ``precedence``: v if known, else m.
+    - ``mean``: (1 - w) v + w m if both are known, else whichever is known.
+    - ``gate``: v if known, else m, but m only in rollouts whose label is correct (outcome 1). In
+      other rollouts the step is unknown.
+    - ``verifier_only``, ``model_only``: the other source is ignored.
 
-    A step that the rollout lacks is known only if it was left out (see ``step_batch``). A reward is
-    0 where it is not known, and takes no part in its group's statistics if the mask goes to the
-    estimator beside it.
+    A step that the rollout lacks is known only if it was left out (see ``step_batch``). An unknown
+    reward is 0, and stays out of its group's statistics if the mask is passed to the estimator.
 
-    Reconstruction: the abstract of SHE (arXiv 2510.07972) names both parts of the hybrid; how they
-    are put together could not be obtained. That a gated step is unknown, not wrong, is a guess.
+    Reconstruction: the abstract of SHE (arXiv 2510.07972) names both parts of the hybrid. How they
+    are combined could not be obtained. That a gated step is unknown, not wrong, is a guess.
 
     Args:
-      steps: the rollouts' steps with what both say of them.
+      steps: the rollouts' steps with verifier rewards and model scores.
       how: one of the above.
-      model_weight: w in [0, 1], one for all steps or one a step; read by ``mean`` only.
+      model_weight: w in [0, 1], for all steps or one per step; used by ``mean`` only.
 
     Returns:
-      Rewards in [0, 1], and where they are known.
+      Rewards in [0, 1], and a mask of the known ones.
 
     Raises:
       ValueError: if ``how`` is unknown.
     """
-    human = steps.step_mask & steps.verifier_known
-    model = steps.step_mask & steps.model_known
+    verified = steps.step_mask & steps.verifier_known
+    scored = steps.step_mask & steps.model_known
     if how == "verifier_only":
-        weight, known = jnp.zeros(human.shape), human
+        weight, known = jnp.zeros(verified.shape), verified
     elif how == "model_only":
-        weight, known = jnp.ones(human.shape), model
+        weight, known = jnp.ones(verified.shape), scored
     elif how == "mean":
-        both = jnp.broadcast_to(jnp.asarray(model_weight, jnp.float32), human.shape[1:])[None]
-        weight, known = jnp.where(human & model, both, model * 1.0), human | model
+        shared = jnp.broadcast_to(jnp.asarray(model_weight, jnp.float32), verified.shape[1:])[None]
+        weight, known = jnp.where(verified & scored, shared, scored * 1.0), verified | scored
     elif how in ("precedence", "gate"):
         if how == "gate":
-            model = model & (steps.outcome >= 1)[:, None]
-        weight, known = jnp.where(human, 0.0, 1.0), human | model
+            scored = scored & (steps.outcome >= 1)[:, None]
+        weight, known = jnp.where(verified, 0.0, 1.0), verified | scored
     else:
         raise ValueError(f"combine={how!r}: expected one of {COMBINATIONS}")
-    # Each word is silenced where it is not known, whatever number stands there.
-    verifier = jnp.where(human, steps.verifier, 0.0)
-    score = jnp.where(model, steps.model_score, 0.0)
+    # Unknown entries may hold anything, NaN included, which a weight of 0 would not remove.
+    verifier = jnp.where(verified, steps.verifier, 0.0)
+    score = jnp.where(scored, steps.model_score, 0.0)
     return jnp.where(known, (1 - weight) * verifier + weight * score, 0.0), known
 
 
-def _judge(step: Step, parsed: ParsedStep, example: Example) -> float | None:
-    """The verifier's reward of a step that the chain has; None where humans said nothing of it."""
-    truth = _truth(step, example)
+def _step_reward(step: Step, parsed: ParsedStep, example: Example) -> float | None:
+    """Returns the verifier's reward of a step that the chain has, None if unknown."""
+    truth = _annotation(step, example)
     if truth is None:
-        return 0.0 if step.optional and _too_much(step, example) else None
+        return 0.0 if step.optional and _is_superfluous(step, example) else None
     if step.verdicts:
         return float(parsed.verdict == truth)
-    return _items_found(truth, parsed.text) if parsed.valid else 0.0
+    return _item_overlap(truth, parsed.text) if parsed.valid else 0.0
 
 
-def _truth(step: Step, example: Example) -> str | None:
+def _annotation(step: Step, example: Example) -> str | None:
     if step.name == "label":
         return None if example.label is None else str(example.label)
     if example.steps is None or step.name not in example.annotations:
@@ -208,29 +209,33 @@ def _truth(step: Step, example: Example) -> str | None:
     return example.steps.get(step.name)
 
 
-def _too_much(step: Step, example: Example) -> bool:
-    """Whether humans annotated all steps of this one's family, of which the truth has fewer."""
-    family, number = _numbered(step.name)
-    told = {name: _numbered(name) for name in example.steps or ()}
-    own = {name: n for name, (kind, n) in told.items() if kind == family}
-    return bool(own) and own.keys() <= set(example.annotations) and number > max(own.values())
+def _is_superfluous(step: Step, example: Example) -> bool:
+    """Whether the step's number exceeds those of its family's true steps, all of them annotated."""
+    family, number = _split_number(step.name)
+    parts = {name: _split_number(name) for name in example.steps or ()}
+    numbers = {name: n for name, (kind, n) in parts.items() if kind == family}
+    return (
+        bool(numbers)
+        and numbers.keys() <= set(example.annotations)
+        and number > max(numbers.values())
+    )
 
 
-def _numbered(name: str) -> tuple[str, int]:
-    """A step's family and its number there: ``check_3`` is the third ``check_``."""
+def _split_number(name: str) -> tuple[str, int]:
+    """Returns a step's family and its number in it: ``check_3`` is the third ``check_``."""
     family = name.rstrip("0123456789")
     return family, int(name[len(family) :] or 0)
 
 
-def _items_found(truth: str, text: str) -> float:
-    """Share of the true items among the written ones, over the larger number of items."""
-    wanted, given = _items(truth), _items(text)
+def _item_overlap(truth: str, text: str) -> float:
+    """Returns the number of true items that were written, over the larger number of items."""
+    expected, written = _items(truth), _items(text)
     # Only the first true item, at the start, may have words before it: elsewhere "not leather"
     # must not pass for "leather".
-    if wanted and given and re.search(rf"(^|\W){re.escape(wanted[0])}$", given[0]):
-        given[0] = wanted[0]
-    found = sum((Counter(wanted) & Counter(given)).values())
-    return found / max(len(wanted), len(given), 1) if wanted else float(not given)
+    if expected and written and re.search(rf"(^|\W){re.escape(expected[0])}$", written[0]):
+        written[0] = expected[0]
+    matches = sum((Counter(expected) & Counter(written)).values())
+    return matches / max(len(expected), len(written), 1) if expected else float(not written)
 
 
 def _items(text: str) -> list[str]:

@@ -1,11 +1,11 @@
-"""The scalar reward model: a language model with a value vector, one score for a whole chain.
+"""The outcome reward model (ORM): a language model with a value vector, one score per chain.
 
-It is what SHE (arXiv 2510.07972) compares its generative stepwise examiner with. The parameters are
-``{"model": those of a language model, "value": [D]}``; sigmoid(score) is the probability that the
-chain came out right.
+SHE (arXiv 2510.07972) calls it the scalar reward model and compares its generative process reward
+model with it. The parameters are ``{"model": those of a language model, "value": [D]}``.
+sigmoid(score) is the probability that the chain is correct.
 
-Reconstruction: how the paper's scalar reward model is built and trained could not be obtained; this
-one is as in the literature, Cobbe et al. (arXiv 2110.14168) and Ouyang et al. (arXiv 2203.02155).
+Reconstruction: how the paper's scalar reward model is built and trained could not be obtained. This
+one follows the literature, Cobbe et al. (arXiv 2110.14168) and Ouyang et al. (arXiv 2203.02155).
 """
 
 from collections.abc import Callable
@@ -24,10 +24,10 @@ Forward = Callable[..., LMOutput]
 
 
 def with_value(params: Any, dim: int) -> dict[str, Any]:
-    """A scalar reward model that begins as a language model; every chain scores 0, that is 1/2.
+    """Returns initial ORM parameters with a zero value: every score is 0, probability 1/2.
 
     Args:
-      params: of the language model.
+      params: parameters of the language model.
       dim: size D of its hidden states.
     """
     return {"model": params, "value": jnp.zeros(dim, jnp.float32)}
@@ -39,21 +39,21 @@ def chain_scores(
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B T"],
 ) -> Float32[Array, "B"]:
-    """Score s of each chain, a logit, from the hidden state h at its last token.
+    """Returns the score s of each chain, a logit, from the hidden state h at its last token.
 
         s[b] = h[b, last(b)] . value
 
-    The last token is that of the highest position: the end-of-sequence token where the chain has
-    one. The vocabulary's logits are never formed.
+    The last token is the one with the highest position: the end-of-sequence token if present. The
+    vocabulary's logits are never formed.
 
     Args:
       forward: a language model, (params, tokens, positions) to its hidden states.
       params: see ``with_value``.
-      tokens: prompts with their chains.
+      tokens: prompts with their chains, padded on both sides.
       positions: position of each token in its own sequence, -1 on padding.
 
     Returns:
-      Scores in (-inf, inf); sigmoid makes probabilities of them.
+      Scores in (-inf, inf); their sigmoid is a probability.
     """
     hidden = forward(params["model"], tokens, positions).hidden
     last = jnp.argmax(positions, axis=1)
@@ -64,17 +64,18 @@ def chain_scores(
 def pointwise_loss(
     scores: Float[Array, "B"], right: Float[Array | np.ndarray, "B"]
 ) -> tuple[Float32[Array, ""], Float32[Array, ""]]:
-    """Binary cross entropy of the outcomes, as (sum, count).
+    """Returns the binary cross-entropy of the outcomes, as (sum, count).
 
         sum = -sum_b right[b] log sigmoid(s[b]) + (1 - right[b]) log(1 - sigmoid(s[b])),  count = B
 
-    A verifier of whole solutions, which learns whether the final answer is correct: Cobbe et al.
-    (arXiv 2110.14168), section 4, here read at the last token only and without their language-model
-    loss beside it; with this loss, the discriminative verifier of Zhang et al. (arXiv 2408.15240).
+    A verifier of whole solutions, trained to predict whether the final answer is correct: Cobbe et
+    al. (arXiv 2110.14168), section 4, here scored at the last token only and without their
+    language-modeling loss. Zhang et al. (arXiv 2408.15240) train their discriminative verifier with
+    this loss.
 
     Args:
       scores: logits.
-      right: 1 where the chain came out right, 0 where it did not.
+      right: 1 for a correct chain, 0 for an incorrect one.
     """
     losses = optax.sigmoid_binary_cross_entropy(scores.astype(jnp.float32), jnp.asarray(right))
     return losses.sum(), jnp.float32(scores.shape[0])
@@ -83,16 +84,16 @@ def pointwise_loss(
 def pairwise_loss(
     chosen: Float[Array, "M"], rejected: Float[Array, "M"]
 ) -> tuple[Float32[Array, ""], Float32[Array, ""]]:
-    """Negative log-likelihood of the better chains winning, Bradley-Terry, as (sum, count).
+    """Returns the Bradley-Terry negative log-likelihood of the chosen chains, as (sum, count).
 
         sum = -sum_m log sigmoid(chosen[m] - rejected[m]),  count = M
 
-    Ouyang et al. (arXiv 2203.02155), section 3.5, equation 1. It fixes a prompt's scores up to a
-    constant only, so their sigmoid ranks the chains of one prompt and need not be calibrated.
+    Ouyang et al. (arXiv 2203.02155), section 3.5, equation 1. It determines the scores of a prompt
+    only up to a constant, so their sigmoid ranks its chains and need not be calibrated.
 
     Args:
-      chosen: scores of the better chains.
-      rejected: scores of the worse ones of the same prompts.
+      chosen: scores of the chosen chains.
+      rejected: scores of the rejected chains of the same prompts.
     """
     losses = -jax.nn.log_sigmoid((chosen - rejected).astype(jnp.float32))
     return losses.sum(), jnp.float32(chosen.shape[0])
@@ -101,20 +102,20 @@ def pairwise_loss(
 def make_scalar_step(
     forward: Forward, optimizer: optax.GradientTransformation, *, micro_batches: int = 1
 ) -> Callable[[TrainState, OutcomeBatch], tuple[TrainState, Metrics]]:
-    """Makes one update of a scalar reward model, model and value together.
+    """Returns the update step of an outcome reward model; model and value are trained together.
 
-    A batch of single chains is trained on with ``pointwise_loss``, one of pairs (``group_size`` 2)
-    with ``pairwise_loss``. However it is cut into micro-batches, the result is the same.
+    The loss is ``pointwise_loss`` for a batch of single chains and ``pairwise_loss`` for a batch of
+    pairs (``group_size`` 2). The result does not depend on the number of micro-batches.
 
     Args:
       forward: a language model, (params, tokens, positions) to its hidden states.
       optimizer: any optax transformation; ``state.opt_state`` is its ``init(state.params)``.
-      micro_batches: the batch is worked through in this many parts, >= 1.
+      micro_batches: number of parts in which the batch is processed, >= 1.
 
     Returns:
       A pure function (state, batch) -> (state, metrics), with the metrics ``loss``, ``accuracy``
-      (outcomes told right from 1/2 on, or pairs ranked right) and ``grad_norm``. It raises
-      ValueError if the batch does not divide into the micro-batches.
+      (share of chains classified correctly at probability 1/2, or of pairs ranked correctly) and
+      ``grad_norm``. It raises ValueError if the batch does not divide into the micro-batches.
 
     Raises:
       ValueError: if ``micro_batches`` is below 1.
@@ -127,11 +128,11 @@ def make_scalar_step(
         if batch.group_size == 2:
             chosen, rejected = scores[0::2], scores[1::2]
             total, count = pairwise_loss(chosen, rejected)
-            told = chosen > rejected
+            is_correct = chosen > rejected
         else:
             total, count = pointwise_loss(scores, batch.right)
-            told = (scores >= 0) == (batch.right > 0)
-        return total, {"count": count, "accuracy": told.sum(dtype=jnp.float32)}
+            is_correct = (scores >= 0) == (batch.right > 0)
+        return total, {"count": count, "accuracy": is_correct.sum(dtype=jnp.float32)}
 
     def update(state: TrainState, batch: OutcomeBatch) -> tuple[TrainState, Metrics]:
         return gradient_step(loss_sum, optimizer, state, batch, micro_batches)

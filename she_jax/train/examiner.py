@@ -1,4 +1,4 @@
-"""The examiner at work: it scores the steps of rollouts, a batch of questions at a time."""
+"""Scores the steps of rollouts with a generative process reward model (PRM)."""
 
 import hashlib
 import math
@@ -33,11 +33,11 @@ from she_jax.train.setup import Policy, examiner_mesh, make_policy
 from she_jax.train.workdir import Config
 from she_jax.types import Example
 
-SOLVE = "solve"  # the phase in which an examiner learns to judge pairs
-OWN_BATCH = 32  # pairs at a time for which it writes chains of its own
-WIDTHS = 8  # sizes at most of the rows in which it reads verdicts; each is compiled ...
-STEP = 16  # ... and they are no fewer tokens apart than that
-READABLE = 0.5  # share of the probability that the two verdicts must hold between them
+SOLVE = "solve"  # the training phase in which the PRM learns to write chains itself
+REFERENCE_BATCH = 32  # pairs per batch when it writes reference chains
+MAX_WIDTHS = 8  # maximum number of row widths for scoring verdicts; each is compiled
+WIDTH_STEP = 16  # minimum difference between two widths, tokens
+READABLE = 0.5  # minimum total probability of the two verdicts for a score to be known
 EXAMINER = RewardFolder(
     key="reward.model", kind="reward_model", name="examiner", identity="examiner.json"
 )
@@ -45,30 +45,31 @@ EXAMINER = RewardFolder(
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What the examiner says of some steps: P(correct), good only where ``known``."""
+    """Scores of steps by a process reward model: P(correct) in [0, 1], valid if ``known``."""
 
     score: Float32[np.ndarray, "..."]
     known: Bool[np.ndarray, "..."]
 
 
 class Examiner:
-    """A language model that examines steps.
+    """A generative process reward model, which SHE calls the examiner.
 
-    The score of a step is the probability of ``correct`` against ``incorrect`` as the verdict:
-    read directly, all steps of a chain in one row, or behind a critique: its most likely one, or
-    each of several that it samples, the scores averaged. It is unknown where the two verdicts hold
-    less than ``READABLE`` of the probability, where no critique can be read, or where a chain is
-    longer than chains may be. Questions are told apart by their tokens, and in one call each is
-    asked once. Batches have one shape, or one of ``WIDTHS`` where verdicts are read.
+    The score of a step is the probability of the verdict ``correct``, normalized over ``correct``
+    and ``incorrect``. The verdict follows the step query directly, with all steps of a chain packed
+    into one row, or it follows a critique: the greedy one, or each of several sampled ones, whose
+    scores are averaged. The score is unknown if the two verdicts have less than ``READABLE`` of the
+    probability, if no critique can be parsed, or if the chain exceeds the maximum length. Step
+    queries with equal tokens are scored once per call. Batches have one shape, or at most
+    ``MAX_WIDTHS`` shapes when verdicts are scored in packed rows.
 
     Args:
-      policy: the examiner's model, parameters, prompts and devices.
+      policy: the PRM's model, parameters, prompt format and mesh.
       answer_length: see ``QuestionFormat``.
-      batch_size: chains at a time, or questions where critiques are wanted.
-      votes: critiques a step; 0 reads the verdict directly, 1 takes the most likely critique.
-      own_chain: without votes, it writes the most likely chain of its own for each pair and reads
-        the verdict behind the critique that ``write_critique`` makes of the two chains. Unknown
-        where its own chain is not well formed.
+      batch_size: chains per batch, or step queries per batch if critiques are sampled.
+      votes: critiques per step; 0 scores the verdict directly, 1 uses the greedy critique.
+      own_chain: if ``votes`` is 0, the model greedily writes a reference chain for each pair, and
+        the verdict follows the critique that ``write_critique`` builds from the two chains. The
+        score is unknown if the reference chain is not well formed.
     """
 
     def __init__(
@@ -81,14 +82,14 @@ class Examiner:
         own_chain: bool = False,
     ):
         self.format = QuestionFormat(prompts=policy.format, answer_length=answer_length)
-        self.asked = self.repeated = 0  # of the last call: put to the model, and asked before
+        self.asked = self.repeated = 0  # in the last call: distinct queries; repeated or too long
         self.policy, self._votes = policy, votes
         devices = policy.mesh.shape["data"] * policy.mesh.shape["fsdp"]
-        self._branches = len(policy.format.schema.steps)  # questions of one chain, read in a row
+        self._branches = len(policy.format.schema.steps)  # maximum step queries per packed row
         self._batch_size = math.ceil(batch_size / devices) * devices
-        self._share = jax.jit(self._verdict_share)
-        self._judge = Judge(policy, OWN_BATCH) if own_chain else None
-        self._compares = own_chain and not votes
+        self._verdict_probabilities = jax.jit(self._compute_verdict_probabilities)
+        self._generator = Judge(policy, REFERENCE_BATCH) if own_chain else None
+        self._uses_references = own_chain and not votes
         self._sampler = jit_sample(
             policy.model,
             group_size=max(votes, 1),
@@ -99,103 +100,105 @@ class Examiner:
         )
 
     def learnt(self, params: Any) -> None:
-        """Takes other parameters."""
+        """Replaces the parameters."""
         self.policy = replace(self.policy, params=params)
 
-    def score(self, examinations: Sequence[Examination], key: Array) -> Scores:
-        """Scores examinations, whatever their truth; ``[n]`` arrays.
+    def score(self, step_queries: Sequence[Examination], key: Array) -> Scores:
+        """Scores step queries, without using their labels; ``[n]`` arrays.
 
-        Nothing is remembered from call to call: beside other questions the same one may score
-        another last bit, and a run that is resumed must score as one that was not.
+        Nothing is cached between calls: in another batch the same step query may differ in the last
+        bit of its score, and a resumed run must score as an uninterrupted one.
 
         Args:
-          examinations: the steps; those of one chain, in order, are read together.
-          key: of the critiques, consumed.
+          step_queries: the steps; consecutive ones of the same chain, in order, share a row.
+          key: for sampling critiques, consumed.
         """
-        questions = self.format.questions(examinations) if examinations else []
-        marks = [_digest(question.ids) for question in questions]
-        asked = {
-            mark: (question, examination)
-            for mark, question, examination in zip(marks, questions, examinations, strict=True)
+        questions = self.format.questions(step_queries) if step_queries else []
+        digests = [_digest(question.ids) for question in questions]
+        distinct = {
+            digest: (question, step_query)
+            for digest, question, step_query in zip(digests, questions, step_queries, strict=True)
             if self.format.fits(question)
         }
-        self.asked, self.repeated = len(asked), len(questions) - len(asked)
-        ask = [question for question, _ in asked.values()]
+        self.asked, self.repeated = len(distinct), len(questions) - len(distinct)
+        unscored = [question for question, _ in distinct.values()]
         if self._votes:
-            fresh = self._by_critiques(ask, key)
-        elif self._compares:
-            fresh = self._by_comparison(ask, [one for _, one in asked.values()])
+            values = self._score_with_critiques(unscored, key)
+        elif self._uses_references:
+            values = self._score_with_references(
+                unscored, [query for _, query in distinct.values()]
+            )
         else:
-            asked_for = [*self.format.marks[VERDICT], *self.format.before]
-            branches = [Branch(question=question, ids=asked_for) for question in ask]
-            fresh = self._read(branches, len(asked_for))
-        told = dict(zip(asked, fresh, strict=True))
-        scores = np.array([told.get(mark, math.nan) for mark in marks], np.float32)
+            prompt = [*self.format.marks[VERDICT], *self.format.before]
+            branches = [Branch(question=question, ids=prompt) for question in unscored]
+            values = self._score_branches(branches, len(prompt))
+        by_digest = dict(zip(distinct, values, strict=True))
+        scores = np.array([by_digest.get(digest, math.nan) for digest in digests], np.float32)
         known = ~np.isnan(scores)
         return Scores(score=np.where(known, scores, 0.0).astype(np.float32), known=known)
 
-    def remarks(self, examinations: Sequence[Examination]) -> list[str]:
-        """What it says of each step; "" where it has nothing to say.
+    def remarks(self, step_queries: Sequence[Examination]) -> list[str]:
+        """Returns the critique of each step as text, "" if there is none.
 
-        A critique and a verdict in the most likely words; or, where it compares with a chain of its
-        own, what sets the two apart, which is what the score rests on.
+        This is the greedy critique with its verdict. If reference chains are used, it is the
+        critique that compares the step with the reference chain, on which the score is based.
         """
-        questions = self.format.questions(examinations) if examinations else []
-        fit = [n for n, question in enumerate(questions) if self.format.fits(question)]
+        questions = self.format.questions(step_queries) if step_queries else []
+        fitting = [n for n, question in enumerate(questions) if self.format.fits(question)]
         answers: list[str] = []
-        if self._compares:
-            answers = [
-                critique or "" for critique in self._critiques([examinations[n] for n in fit])
-            ]
+        if self._uses_references:
+            critiques = self._reference_critiques([step_queries[n] for n in fitting])
+            answers = [critique or "" for critique in critiques]
         else:
-            for part in self._parts([questions[n] for n in fit]):
-                answers += self._said(part, jax.random.key(0), 0.0)[:: max(self._votes, 1)]
+            for batch in self._batches([questions[n] for n in fitting]):
+                samples = self._sample(batch, jax.random.key(0), 0.0)
+                answers += samples[:: max(self._votes, 1)]
         remarks = [""] * len(questions)
-        for n, text in zip(fit, answers, strict=False):
+        for n, text in zip(fitting, answers, strict=False):
             remarks[n] = " ".join(text.split())
         return remarks
 
     def own_chains(self, examples: Sequence[Example]) -> list[str] | None:
-        """The chain that it writes of each pair; None where it has none of its own."""
-        if self._judge is None:
+        """Returns the greedy reference chain for each pair, None if the model writes none."""
+        if self._generator is None:
             return None
         texts: list[str] = []
         rows = range(len(examples))
-        for part, rollout, _ in self._judge.read(self.policy.params, examples, rows):
-            texts += self.policy.format.texts(rollout)[: len(part)]
+        for batch, rollout, _ in self._generator.read(self.policy.params, examples, rows):
+            texts += self.policy.format.texts(rollout)[: len(batch)]
         return texts
 
-    def _by_comparison(
-        self, questions: Sequence[Question], examinations: Sequence[Examination]
+    def _score_with_references(
+        self, questions: Sequence[Question], step_queries: Sequence[Examination]
     ) -> list[float]:
-        """P(correct) behind a critique that compares the step with its own chain; NaN for none."""
-        critiques = enumerate(self._critiques(examinations))
-        told = {n: critique for n, critique in critiques if critique is not None}
-        branches = [self.format.compared(questions[n], own) for n, own in told.items()]
-        asked_for = len(self.format.marks[CRITIQUE]) + len(self.format.before)
-        room = self.format.answer_length + asked_for
-        shares = np.full(len(questions), np.nan)
-        shares[[*told]] = self._read(branches, room)
-        return shares.tolist()
+        """Returns P(correct) after a critique from the reference chain; NaN if unknown."""
+        all_critiques = enumerate(self._reference_critiques(step_queries))
+        critiques = {n: critique for n, critique in all_critiques if critique is not None}
+        branches = [self.format.compared(questions[n], text) for n, text in critiques.items()]
+        prompt_length = len(self.format.marks[CRITIQUE]) + len(self.format.before)
+        max_length = self.format.answer_length + prompt_length
+        scores = np.full(len(questions), np.nan)
+        scores[[*critiques]] = self._score_branches(branches, max_length)
+        return scores.tolist()
 
-    def _critiques(self, examinations: Sequence[Examination]) -> list[str | None]:
-        """What sets each step apart from its own chain; None where that is not well formed."""
+    def _reference_critiques(self, step_queries: Sequence[Examination]) -> list[str | None]:
+        """Compares each step with its reference chain; None if that chain is not well formed."""
         schema = self.policy.format.schema
-        pairs = {_pair(one.example): one.example for one in examinations}
+        pairs = {_pair_key(step_query.example): step_query.example for step_query in step_queries}
         texts = self.own_chains([*pairs.values()]) or []
-        own = dict(zip(pairs, map(schema.parse, texts), strict=True))
+        references = dict(zip(pairs, map(schema.parse, texts), strict=True))
         critiques: list[str | None] = []
-        for one in examinations:
-            chain = own[_pair(one.example)]
-            written = schema.parse(one.written).steps[schema.names.index(one.step)]
-            if written is None or not chain.well_formed:
+        for step_query in step_queries:
+            reference = references[_pair_key(step_query.example)]
+            written = schema.parse(step_query.written).steps[schema.names.index(step_query.step)]
+            if written is None or not reference.well_formed:
                 critiques.append(None)
             else:
-                critiques.append(write_critique(one.step, said(chain, schema), written))
+                critiques.append(write_critique(step_query.step, said(reference, schema), written))
         return critiques
 
-    def _read(self, branches: Sequence[Branch], size: int) -> list[float]:
-        """P(correct) behind each branch, of no more tokens than ``size``; NaN for unreadable."""
+    def _score_branches(self, branches: Sequence[Branch], max_length: int) -> list[float]:
+        """Returns P(correct) after each branch of up to ``max_length`` tokens; NaN if unknown."""
         rows: list[list[Branch]] = []
         for n, branch in enumerate(branches):
             following = n and branch.question.follows(branches[n - 1].question)
@@ -203,80 +206,83 @@ class Examiner:
                 rows[-1].append(branch)
             else:
                 rows.append([branch])
-        # The longest rows together, so that the others are read in less room.
-        needs = [self.format.size(row) for row in rows]
-        order = sorted(range(len(rows)), key=lambda n: -needs[n])
-        longest = self.format.trunk_length + self._branches * size
-        unit = max(math.ceil(longest / WIDTHS), STEP)
-        read: dict[int, list[float]] = {}
-        for part in self._parts(order):
-            width = unit * math.ceil(needs[part[0]] / unit)
-            packed = self.format.pack([rows[n] for n in part], width)
-            ends = np.full((len(part), self._branches), -1, np.int32)
+        # The longest rows are batched together, so that the other batches can be narrower.
+        sizes = [self.format.size(row) for row in rows]
+        order = sorted(range(len(rows)), key=lambda n: -sizes[n])
+        longest = self.format.trunk_length + self._branches * max_length
+        unit = max(math.ceil(longest / MAX_WIDTHS), WIDTH_STEP)
+        scores: dict[int, list[float]] = {}
+        for batch in self._batches(order):
+            width = unit * math.ceil(sizes[batch[0]] / unit)
+            packed = self.format.pack([rows[n] for n in batch], width)
+            ends = np.full((len(batch), self._branches), -1, np.int32)
             ends[:, : packed.ends.shape[1]] = packed.ends
-            shares = self._verdicts(packed.tokens, packed.positions, ends, packed.mask)
-            for n, own in zip(part, shares, strict=True):
-                read[n] = own[: len(rows[n])].tolist()
-        return [share for n in range(len(rows)) for share in read[n]]
+            row_scores = self._verdict_scores(packed.tokens, packed.positions, ends, packed.mask)
+            for n, branch_scores in zip(batch, row_scores, strict=True):
+                scores[n] = branch_scores[: len(rows[n])].tolist()
+        return [score for n in range(len(rows)) for score in scores[n]]
 
-    def _by_critiques(self, questions: Sequence[Question], key: Array) -> list[float]:
-        """Mean P(correct) over the critiques that can be read; NaN where none can."""
+    def _score_with_critiques(self, questions: Sequence[Question], key: Array) -> list[float]:
+        """Returns the mean P(correct) over the critiques that can be parsed; NaN if none can."""
         texts: list[str] = []
-        for n, part in enumerate(self._parts(questions)):
-            texts += self._said(part, jax.random.fold_in(key, n), float(self._votes > 1))
-        voters = [row for row in range(len(questions)) for _ in range(self._votes)]
-        answers = [read_answer(text) for text in texts[: len(voters)]]
-        read = [(row, answer[0]) for row, answer in zip(voters, answers, strict=True) if answer]
-        votes: list[list[float]] = [[] for _ in questions]
-        rows = self.format.critiqued([questions[row] for row, _ in read], [c for _, c in read])
+        for n, batch in enumerate(self._batches(questions)):
+            texts += self._sample(batch, jax.random.fold_in(key, n), float(self._votes > 1))
+        rows = [row for row in range(len(questions)) for _ in range(self._votes)]
+        answers = [read_answer(text) for text in texts[: len(rows)]]
+        critiques = [(row, answer[0]) for row, answer in zip(rows, answers, strict=True) if answer]
+        prompts = self.format.critiqued(
+            [questions[row] for row, _ in critiques], [critique for _, critique in critiques]
+        )
         length = self.format.question_length + self.format.answer_length
-        shares: list[float] = []
-        for part in self._parts(rows):
+        scores: list[float] = []
+        for part in self._batches(prompts):
             batch = self.format.padded(part, length)
-            tokens, place = np.asarray(batch.tokens), positions(batch.mask)
+            tokens, position_ids = np.asarray(batch.tokens), positions(batch.mask)
             ends = np.full((len(part), 1), length - 1, np.int32)
-            shares += self._verdicts(tokens, place, ends)[:, 0].tolist()
-        for (row, _), share in zip(read, shares, strict=False):
-            votes[row] += [] if math.isnan(share) else [share]
-        return [float(np.mean(own)) if own else math.nan for own in votes]
+            scores += self._verdict_scores(tokens, position_ids, ends)[:, 0].tolist()
+        votes: list[list[float]] = [[] for _ in questions]
+        for (row, _), score in zip(critiques, scores, strict=False):
+            votes[row] += [] if math.isnan(score) else [score]
+        return [float(np.mean(row_votes)) if row_votes else math.nan for row_votes in votes]
 
-    def _said(self, questions: Sequence[Question], key: Array, temperature: float) -> list[str]:
-        """The answers to a batch of questions, with a critique, as text; each G times."""
-        asked, mesh = self.format.marks[CRITIQUE], self.policy.mesh
+    def _sample(self, questions: Sequence[Question], key: Array, temperature: float) -> list[str]:
+        """Samples answers with a critique for a batch of step queries, ``max(votes, 1)`` each."""
+        mark, mesh = self.format.marks[CRITIQUE], self.policy.mesh
         key = jax.device_put(key, NamedSharding(mesh, PartitionSpec()))
-        rows = [[*question.ids, *asked] for question in questions]
+        rows = [[*question.ids, *mark] for question in questions]
         batch = self.format.padded(rows, self.format.question_length)
         rollout = self._sampler(self.policy.params, batch, key, temperature)
         return self.policy.format.texts(jax.device_get(rollout))
 
-    def _parts(self, rows: Sequence[Any]) -> list[Sequence[Any]]:
-        """Batches of one size, the last one filled up with repetitions."""
+    def _batches(self, rows: Sequence[Any]) -> list[Sequence[Any]]:
+        """Splits rows into batches of one size; the last one is padded with its last row."""
         size = self._batch_size
-        filled = [*rows, *[rows[-1]] * (-len(rows) % size)] if rows else []
-        return [filled[first : first + size] for first in range(0, len(filled), size)]
+        padded = [*rows, *[rows[-1]] * (-len(rows) % size)] if rows else []
+        return [padded[first : first + size] for first in range(0, len(padded), size)]
 
-    def _verdicts(
+    def _verdict_scores(
         self,
         tokens: Int[np.ndarray, "B T"],
-        place: Int[np.ndarray, "B T"],
+        position_ids: Int[np.ndarray, "B T"],
         ends: Int[np.ndarray, "B M"],
         mask: Bool[np.ndarray, "B T T"] | None = None,
     ) -> Float32[np.ndarray, "B M"]:
-        """P(correct) behind each end; NaN where it cannot be read, or there is no end."""
-        rows = jax.device_put((tokens, place, ends, mask), batch_sharding(self.policy.mesh))
-        share, mass = jax.device_get(self._share(self.policy.params, *rows))
-        return np.where((mass >= READABLE) & (ends >= 0), share, np.nan)
+        """Returns P(correct) after each column in ``ends``; NaN if unknown or ``ends`` is -1."""
+        rows = jax.device_put((tokens, position_ids, ends, mask), batch_sharding(self.policy.mesh))
+        score, mass = jax.device_get(self._verdict_probabilities(self.policy.params, *rows))
+        return np.where((mass >= READABLE) & (ends >= 0), score, np.nan)
 
-    def _verdict_share(
-        self, params: Any, tokens: Array, place: Array, ends: Array, mask: Array | None
+    def _compute_verdict_probabilities(
+        self, params: Any, tokens: Array, position_ids: Array, ends: Array, mask: Array | None
     ) -> tuple[Array, Array]:
-        """P(correct) among the two verdicts, and what they hold of the whole probability."""
-        output = self.policy.model.forward(params, tokens, place, mask=mask)
+        """Returns P(correct) normalized over the two verdicts, and their total probability."""
+        output = self.policy.model.forward(params, tokens, position_ids, mask=mask)
         hidden = jnp.take_along_axis(output.hidden, jnp.maximum(ends, 0)[:, :, None], axis=1)
         logits = jnp.einsum("bmd,dv->bmv", hidden, output.head)
         logps = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-        both = logps[:, :, jnp.asarray(self.format.rivals)]
-        return jax.nn.softmax(both, axis=-1)[:, :, 0], jnp.exp(both).sum(axis=-1)
+        verdict_logps = logps[:, :, jnp.asarray(self.format.rivals)]
+        mass = jnp.exp(verdict_logps).sum(axis=-1)
+        return jax.nn.softmax(verdict_logps, axis=-1)[:, :, 0], mass
 
 
 def examine_chains(
@@ -286,90 +292,97 @@ def examine_chains(
     schema: CotSchema,
     key: Array,
 ) -> Scores:
-    """Scores every step of every rollout; ``[B, S]`` arrays. The key is consumed.
+    """Scores every step of every rollout with a process reward model; ``[B, S]`` arrays.
 
-    A step that cannot be read is wrong without asking; one that a chain lacks is unknown.
+    A step that cannot be parsed scores 0 without running the model. A step that a chain lacks is
+    unknown. The key is consumed.
     """
     shape = len(chains), len(schema.steps)
     known = np.array([[step is not None for step in chain.steps] for chain in chains])
     score = np.zeros(shape, np.float32)
-    where, questions = chain_examinations(chains, examples, schema)
-    told = examiner.score(questions, key)
-    for place, value, ok in zip(where, told.score, told.known, strict=True):
-        score[place], known[place] = value, ok
+    indices, step_queries = chain_examinations(chains, examples, schema)
+    scores = examiner.score(step_queries, key)
+    for index, step_score, step_known in zip(indices, scores.score, scores.known, strict=True):
+        score[index], known[index] = step_score, step_known
     return Scores(score=score, known=known)
 
 
 def chain_examinations(
     chains: Sequence[Chain], examples: Sequence[Example], schema: CotSchema
 ) -> tuple[list[tuple[int, int]], list[Examination]]:
-    """The steps of chains that can be read: row and step index, and the examination of each."""
-    where = [
+    """Returns the (row, step index) and the step query of each readable step of the chains."""
+    indices = [
         (b, k)
         for b, chain in enumerate(chains)
         for k, parsed in enumerate(chain.steps)
         if parsed is not None and parsed.valid
     ]
-    return where, [
+    return indices, [
         Examination(
             example=examples[b],
             step=schema.names[k],
             written=written_steps(chains[b], schema, k),
             chain=str(b),
         )
-        for b, k in where
+        for b, k in indices
     ]
 
 
 def contradictions(
     verifier: Float32[np.ndarray, "B S"],
     verifier_known: Bool[np.ndarray, "B S"],
-    told: Scores,
+    scores: Scores,
     schema: CotSchema,
 ) -> dict[str, float]:
-    """What the examiner thinks of each step, and how often the verifier says the opposite.
+    """Returns metrics of process reward model scores, and of their disagreement with the verifier.
 
-    The verifier calls a step correct for full marks, the examiner from one half on. A policy that
-    learns to please the examiner shows here: the score rises and so does the disagreement.
+    A step is correct for the verifier if its reward is 1, for the process reward model if its score
+    is at least 1/2. Reward hacking shows here: the score rises and so does the disagreement.
+
+    Args:
+      verifier: verifier rewards in [0, 1], valid where ``verifier_known``.
+      verifier_known: mask of the known ones.
+      scores: ``[B, S]`` scores of the process reward model.
+      schema: the steps.
 
     Returns:
-      ``examiner/<step>``, its mean score where it has one; ``disagreement/<step>``, the share of
-      the opposite among the steps of which both speak; ``examiner`` and ``disagreement``, the same
-      over all steps.
+      ``examiner/<step>``, the mean of the known scores. ``disagreement/<step>``, the share of
+      disagreement among the steps that both know. ``examiner`` and ``disagreement`` are the same
+      over all steps. A metric with no such step is left out.
     """
-    both = verifier_known & told.known
-    apart = both & ((verifier >= FULL_MARKS) != (told.score >= 0.5))
+    both_known = verifier_known & scores.known
+    disagree = both_known & ((verifier >= FULL_MARKS) != (scores.score >= 0.5))
     columns = {f"/{name}": slice(k, k + 1) for k, name in enumerate(schema.names)}
-    figures = {}
-    for name, own in (columns | {"": slice(None)}).items():
-        if known := told.known[:, own].sum():
-            score = np.where(told.known, told.score, 0.0)[:, own].sum() / known
-            figures[f"examiner{name}"] = float(score)
-        if count := both[:, own].sum():
-            figures[f"disagreement{name}"] = float(apart[:, own].sum() / count)
-    return figures
+    metrics = {}
+    for name, column in (columns | {"": slice(None)}).items():
+        if known := scores.known[:, column].sum():
+            score = np.where(scores.known, scores.score, 0.0)[:, column].sum() / known
+            metrics[f"examiner{name}"] = float(score)
+        if count := both_known[:, column].sum():
+            metrics[f"disagreement{name}"] = float(disagree[:, column].sum() / count)
+    return metrics
 
 
 # -------------------------------------------------------------------------- on the disk
 
 
 def describe_examiner(policy: Policy) -> dict[str, str]:
-    """What ``examiner.json`` holds: by what a folder's parts are known to fit together."""
+    """Returns the content of ``examiner.json``: a digest of the tokenizer used in training."""
     return {"tokenizer": tokenizer_digest(policy)}
 
 
 def load_examiner(config: Config) -> Examiner:
-    """The examiner that ``config.reward.model`` names.
+    """Loads the process reward model that ``config.reward.model`` names.
 
     Raises:
       FileNotFoundError, ValueError: as ``RewardFolder.check`` and ``RewardFolder.restore``.
     """
     folder = Path(config.reward.model)
-    own = EXAMINER.check(folder, config)
-    policy = make_policy(own, folder, mesh=examiner_mesh(config))
+    prm_config = EXAMINER.check(folder, config)
+    policy = make_policy(prm_config, folder, mesh=examiner_mesh(config))
     return Examiner(
         EXAMINER.restore(folder, policy, describe_examiner(policy)),
-        answer_length=own.examiner.answer_length,
+        answer_length=prm_config.examiner.answer_length,
         batch_size=config.reward.batch_size,
         votes=config.reward.votes,
         own_chain=writes_own_chain(folder),
@@ -377,12 +390,12 @@ def load_examiner(config: Config) -> Examiner:
 
 
 def writes_own_chain(folder: Path) -> bool:
-    """Whether the examiner of a folder learnt to judge pairs, and so has chains of its own."""
+    """Whether the process reward model of a folder was trained to write reference chains."""
     return (folder / "checkpoints" / SOLVE).is_dir()
 
 
 def said(chain: Chain, schema: CotSchema) -> dict[str, str]:
-    """What a chain says of each step, as annotation would: a verdict, or the items."""
+    """Returns a chain's verdict or items by step name, in the format of an annotation."""
     return {
         step.name: str(parsed.verdict) if step.verdicts else parsed.text
         for step, parsed in zip(schema.steps, chain.steps, strict=True)
@@ -390,7 +403,7 @@ def said(chain: Chain, schema: CotSchema) -> dict[str, str]:
     }
 
 
-def _pair(example: Example) -> tuple[str, ...]:
+def _pair_key(example: Example) -> tuple[str, ...]:
     return example.query, *(text for field in example.product.items() for text in field)
 
 

@@ -1,8 +1,7 @@
-"""Refreshing an examiner: it goes on learning from steps that the policy writes by now.
+"""Refreshes a process reward model (PRM) during RL, by training it on the policy's current steps.
 
-An examiner that was trained once knows the steps of the policies it was trained on. As the policy
-moves on, its steps look less and less like those; every so many updates the examiner may look at
-them anew, where humans annotated them.
+A PRM is trained on the steps of earlier policies. As the policy changes, its steps drift away from
+those. At a fixed interval the PRM may be trained further on current steps of annotated pairs.
 """
 
 from dataclasses import replace
@@ -25,124 +24,128 @@ from she_jax.train.sft import new_state
 from she_jax.train.workdir import Config
 from she_jax.types import Example, TrainState
 
-EARLIER = "earlier policy"  # source of the policy steps that the examiner was trained on at first
+EARLIER = "earlier policy"  # source of the policy steps in the PRM's original training data
 
 
 class Refresher:
-    """Refreshes an examiner in place, and brings it back to where it was.
+    """Refreshes a process reward model in place, and restores it when a run resumes.
 
-    What it learnt is in ``checkpoints/examiner``, by the number of the update, so that a run that
-    is resumed goes on with the examiner it had.
+    Its parameters are saved in ``checkpoints/examiner`` by update number, so that a resumed run
+    continues with the same PRM.
 
     Args:
-      config: of the policy's run; ``reward`` is read.
-      workdir: its folder.
-      examiner: as ``config.reward.model`` has it.
-      judge: samples from the policy.
-      batches: of the stage's pairs, by position; an update's worth each.
-      start: updates that the run has done.
+      config: config of the policy's run; ``reward``, ``rl.steps`` and ``seed`` are used.
+      workdir: folder of that run.
+      prm: the PRM as loaded from ``config.reward.model``.
+      generator: samples from the policy.
+      batches: batches of the stage's pairs by position, one per policy update.
+      start: number of policy updates already done.
 
     Raises:
-      ValueError: if the examiner of update ``start`` is gone.
+      ValueError: if the PRM checkpoint that update ``start`` needs is missing.
     """
 
     def __init__(
         self,
         config: Config,
         workdir: Path,
-        examiner: Examiner,
-        judge: Judge,
+        prm: Examiner,
+        generator: Judge,
         batches: Any,
         start: int,
     ):
-        self._config, self._examiner, self._judge = config, examiner, judge
+        self._config, self._prm, self._generator = config, prm, generator
         self._batches = batches
         folder = Path(config.reward.model)
-        self._room = EXAMINER.check(folder, config).examiner.room
+        self._answer_budget = EXAMINER.check(folder, config).examiner.room
         self._pool = [
-            replace(one, source=EARLIER) if one.source == POLICY else one
-            for one in read_examinations(folder / "examinations" / "train.jsonl")
+            replace(step_query, source=EARLIER) if step_query.source == POLICY else step_query
+            for step_query in read_examinations(folder / "examinations" / "train.jsonl")
         ]
         self._saved = Checkpoints(workdir / "checkpoints" / "examiner", warn=say)
-        last = min(start, config.rl.steps - 1)  # after the last update there is no refresh
+        last = min(start, config.rl.steps - 1)  # there is no refresh after the last update
         last -= last % config.reward.refresh_every
-        if last and not self._go_back(last):
+        if last and not self._restore(last):
             raise ValueError(
                 f"the examiner as refreshed at update {last} is not in {self._saved.directory}: "
                 "put it back, or start anew in another --workdir"
             )
-        # A constant rate: there is no telling which refresh will be the last.
+        # A constant rate: which refresh will be the last is not known in advance.
         rate = config.reward.refresh_learning_rate
         self._optimizer = optax.adamw(rate, b2=0.98, weight_decay=0.01)
-        policy = examiner.policy
         self._update = jit_update_step(
-            make_sft_step(policy.model.forward, self._optimizer),
-            policy.mesh,
-            new_state(policy, self._optimizer, 0),
+            make_sft_step(prm.policy.model.forward, self._optimizer),
+            prm.policy.mesh,
+            new_state(prm.policy, self._optimizer, 0),
         )
 
     def __call__(self, step: int, params: Any) -> bool:
-        """Refreshes the examiner where that is due after so many updates; says whether it was.
+        """Refreshes the process reward model if it is due after ``step`` policy updates.
 
-        It learns from as many batches as there were updates since the last time. What was done
-        before is not done again.
+        The training data are samples for the prompts of all updates since the last refresh. If
+        this refresh was done before, its checkpoint is restored instead.
 
         Args:
-          step: updates that are done.
-          params: the policy's.
+          step: number of policy updates done.
+          params: parameters of the policy.
+
+        Returns:
+          Whether a refresh was due.
         """
         if step % self._config.reward.refresh_every:
             return False
-        if self._go_back(step):
+        if self._restore(step):
             return True
-        new = self._written(step, params)
-        if not new:
-            say(f"step {step}: the examiner is not refreshed, for nobody annotated these pairs")
-        state, losses = self._learnt(new, step)
-        self._examiner.learnt(state.params)
+        step_queries = self._collect(step, params)
+        if not step_queries:
+            say(f"step {step}: the examiner is not refreshed: none of these pairs is annotated")
+        state, losses = self._train(step_queries, step)
+        self._prm.learnt(state.params)
         self._saved.save(step, state, {})
         if losses:
+            count = len(step_queries)
             say(
-                f"step {step}: the examiner learnt from {len(new)} annotated steps of the policy; "
+                f"step {step}: the examiner learned from {count} annotated steps of the policy; "
                 f"loss {losses[0]:.3f} at first, {losses[-1]:.3f} at last"
             )
         return True
 
-    def _go_back(self, step: int) -> bool:
-        """Gives the examiner what it had learnt by then, if that is there."""
-        found = None
+    def _restore(self, step: int) -> bool:
+        """Restores the process reward model of a refresh, and returns whether it was saved."""
+        restored = None
         if step in self._saved.steps:
-            found = self._saved.restore_params(self._examiner.policy.params, up_to=step)
-        if found is None or found[0] != step:
+            restored = self._saved.restore_params(self._prm.policy.params, up_to=step)
+        if restored is None or restored[0] != step:
             return False
-        self._examiner.learnt(found[1])
+        self._prm.learnt(restored[1])
         return True
 
-    def _written(self, step: int, params: Any) -> list[Examination]:
-        """Annotated steps that the policy writes by now, of the prompts since the last time."""
-        since = step - self._config.reward.refresh_every
-        examples: list[Example] = [one for n in range(since, step) for one in self._batches[n]]
-        judge, seed = self._judge, self._config.seed + step
-        samples = judge.samples(params, examples, 1, seed, lambda done: None)
-        schema = judge.format.schema
+    def _collect(self, step: int, params: Any) -> list[Examination]:
+        """Samples the policy on the prompts since the last refresh; returns the annotated steps."""
+        first, seed = step - self._config.reward.refresh_every, self._config.seed + step
+        examples: list[Example] = [
+            example for n in range(first, step) for example in self._batches[n]
+        ]
+        samples = self._generator.samples(params, examples, 1, seed, lambda done: None)
+        schema = self._generator.format.schema
         return [
-            one
+            step_query
             for example, (sample,) in zip(examples, samples, strict=True)
-            for one in judged(sample.chain, example, schema, POLICY, f"{example.uid}/{step}")
+            for step_query in judged(sample.chain, example, schema, POLICY, f"{example.uid}/{step}")
         ]
 
-    def _learnt(self, new: list[Examination], step: int) -> tuple[TrainState, list[float]]:
-        """The examiner's state after its updates, and their losses."""
-        examiner, reward = self._examiner, self._config.reward
-        rng = np.random.default_rng((self._config.seed, step))
-        drawer, losses = Balanced([*self._pool, *new]), []
-        own = jax.tree.map(jnp.copy, examiner.policy.params)  # an update takes its state for good
-        state = new_state(replace(examiner.policy, params=own), self._optimizer, self._config.seed)
-        for _ in range(reward.refresh_steps if new else 0):
-            drawn = drawer.draw(reward.refresh_batch_size, rng)
-            # Its own chains are none that are right for sure: it is to write them as before.
-            own = examiner.own_chains([chain[0].example for chain in drawn])
-            batch, _ = examiner.format.sft_batch(drawn, self._room, rng, own)
+    def _train(self, step_queries: list[Examination], step: int) -> tuple[TrainState, list[float]]:
+        """Returns the state of the process reward model after the updates, and their losses."""
+        prm, reward, seed = self._prm, self._config.reward, self._config.seed
+        rng = np.random.default_rng((seed, step))
+        sampler, losses = Balanced([*self._pool, *step_queries]), []
+        params = jax.tree.map(jnp.copy, prm.policy.params)  # an update donates its state
+        state = new_state(replace(prm.policy, params=params), self._optimizer, seed)
+        for _ in range(reward.refresh_steps if step_queries else 0):
+            chains = sampler.draw(reward.refresh_batch_size, rng)
+            # These may be wrong. They are targets only to keep the PRM writing as before.
+            references = prm.own_chains([chain[0].example for chain in chains])
+            batch, _ = prm.format.sft_batch(chains, self._answer_budget, rng, references)
             state, figures = self._update(state, batch)
             losses.append(float(jax.device_get(figures["loss"])))
         return state, losses

@@ -1,4 +1,4 @@
-"""The scalar reward model at work: one score for each rollout, a batch at a time."""
+"""Scores rollouts with an outcome reward model (ORM), in batches, and loads one from its folder."""
 
 import math
 from pathlib import Path
@@ -25,47 +25,49 @@ SCALAR = RewardFolder(
 
 
 class ScalarReward:
-    """A scalar reward model that scores rollouts.
+    """An outcome reward model that scores rollouts.
 
-    All batches have one shape for rollouts of one length.
+    All batches of rollouts of one length have the same shape.
 
     Args:
-      policy: model, devices, and the parameters with the value among them.
-      batch_size: rollouts at a time; the last batch is filled up with repetitions.
+      policy: the ORM's model and mesh, and its parameters, the value vector included.
+      batch_size: rollouts per batch, rounded up to a multiple of the devices. The last batch is
+        padded with repeated rows.
     """
 
     def __init__(self, policy: Policy, batch_size: int):
         self._policy = policy
         devices = policy.mesh.shape["data"] * policy.mesh.shape["fsdp"]
         self._batch_size = math.ceil(batch_size / devices) * devices
-        self._probabilities = jax.jit(self._read)
+        self._probabilities = jax.jit(self._score_batch)
 
     def score(self, rollout: Rollout) -> Float32[np.ndarray, "B"]:
-        """The probability that each rollout is right, in [0, 1].
+        """Returns the probability that each rollout is correct, in [0, 1].
 
         Args:
-          rollout: of at least one row, on the host or on devices, its tokens those of the
-            tokenizer that the model was trained with. ``logps`` is not read.
+          rollout: at least one row, on the host or on devices, tokenized with the tokenizer that
+            the model was trained with. ``logps`` is not used.
         """
         masks = jax.device_get((rollout.prompt_mask, rollout.completion_mask))
-        tokens, place = np.asarray(rollout.tokens), positions(np.logical_or(*masks))
+        tokens, position_ids = np.asarray(rollout.tokens), positions(np.logical_or(*masks))
         rows = np.arange(math.ceil(len(tokens) / self._batch_size) * self._batch_size)
-        parts = np.minimum(rows, len(tokens) - 1).reshape(-1, self._batch_size)
+        batches = np.minimum(rows, len(tokens) - 1).reshape(-1, self._batch_size)
         layout = batch_sharding(self._policy.mesh)
-        found = [
+        probabilities = [
             self._probabilities(
-                self._policy.params, *jax.device_put((tokens[part], place[part]), layout)
+                self._policy.params, *jax.device_put((tokens[batch], position_ids[batch]), layout)
             )
-            for part in parts
+            for batch in batches
         ]
-        return np.concatenate(jax.device_get(found))[: len(tokens)]
+        return np.concatenate(jax.device_get(probabilities))[: len(tokens)]
 
-    def _read(self, params: Any, tokens: Array, place: Array) -> Float[Array, "B"]:
-        return jax.nn.sigmoid(chain_scores(self._policy.model.forward, params, tokens, place))
+    def _score_batch(self, params: Any, tokens: Array, position_ids: Array) -> Float[Array, "B"]:
+        forward = self._policy.model.forward
+        return jax.nn.sigmoid(chain_scores(forward, params, tokens, position_ids))
 
 
 def as_scalar(policy: Policy) -> Policy:
-    """The scalar reward model that begins as a policy, laid out on its mesh."""
+    """Returns an outcome reward model initialized from a policy, sharded over its mesh."""
     params = with_value(policy.params, policy.model.config.dim)
     return Policy(
         **vars(policy) | {"params": jax.device_put(params, shardings(params, policy.mesh))}
@@ -73,7 +75,7 @@ def as_scalar(policy: Policy) -> Policy:
 
 
 def describe_scalar(policy: Policy) -> dict[str, Any]:
-    """What ``scalar_reward.json`` holds: what a policy's rollouts must have in common with it."""
+    """Returns the content of ``scalar_reward.json``: the token format of the rollouts it scores."""
     return {
         "tokenizer": tokenizer_digest(policy),
         "chat_template": policy.format.chat_template,
@@ -82,25 +84,25 @@ def describe_scalar(policy: Policy) -> dict[str, Any]:
 
 
 def load_scalar(config: Config, policy: Policy) -> ScalarReward:
-    """The scalar reward model that ``config.reward.scalar`` names, for the rollouts of a policy.
+    """Loads the outcome reward model that ``config.reward.scalar`` names.
 
     Args:
-      config: of the policy's run.
-      policy: whose rollouts it is to score.
+      config: config of the policy's run.
+      policy: the policy whose rollouts are to be scored.
 
     Raises:
-      FileNotFoundError: if it is not there.
-      ValueError: if it is of another kind, for another chain, or reads other tokens than the policy
-        writes.
+      FileNotFoundError: if there is no finished outcome reward model in that folder.
+      ValueError: if the folder is of another kind of run, for another chain, or for another
+        tokenizer, chat template or end-of-sequence token than the policy's.
     """
     folder = Path(config.reward.scalar)
-    own = SCALAR.check(folder, config)
-    made = make_policy(own, folder, mesh=policy.mesh)
-    read, written = describe_scalar(made), describe_scalar(policy)
-    if others := [name for name in read if read[name] != written[name]]:
+    untrained = make_policy(SCALAR.check(folder, config), folder, mesh=policy.mesh)
+    expected, actual = describe_scalar(untrained), describe_scalar(policy)
+    if mismatches := [name for name in expected if expected[name] != actual[name]]:
         raise ValueError(
             f"{SCALAR.key}={folder} reads other tokens than the policy writes (another "
-            f"{', another '.join(others)}); train one for this policy with "
+            f"{', another '.join(mismatches)}); train one for this policy with "
             f"--config=configs/{SCALAR.kind}.py"
         )
-    return ScalarReward(SCALAR.restore(folder, as_scalar(made), read), config.reward.batch_size)
+    trained = SCALAR.restore(folder, as_scalar(untrained), expected)
+    return ScalarReward(trained, config.reward.batch_size)
