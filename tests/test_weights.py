@@ -184,7 +184,7 @@ def test_padding_and_truncation_saved_with_a_tokenizer_are_dropped(checkpoint):
         ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "type 'yarn'"),
         ("llama", {"rope_parameters": {"rope_type": "llama3"}}, "lacks 'factor'"),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-        ("llama", {"quantization_config": {"bits": 4}}, "quantised safetensors"),
+        ("llama", {"quantization_config": {"bits": 4}}, "quantized safetensors"),
         ("llama", {"num_key_value_heads": 3}, "kv_heads must divide heads"),
         ("qwen3", {"attention_bias": True}, "attention_bias true"),
         ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),

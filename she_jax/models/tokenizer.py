@@ -1,7 +1,7 @@
-"""Tokenizers: the bytes behind a token id, chat templates, the choice of a padding id.
+"""Tokenizer functions: bytes of a token id, chat templates, choice of a padding id.
 
-Every tokenizer here is a ``tokenizers.Tokenizer``. Encode text that ``render_chat`` made with
-``add_special_tokens=False``: the template has written the special tokens already.
+Every tokenizer here is a ``tokenizers.Tokenizer``. Encode text from ``render_chat`` with
+``add_special_tokens=False``, since the template has already written the special tokens.
 """
 
 import json
@@ -14,10 +14,10 @@ from tokenizers import Tokenizer, decoders
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Which byte each character of a byte-level vocabulary stands for (GPT-2's table).
+    """The byte that each character of a byte-level vocabulary represents (GPT-2's table).
 
-    Printable Latin-1 characters stand for themselves, the other bytes, in order, for the
-    characters from U+0100 on.
+    Printable Latin-1 characters represent themselves. The characters from U+0100 on represent the
+    other bytes, in order.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -25,19 +25,20 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 def token_bytes(tokenizer: Tokenizer, size: int | None = None) -> list[bytes]:
-    """The bytes that each token id stands for.
+    """The bytes that each token id represents.
 
-    The bytes of a text's token ids, joined, are the text in UTF-8 (after the tokenizer's
-    normalizer, where it has one), whereas decoding id by id garbles a character that two tokens
-    share. What a vocabulary lacks is lost at encoding (SmolLM2's lacks six control characters and
+    The joined bytes of a text's token ids are the text in UTF-8 (after the tokenizer's normalizer,
+    if any). Decoding id by id would garble a character that is split between two tokens. Characters
+    missing from the vocabulary are lost when encoding (SmolLM2's lacks six control characters and
     some planes beyond U+40000).
 
     Args:
       tokenizer: a byte-level BPE tokenizer.
-      size: length of the result, for a model whose vocabulary has more rows than the tokenizer.
+      size: length of the result, for a model whose embedding has more rows than the tokenizer has
+        tokens.
 
     Returns:
-      One entry a token id; ``b""`` for special tokens and for ids that are no token.
+      One entry per token id; ``b""`` for special tokens and for ids that are no token.
 
     Raises:
       ValueError: if the tokenizer is not byte-level, or ``size`` is less than its vocabulary.
@@ -71,20 +72,20 @@ def render_chat(
     add_generation_prompt: bool = True,
     **variables: Any,
 ) -> str:
-    """Writes a conversation as the text that the model was trained on.
+    """Renders a conversation with a model's chat template.
 
     The template comes with a model's weights and is not trusted: it runs in jinja2's immutable
-    sandbox and sees its arguments only, no clock and no files.
+    sandbox and sees only its arguments, no clock and no files.
 
     Args:
       template: jinja2 source, ``LoadedModel.chat_template``.
       messages: ``{"role": ..., "content": ...}`` each, in order.
       add_generation_prompt: end with the opening of the assistant's turn.
-      variables: whatever else the template reads, as a rule ``**LoadedModel.specials``.
+      variables: other variables of the template, usually ``**LoadedModel.specials``.
 
     Raises:
-      ValueError: if the template is not valid, does something the sandbox forbids, or refuses the
-        messages itself.
+      ValueError: if the template is invalid, does something the sandbox forbids, or rejects the
+        messages.
     """
 
     def raise_exception(message: str) -> None:
@@ -94,7 +95,7 @@ def render_chat(
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=["jinja2.ext.loopcontrols"],
-        loader=jinja2.DictLoader({}),  # so that an include finds nothing, and says so
+        loader=jinja2.DictLoader({}),  # an include fails with a clear error
     )
     # jinja2's own tojson escapes for HTML, which would change the text of tool calls.
     environment.filters["tojson"] = lambda value, indent=None: json.dumps(
@@ -112,15 +113,15 @@ def render_chat(
 def choose_pad(
     tokenizer: Tokenizer, declared: Iterable[int | None], eos_ids: Sequence[int], vocab_size: int
 ) -> int:
-    """A padding id that is never an end of sequence.
+    """Chooses a padding id that is not an end-of-sequence id.
 
-    Models often declare one token for both; then a sampler that may not sample padding never ends.
-    Taken is the first that exists of: a declared id that ends nothing, a special token with ``pad``
-    in its name, ``<|endoftext|>`` or ``<unk>``, any other special token (the
-    highest, since the low ones open sequences and turns), a row of the embedding that is no token.
+    Models often declare one token for both, and a sampler that masks padding would then never end.
+    The first of these that exists is chosen: a declared id outside ``eos_ids``, a special token
+    with ``pad`` in its name, ``<|endoftext|>`` or ``<unk>``, any other special token (the highest,
+    since the low ones open sequences and turns), an embedding row that is no token.
 
     Raises:
-      ValueError: if nothing is left.
+      ValueError: if none of them exists.
     """
     for index in declared:
         if index is not None and 0 <= index < vocab_size and index not in eos_ids:

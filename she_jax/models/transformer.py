@@ -28,12 +28,12 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 
 from she_jax.types import LMOutput
 
-MASKED = -1e30  # finite, so that a row whose every key is masked has a softmax and a gradient
+MASKED = -1e30  # finite, so that softmax and gradient exist for a row with all keys masked
 
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """Llama 3's stretching of rotary wavelengths, see ``rotary``."""
+    """Llama 3's scaling of the rotary wavelengths, see ``rotary``."""
 
     factor: float
     low_freq_factor: float
@@ -43,19 +43,19 @@ class RopeScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The shape of a decoder and how it computes.
+    """Architecture, dtype and rematerialization of a decoder.
 
     Attributes:
       vocab_size, dim, layers, heads, kv_heads, head_dim, ffn: sizes V, D, L, H, J, K, F.
       rope_theta: base of the rotary wavelengths.
-      rope_scaling: Llama 3's stretching, or None.
-      norm_eps: epsilon of every RMS norm.
-      tie_embeddings: the embedding is the output head too.
+      rope_scaling: Llama 3's scaling, or None.
+      norm_eps: epsilon of every RMSNorm.
+      tie_embeddings: use the embedding as the output head too.
       qkv_bias: biases on q, k and v (Qwen2).
-      qk_norm: RMS norms on the heads of q and k (Qwen3).
-      max_positions: longest sequence the model was made for; sizes nothing.
-      dtype: dtype of the computation; norms, softmax and rotations are in float32 always.
-      remat: recompute each layer in the backward pass instead of keeping its activations.
+      qk_norm: RMSNorm on each head of q and k (Qwen3).
+      max_positions: longest sequence the model was trained for; no array depends on it.
+      dtype: dtype of the computation; norms, softmax and rotations always run in float32.
+      remat: recompute each layer in the backward pass instead of storing its activations.
 
     Raises:
       ValueError: if a size is not positive, head_dim is odd, or kv_heads does not divide heads.
@@ -79,10 +79,10 @@ class ModelConfig:
     remat: bool = False
 
     def __post_init__(self):
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if item.type in (int, float, "int", "float") and not value > 0:
-                raise ValueError(f"{item.name}={value}: expected a positive number")
+        for attribute in fields(self):
+            value = getattr(self, attribute.name)
+            if attribute.type in (int, float, "int", "float") and not value > 0:
+                raise ValueError(f"{attribute.name}={value}: expected a positive number")
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"heads={self.heads}, kv_heads={self.kv_heads}: kv_heads must divide heads"
@@ -103,23 +103,24 @@ def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, "D"], eps: float) -> F
 def rotary(
     positions: Int[Array, "B T"], config: ModelConfig
 ) -> tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]:
-    """Cosine and sine of the rotary angles (arXiv 2104.09864), once for all layers and heads.
+    """Cosine and sine of the rotary angles (arXiv 2104.09864), shared by all layers and heads.
 
-    ``angle[p, i] = p * theta^(-2i/K)``. With ``rope_scaling`` wavelengths beyond
-    ``original_max_positions / low_freq_factor`` are stretched ``factor`` times, those below
-    ``original_max_positions / high_freq_factor`` stay, and between the two the frequencies blend.
+    ``angle[p, i] = p * theta^(-2i/K)``. With ``rope_scaling``, wavelengths above
+    ``original_max_positions / low_freq_factor`` are multiplied by ``factor``, those below
+    ``original_max_positions / high_freq_factor`` are kept, and the frequencies between the two are
+    interpolated.
 
     Args:
-      positions: position of each token; padding (-1) is turned like position 0, nobody looks there.
+      positions: position of each token; padding (-1) is treated as position 0, since it is masked.
       config: gives K, theta and the scaling.
     """
     frequency = config.rope_theta ** (
         -jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
     )
     if (scaling := config.rope_scaling) is not None:
-        turns = scaling.original_max_positions * frequency / (2 * math.pi)
+        rotations = scaling.original_max_positions * frequency / (2 * math.pi)
         span = scaling.high_freq_factor - scaling.low_freq_factor
-        keep = jnp.clip((turns - scaling.low_freq_factor) / span, 0.0, 1.0)
+        keep = jnp.clip((rotations - scaling.low_freq_factor) / span, 0.0, 1.0)
         frequency = frequency * (keep + (1.0 - keep) / scaling.factor)
     angles = jnp.maximum(positions, 0)[:, :, None, None] * frequency.reshape(1, 1, 1, -1)
     return jnp.cos(angles), jnp.sin(angles)
@@ -128,13 +129,13 @@ def rotary(
 def rotate(
     x: Float[Array, "B T N K"], cos: Float[Array, "B T 1 half"], sin: Float[Array, "B T 1 half"]
 ) -> Float[Array, "B T N K"]:
-    """Turns each pair ``(x[i], x[i + K/2])`` by its angle, as Hugging Face's weights expect."""
+    """Rotates each pair ``(x[i], x[i + K/2])`` by its angle, as Hugging Face's weights expect."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
 
 
-# Keys and values that several successive rows share, and which of the P are real.
+# Keys and values shared by several consecutive rows, and the mask of the real ones among the P.
 Prefix = tuple[Float[Array, "NJ K P"], Float[Array, "NJ P K"], Bool[Array, "N P"]]
 
 
@@ -145,19 +146,19 @@ def attention(
     mask: Bool[Array, "B T S"],
     prefix: Prefix | None = None,
 ) -> Float[Array, "B H T K"]:
-    """``softmax(q k^T / sqrt(K)) v`` where ``mask``, the softmax in float32.
+    """Masked attention, ``softmax(q k^T / sqrt(K)) v``, with the softmax in float32.
 
-    The query heads are grouped by the key-value head they share, and with a prefix the rows by the
-    prefix they share, so that no key or value is repeated: a group of B / N rows reads its prompt's
-    keys in one product. A query that may look at nothing gets a mean of values: finite, and read by
-    nobody.
+    Query heads are grouped by the key-value head they share. With a prefix, rows are grouped by the
+    prefix they share. So no key or value is repeated: a group of B / N rows reads the keys of its
+    prompt in one product. A query with all keys masked returns a mean of values, which is finite
+    and never used.
 
     Args:
       q: queries.
-      k, v: keys and values, a row's heads contiguous. One batch axis in front and keys that stand
-        as columns: so the products copy nothing on the CPU.
-      mask: which key each query may look at.
-      prefix: keys and values that a query may look at besides; N divides B.
+      k, v: keys and values, the heads of a row contiguous. With one leading batch axis and the keys
+        as columns, the products copy nothing on the CPU.
+      mask: which keys each query attends to.
+      prefix: further keys and values; every query attends to the real ones; N divides B.
     """
     batch, size = q.shape[0], q.shape[-1]
     grouped = (q * size**-0.5).reshape(k.shape[0], -1, size)
@@ -166,14 +167,15 @@ def attention(
         keys, values, real = prefix
         count, heads = real.shape[0], keys.shape[0] // real.shape[0]
         # [N * group * J, Q, K] to [N * J, group * Q, K] and back
-        together = grouped.reshape(count, batch // count, heads, -1, size).swapaxes(1, 2)
-        found = _attend(together.reshape(count * heads, -1, size), keys, values, real[:, None])
-        apart = (x.reshape(*together.shape[:-1], -1).swapaxes(1, 2) for x in found)
-        seen, high, sums = (x.reshape(*grouped.shape[:-1], -1) for x in apart)
+        by_prefix = grouped.reshape(count, batch // count, heads, -1, size).swapaxes(1, 2)
+        parts = _attend(by_prefix.reshape(count * heads, -1, size), keys, values, real[:, None])
+        by_row = (x.reshape(*by_prefix.shape[:-1], -1).swapaxes(1, 2) for x in parts)
+        prefix_out, prefix_peak, prefix_total = (x.reshape(*grouped.shape[:-1], -1) for x in by_row)
         # The softmax over both: each part is rescaled from its own maximum to the larger one.
-        top = jnp.maximum(peak, high)
-        own, other = jnp.exp(peak - top), jnp.exp(high - top)
-        out, total = out * own + seen * other, total * own + sums * other
+        top = jnp.maximum(peak, prefix_peak)
+        scale, prefix_scale = jnp.exp(peak - top), jnp.exp(prefix_peak - top)
+        out = out * scale + prefix_out * prefix_scale
+        total = total * scale + prefix_total * prefix_scale
     return (out / total).reshape(q.shape).astype(v.dtype)
 
 
@@ -183,10 +185,10 @@ def _attend(
     v: Float[Array, "NJ S K"],
     mask: Bool[Array, "N U S"],
 ) -> tuple[Float32[Array, "NJ Q K"], Float32[Array, "NJ Q 1"], Float32[Array, "NJ Q 1"]]:
-    """Sum of ``exp(score - peak) v``, the peak, and the sum of the exponentials.
+    """Unnormalized attention output ``sum(exp(score - peak) v)``, peak, and sum of exponentials.
 
-    Query i has row ``i % U`` of the mask. Divided by the sum after the product with v: that is
-    S / K times fewer divisions.
+    Query i uses row ``i % U`` of the mask. The caller divides by the sum, after the product with v:
+    that takes S / K times fewer divisions.
     """
     scores = jnp.einsum("nqk,nks->nqs", q, k, preferred_element_type=jnp.float32)
     rows, queries, slots = mask.shape
@@ -201,7 +203,7 @@ def _attend(
 
 
 class Layers(nnx.Module):
-    """The decoder's layers, stacked; the methods work on one, after ``nnx.merge`` of a slice."""
+    """All decoder layers, stacked; the methods run one layer, after ``nnx.merge`` of a slice."""
 
     def __init__(self, config: ModelConfig, key: Array):
         self.config = config
@@ -232,7 +234,7 @@ class Layers(nnx.Module):
         self.down = normal(ffn, dim, std=residual)
 
     def qkv(self, x: Float[Array, "B T D"], cos: Array, sin: Array) -> tuple[Array, Array, Array]:
-        """Queries [B, H, T, K], keys [B * J, K, T], values [B * J, T, K]; rotated."""
+        """Rotated queries [B, H, T, K] and keys [B * J, K, T], and values [B * J, T, K]."""
         config = self.config
         x = rms_norm(x, self.attn_norm[...], config.norm_eps)
         q, k, v = (_project(x, weight[...], 1) for weight in (self.q, self.k, self.v))
@@ -249,7 +251,7 @@ class Layers(nnx.Module):
         values = v.swapaxes(1, 2).reshape(-1, v.shape[1], v.shape[3])
         return q.swapaxes(1, 2), keys, values
 
-    def rest(self, x: Float[Array, "B T D"], heads: Float[Array, "B H T K"]) -> Array:
+    def after_attention(self, x: Float[Array, "B T D"], heads: Float[Array, "B H T K"]) -> Array:
         """The layer after its attention: output projection, then the gated feed-forward."""
         x = x + _project(heads.swapaxes(1, 2), self.o[...], 2)
         inner = rms_norm(x, self.mlp_norm[...], self.config.norm_eps)
@@ -258,14 +260,14 @@ class Layers(nnx.Module):
 
 
 def _project(x: Array, weight: Array, axes: int) -> Array:
-    """Contracts the last ``axes`` axes of x with the first of the weight, as one 2-D product."""
+    """Contracts the last ``axes`` axes of x with the weight's first, as one 2-D product."""
     rows, shape = x.shape[: x.ndim - axes], weight.shape[axes:]
     flat = weight.reshape(math.prod(weight.shape[:axes]), -1).astype(x.dtype)
     return (x.reshape(-1, flat.shape[0]) @ flat).reshape(*rows, *shape)
 
 
 class Decoder(nnx.Module):
-    """Embedding, layers, final norm and head."""
+    """A decoder: embedding, layers, final norm and output head."""
 
     def __init__(self, config: ModelConfig, key: Array):
         embed_key, layers_key, head_key = jax.random.split(key, 3)
@@ -278,11 +280,11 @@ class Decoder(nnx.Module):
             self.head = nnx.Param(0.02 * jax.random.normal(head_key, shape[::-1]))
 
     def embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """Looks the tokens up, in the computation's dtype."""
+        """Embeds the tokens, in the dtype of the computation."""
         return jnp.take(self.embed[...], tokens, axis=0, mode="clip").astype(self.config.dtype)
 
     def output(self, x: Float[Array, "B T D"]) -> LMOutput:
-        """Final norm, and the head that the caller multiplies out."""
+        """Applies the final norm; the caller multiplies the hidden states by the head."""
         head = self.embed[...].T if self.config.tie_embeddings else self.head[...]
         hidden = rms_norm(x, self.norm[...], self.config.norm_eps)
         return LMOutput(hidden=hidden, head=head.astype(x.dtype))
@@ -290,11 +292,11 @@ class Decoder(nnx.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A decoder as two pure functions of its parameters; hashable, so it may be a static argument.
+    """A decoder as pure functions of its parameters; hashable, so it may be a static argument.
 
     Attributes:
-      config: its shape.
-      graph: the module without its parameters.
+      config: the architecture.
+      graph: graph definition of the module, without its parameters.
     """
 
     config: ModelConfig
@@ -310,25 +312,26 @@ class Model:
         prompt_length: int = 0,
         group_size: int = 1,
     ) -> LMOutput:
-        """Reads whole sequences, uncached, the layers under ``lax.scan``; for training and scoring.
+        """Runs whole sequences, uncached, layers under ``lax.scan``; for training and scoring.
 
         Args:
-          params: parameters as ``init_params`` makes them.
+          params: parameters as ``init_params`` returns them.
           tokens: token ids in [0, V).
-          positions: position of each token in its own sequence, -1 on padding. A token looks at the
-            tokens at and before its index that are not padding.
-          mask: which tokens each token looks at, in place of those: a row may hold several
-            continuations of one text that do not see each other. Without groups only.
-          prompt_length: of a group, the first so many tokens are the same; static.
-          group_size: rows to a group, contiguous; static. Beyond 1 the prompt of a group is read
-            once, in the forward and in the backward pass, with the same result as without.
+          positions: position of each token in its sequence, -1 on padding. By default a token
+            attends to the tokens at and before its index that are not padding.
+          mask: which tokens each token attends to, in place of that default (padding is masked in
+            any case). Lets a row hold several continuations of one text that do not attend to each
+            other. Only with ``group_size=1``.
+          prompt_length: number of leading tokens that the rows of a group share; static.
+          group_size: rows per group, contiguous; static. Above 1, the prompt of a group is computed
+            once, in the forward and in the backward pass, with the same result.
 
         Returns:
-          Hidden states after the final norm and the head, see ``LMOutput``.
+          Hidden states after the final norm, and the head; see ``LMOutput``.
 
         Raises:
-          ValueError: if the rows do not divide into groups, no token is left after the prompt, or
-            there is a mask beside groups.
+          ValueError: if the rows do not divide into groups, no token follows the prompt, or a mask
+            is given together with groups.
         """
         rows, length = tokens.shape
         spans = [(tokens, positions)]
@@ -346,28 +349,28 @@ class Model:
             ]
         decoder = nnx.merge(self.graph, params)
         graph, stacked = nnx.split(decoder.layers)
-        turns = [rotary(place, self.config) for _, place in spans]
-        real = [place >= 0 for _, place in spans]
-        masks = [jnp.tri(some.shape[1], dtype=bool)[None] & some[:, None] for some in real]
+        angles = [rotary(position_ids, self.config) for _, position_ids in spans]
+        real = [position_ids >= 0 for _, position_ids in spans]
+        masks = [jnp.tri(keys.shape[1], dtype=bool)[None] & keys[:, None] for keys in real]
         masks = masks if mask is None else [mask & real[0][:, None]]
 
-        def step(states, weights):
+        def run_layer(states, weights):
             layer = nnx.merge(graph, weights)
-            after, prefix = [], None
-            for x, turn, some, mask in zip(states, turns, real, masks, strict=True):
-                q, k, v = layer.qkv(x, *turn)
-                after.append(layer.rest(x, attention(q, k, v, mask, prefix)))
-                prefix = k, v, some
-            return after, None
+            outputs, prefix = [], None
+            for x, (cos, sin), keys, mask in zip(states, angles, real, masks, strict=True):
+                q, k, v = layer.qkv(x, cos, sin)
+                outputs.append(layer.after_attention(x, attention(q, k, v, mask, prefix)))
+                prefix = k, v, keys
+            return outputs, None
 
-        step = jax.checkpoint(step) if self.config.remat else step
-        states = [decoder.embed_tokens(span) for span, _ in spans]
-        states, _ = jax.lax.scan(step, states, nnx.to_pure_dict(stacked))
+        run_layer = jax.checkpoint(run_layer) if self.config.remat else run_layer
+        states = [decoder.embed_tokens(token_ids) for token_ids, _ in spans]
+        states, _ = jax.lax.scan(run_layer, states, nnx.to_pure_dict(stacked))
         repeated = [jnp.repeat(x, rows // x.shape[0], axis=0) for x in states]
         return decoder.output(jnp.concatenate(repeated, axis=1))
 
     def init_cache(self, batch: int, length: int) -> dict[str, Any]:
-        """An empty cache of ``length`` slots.
+        """Returns an empty key-value cache of ``length`` slots.
 
         Returns:
           ``{"positions": Int[B S], "layers": ({"k": [B * J, K, S], "v": [B * J, S, K]}, ...)}``;
@@ -383,11 +386,11 @@ class Model:
         }
 
     def decoding_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """The same parameters in the form that ``decode`` reads fastest.
+        """Returns the parameters in the form that ``decode`` reads fastest.
 
-        A tuple of layers, in the computation's dtype but for the scales of the norms, which are
-        read in float32. Call it once before a decoding loop: then no turn of the loop slices or
-        casts a weight.
+        The layers become a tuple, and all but the norm scales (used in float32) are cast to the
+        dtype of the computation. Call it once before a decoding loop, so that no iteration has to
+        slice or cast weights.
         """
 
         def cast(part: Mapping[str, Any]) -> dict[str, Any]:
@@ -396,13 +399,13 @@ class Model:
                 for name, leaf in part.items()
             }
 
-        own = dict(params)
-        stacked = cast(own.pop("layers"))
+        outer = dict(params)
+        stacked = cast(outer.pop("layers"))
         layers = tuple(
             {name: leaf[index] for name, leaf in stacked.items()}
             for index in range(self.config.layers)
         )
-        return cast(own) | {"layers": layers}
+        return cast(outer) | {"layers": layers}
 
     def decode(
         self,
@@ -413,54 +416,54 @@ class Model:
         slot: Int[Array, ""] | int,
         prefix: Mapping[str, Any] | None = None,
     ) -> tuple[LMOutput, dict[str, Any]]:
-        """Reads T more tokens of each row; prefill and every step of decoding.
+        """Runs T more tokens of each row with a cache; for prefill and every decoding step.
 
         Args:
-          params: parameters as ``init_params`` makes them, or as ``decoding_params`` returns them.
+          params: parameters as ``init_params`` or ``decoding_params`` returns them.
           tokens: token ids in [0, V).
-          positions: position of each token in its own sequence, -1 on padding.
-          cache: keys and values of the tokens before, see ``init_cache``.
+          positions: position of each token in its sequence, -1 on padding.
+          cache: keys and values of the preceding tokens, see ``init_cache``.
           slot: cache slot of the first new token; the T slots from it on are overwritten. Traced.
-          prefix: a full cache of N rows that stand before ``cache``, each shared by B / N
-            successive rows; only read.
+          prefix: a full cache of N rows that precedes ``cache``, each row shared by B / N
+            consecutive rows; read only.
 
         Returns:
-          The output at the new tokens, and the cache that holds them too.
+          The output at the new tokens, and the cache with them added.
         """
         layers = params["layers"]
         if isinstance(layers, Mapping):
             params = self.decoding_params(params)
             return self.decode(params, tokens, positions, cache, slot, prefix)
-        # The graph knows structure, not sizes, so that it serves one layer as well as the stack.
+        # The graph holds structure and no sizes, so it fits a single layer as well as the stack.
         decoder = nnx.merge(self.graph, {**params, "layers": layers[0]})
         graph, _ = nnx.split(decoder.layers)
         cos, sin = rotary(positions, self.config)
         key_positions = _write(cache["positions"], positions, slot, axis=1)
-        last = slot + jnp.arange(tokens.shape[1])  # the slot of each new token
-        causal = jnp.arange(key_positions.shape[1])[None, :] <= last[:, None]
+        slots = slot + jnp.arange(tokens.shape[1])  # of the new tokens
+        causal = jnp.arange(key_positions.shape[1])[None, :] <= slots[:, None]
         mask = causal[None] & (key_positions >= 0)[:, None]
         real = None if prefix is None else prefix["positions"] >= 0
 
         @jax.jit  # traced once for all layers
-        def step(weights, buffers, shared, x):
+        def run_layer(weights, buffers, shared, x):
             layer = nnx.merge(graph, weights)
             q, k, v = layer.qkv(x, cos, sin)
             k = _write(buffers["k"], k, slot, axis=2)
             v = _write(buffers["v"], v, slot, axis=1)
             before = None if real is None else (shared["k"], shared["v"], real)
-            return layer.rest(x, attention(q, k, v, mask, before)), {"k": k, "v": v}
+            return layer.after_attention(x, attention(q, k, v, mask, before)), {"k": k, "v": v}
 
         x = decoder.embed_tokens(tokens)
-        written = []
-        befores = prefix["layers"] if prefix is not None else (None,) * len(layers)
-        for weights, buffers, shared in zip(layers, cache["layers"], befores, strict=True):
-            x, buffers = step(weights, buffers, shared, x)
-            written.append(buffers)
-        return decoder.output(x), {"positions": key_positions, "layers": tuple(written)}
+        updated = []
+        prefix_layers = prefix["layers"] if prefix is not None else (None,) * len(layers)
+        for weights, buffers, shared in zip(layers, cache["layers"], prefix_layers, strict=True):
+            x, buffers = run_layer(weights, buffers, shared, x)
+            updated.append(buffers)
+        return decoder.output(x), {"positions": key_positions, "layers": tuple(updated)}
 
 
 def take_rows(cache: Mapping[str, Any], rows: Int[Array, "R"]) -> dict[str, Any]:
-    """The cache of some of the rows, in the order given; a row may come several times."""
+    """Selects rows of a cache, in the given order; a row may be selected several times."""
     count = cache["positions"].shape[0]
 
     def take(buffer: Array) -> Array:
@@ -475,19 +478,19 @@ def _write(buffer: Array, new: Array, slot: Array | int, axis: int) -> Array:
 
 
 def build_model(config: ModelConfig) -> Model:
-    """The decoder of this shape, as functions of its parameters."""
+    """Builds the decoder of this config, as functions of its parameters."""
     abstract = nnx.eval_shape(lambda: Decoder(config, jax.random.key(0)))
     return Model(config=config, graph=nnx.split(abstract)[0])
 
 
 def init_params(config: ModelConfig, key: Array) -> dict[str, Any]:
-    """Fresh parameters in float32, for training from scratch.
+    """Initializes parameters in float32, for training from scratch.
 
     Normal with standard deviation ``sqrt(2 / (5 D))``, divided by ``sqrt(2 L)`` on the projections
     that write into the residual stream; embedding and head 0.02; norms 1; biases 0.
 
     Args:
-      config: the model's shape.
+      config: the architecture.
       key: consumed.
     """
     return nnx.to_pure_dict(nnx.split(Decoder(config, key))[1])

@@ -1,7 +1,7 @@
-"""Model weights in and out: Hugging Face directories and GGUF files in, the former out.
+"""Loads models from Hugging Face directories and GGUF files, and saves Hugging Face directories.
 
-Inside, layers are stacked and heads have an axis of their own (see ``she_jax.models.transformer``);
-outside, every layer's matrix is a tensor of its own, ``[out, in]``.
+In memory, layers are stacked and heads have their own axis (see ``she_jax.models.transformer``). In
+files, every matrix of every layer is a separate tensor, ``[out, in]``.
 """
 
 import json
@@ -32,7 +32,7 @@ from she_jax.models.huggingface import (
 from she_jax.models.tokenizer import choose_pad
 from she_jax.models.transformer import ModelConfig, init_params
 
-# Our name of a parameter to Hugging Face's, in a layer and outside.
+# Parameter names of this library to those of Hugging Face, inside a layer and outside.
 _IN_LAYER = {
     "attn_norm": "input_layernorm.weight",
     "q": "self_attn.q_proj.weight",
@@ -58,17 +58,17 @@ _OUTSIDE = {
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A model as it came from its files.
+    """A model loaded from files: config, parameters, tokenizer and special tokens.
 
     Attributes:
-      config: its shape; ``config.dtype`` is the dtype it was loaded in.
-      params: parameters as ``init_params`` makes them, in that dtype.
-      tokenizer: its tokenizer, without truncation or padding.
-      eos_ids: tokens that end a sequence, as a rule the main one first; at least one.
+      config: the architecture; ``config.dtype`` is the dtype the model was loaded in.
+      params: parameters as ``init_params`` returns them, in that dtype.
+      tokenizer: the tokenizer, without truncation or padding.
+      eos_ids: tokens that end a sequence, usually the main one first; at least one.
       pad_id: padding, never one of ``eos_ids`` (see ``choose_pad``); may be an id that is no token.
       chat_template: jinja2 source for ``render_chat``, or None.
-      specials: text of ``eos_token`` and, where they exist, ``bos_token``, ``pad_token`` and
-        ``unk_token``; chat templates ask for them.
+      specials: text of ``eos_token`` and, if they exist, ``bos_token``, ``pad_token`` and
+        ``unk_token``; chat templates use them.
     """
 
     config: ModelConfig
@@ -81,19 +81,19 @@ class LoadedModel:
 
 
 class _Parameter(NamedTuple):
-    """A parameter and its place in Hugging Face's layout.
+    """A parameter and the tensors that store it in Hugging Face's layout.
 
     Attributes:
-      path: ``embed``, or ``layers/q``.
-      shape: ours, the axis of the layers included.
-      names: the stored tensors, one a layer.
-      stored: shape of each of them.
+      path: such as ``embed`` or ``layers/q``.
+      shape: of the parameter, including the layer axis.
+      names: names of the stored tensors, one per layer.
+      stored_shape: shape of each stored tensor.
     """
 
     path: str
     shape: tuple[int, ...]
     names: tuple[str, ...]
-    stored: tuple[int, ...]
+    stored_shape: tuple[int, ...]
 
 
 def load_model(path: str | os.PathLike, *, dtype: str = "float32") -> LoadedModel:
@@ -107,7 +107,7 @@ def load_model(path: str | os.PathLike, *, dtype: str = "float32") -> LoadedMode
     Raises:
       FileNotFoundError: if a file is missing.
       ValueError: if a file is damaged, if tensors are missing, unknown or mis-shaped (all of them
-        are listed), or if the model needs something that this library does not compute.
+        are listed), or if the model needs a feature that this library does not support.
     """
     path = smollm2_file() if str(path) == "smollm2" else Path(path)
     with ExitStack() as stack:
@@ -147,27 +147,27 @@ def save_model(
     specials: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Writes a Hugging Face directory, which ``transformers`` and ``load_model`` load.
+    """Saves a Hugging Face directory that ``transformers`` and ``load_model`` can load.
 
-    The family follows from the shape: biases on q, k, v make it qwen2, norms on q, k qwen3, neither
-    llama. Parameters keep their dtype. Everything is written beside the directory first and moved
-    in at the end, the weights before config.json, so that an interruption leaves no half a model.
+    The family follows from the architecture: qwen3 with norms on q, k; qwen2 with biases on
+    q, k, v; otherwise llama. Parameters keep their dtype. All files are written to a temporary
+    directory and moved at the end, config.json last, so an interruption leaves no partial model.
 
     Args:
-      path: the directory; made where it does not exist.
-      config: the model's shape.
-      params: its parameters.
-      tokenizer: its tokenizer.
+      path: the directory; created if missing.
+      config: the architecture.
+      params: the parameters.
+      tokenizer: the tokenizer.
       eos_ids: tokens that end a sequence, the main one first.
       pad_id: padding.
       chat_template: jinja2 source, or None.
       specials: text of ``bos_token``, ``eos_token``, ``unk_token``, as in ``LoadedModel``;
         ``eos_token`` is by default the first of ``eos_ids``.
-      overwrite: replace the files of a model that is there already.
+      overwrite: replace the files of an existing model.
 
     Raises:
-      FileExistsError: if the directory is not empty and ``overwrite`` is False, or if it holds
-        weights under another name, which would be read together with these.
+      FileExistsError: if the directory is not empty and ``overwrite`` is False, or if it contains
+        weights under another name, which would be loaded together with these.
       ValueError: if parameters are missing, unknown or mis-shaped (all of them are listed), or
         special tokens are not in the tokenizer.
     """
@@ -200,7 +200,7 @@ def save_model(
     try:
         save_file(tensors, draft / "model.safetensors", metadata={"format": "pt"})
         tokenizer.save(str(draft / "tokenizer.json"))
-        # safetensors lets nobody but the owner read.
+        # safetensors creates files that only their owner can read.
         shutil.copymode(draft / "tokenizer.json", draft / "model.safetensors")
         if chat_template is not None:
             (draft / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
@@ -216,10 +216,10 @@ def save_model(
 
 
 def _parameters(config: ModelConfig) -> list[_Parameter]:
-    """Every parameter of this shape."""
+    """All parameters of this architecture."""
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
-    def stored(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def stored_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         if name == "embed" or len(shape) == 1:
             return shape
         if name.endswith("_bias"):
@@ -227,15 +227,16 @@ def _parameters(config: ModelConfig) -> list[_Parameter]:
         inputs = 2 if name == "o" else 1
         return (math.prod(shape[inputs:]), math.prod(shape[:inputs]))
 
-    found = []
+    parameters = []
     for path, leaf in _flatten(shapes).items():
         name = path.removeprefix("layers/")
         if name == path:
-            found.append(_Parameter(path, leaf.shape, (_OUTSIDE[name],), stored(name, leaf.shape)))
+            names, shape = (_OUTSIDE[name],), leaf.shape
         else:
             names = tuple(f"model.layers.{n}.{_IN_LAYER[name]}" for n in range(config.layers))
-            found.append(_Parameter(path, leaf.shape, names, stored(name, leaf.shape[1:])))
-    return found
+            shape = leaf.shape[1:]
+        parameters.append(_Parameter(path, leaf.shape, names, stored_shape(name, shape)))
+    return parameters
 
 
 def _flatten(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -244,25 +245,25 @@ def _flatten(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mismatches(
-    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+    expected: Mapping[str, tuple[int, ...]], actual: Mapping[str, tuple[int, ...]]
 ) -> list[str]:
-    """What is missing, what is too much, what has another shape; a line each."""
+    """Messages about missing, unexpected and mis-shaped tensors, one line each."""
     return [
-        *(f"missing {name} {shape}" for name, shape in expected.items() if name not in found),
-        *(f"unexpected {name} {shape}" for name, shape in found.items() if name not in expected),
+        *(f"missing {name} {shape}" for name, shape in expected.items() if name not in actual),
+        *(f"unexpected {name} {shape}" for name, shape in actual.items() if name not in expected),
         *(
-            f"{name} has shape {found[name]}, expected {shape}"
+            f"{name} has shape {actual[name]}, expected {shape}"
             for name, shape in expected.items()
-            if name in found and found[name] != shape
+            if name in actual and actual[name] != shape
         ),
     ]
 
 
 def _assemble(path: Path, config: ModelConfig, tensors: dict[str, StoredTensor]) -> dict[str, Any]:
-    """Reads the stored tensors into the tree of parameters, one parameter at a time."""
+    """Reads the stored tensors into the parameter tree, one parameter at a time."""
     parameters = _parameters(config)
-    expected = {name: item.stored for item in parameters for name in item.names}
-    found = {
+    expected = {name: param.stored_shape for param in parameters for name in param.names}
+    shapes = {
         name: tensor.shape
         for name, tensor in tensors.items()
         if not name.endswith("rotary_emb.inv_freq")  # a buffer in old files, computed here
@@ -270,24 +271,24 @@ def _assemble(path: Path, config: ModelConfig, tensors: dict[str, StoredTensor])
     head, embed = _OUTSIDE["head"], _OUTSIDE["embed"]
     if (
         config.tie_embeddings
-        and {head, embed} <= set(found)
+        and {head, embed} <= set(shapes)
         and np.array_equal(tensors[head].read(), tensors[embed].read())
     ):
-        del found[head]  # the same matrix twice; one that differs is no duplicate
-    if problems := _mismatches(expected, found):
+        del shapes[head]  # stored twice; a head that differs stays and is reported below
+    if problems := _mismatches(expected, shapes):
         raise ValueError(
             f"{path}: {len(problems)} tensors do not fit the declared shape:\n  "
             + "\n  ".join(problems)
         )
     params: dict[str, Any] = {"layers": {}}
-    for item in parameters:
-        value = np.empty(item.shape, jnp.dtype(config.dtype))
-        name = item.path.removeprefix("layers/")
-        rows = value if name != item.path else value[None]
-        for row, stored in zip(rows, item.names, strict=True):
-            tensor = tensors[stored].read()
-            row[...] = (tensor if name == "embed" else tensor.T).reshape(row.shape)
-        (params if name == item.path else params["layers"])[name] = jnp.asarray(value)
+    for param in parameters:
+        value = np.empty(param.shape, jnp.dtype(config.dtype))
+        name = param.path.removeprefix("layers/")
+        layers = value if name != param.path else value[None]
+        for layer, stored_name in zip(layers, param.names, strict=True):
+            tensor = tensors[stored_name].read()
+            layer[...] = (tensor if name == "embed" else tensor.T).reshape(layer.shape)
+        (params if name == param.path else params["layers"])[name] = jnp.asarray(value)
     return params
 
 
@@ -295,22 +296,23 @@ def _disassemble(config: ModelConfig, params: Mapping[str, Any]) -> dict[str, np
     """The inverse of ``_assemble``."""
     flat = _flatten(params)
     parameters = _parameters(config)
-    expected = {item.path: item.shape for item in parameters}
+    expected = {param.path: param.shape for param in parameters}
     if problems := _mismatches(expected, {path: leaf.shape for path, leaf in flat.items()}):
         raise ValueError("parameters do not fit the config:\n  " + "\n  ".join(problems))
     tensors = {}
-    for item in parameters:
-        value = np.asarray(flat[item.path]).reshape(len(item.names), -1)
-        for row, name in zip(value, item.names, strict=True):
-            embed = item.path == "embed"
-            matrix = row.reshape(item.stored) if embed else row.reshape(item.stored[::-1]).T
-            # safetensors writes an array's memory, whatever its strides say.
+    for param in parameters:
+        layers = np.asarray(flat[param.path]).reshape(len(param.names), -1)
+        shape = param.stored_shape
+        for layer, name in zip(layers, param.names, strict=True):
+            embed = param.path == "embed"
+            matrix = layer.reshape(shape) if embed else layer.reshape(shape[::-1]).T
+            # safetensors writes an array's memory and ignores its strides.
             tensors[name] = np.ascontiguousarray(matrix)
     return tensors
 
 
 def _check_vocabulary(path: Path, stored: StoredModel) -> tuple[tuple[int, ...], int]:
-    """End and padding of a sequence, once tokenizer and model are seen to fit."""
+    """End-of-sequence and padding ids, after checking that tokenizer and model match."""
     rows = stored.config.vocab_size
     highest = max(stored.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if not 0 <= highest < rows:
@@ -333,7 +335,7 @@ def _check_specials(
     config: ModelConfig,
     specials: Mapping[str, str],
 ) -> dict[str, str]:
-    """Text of the special tokens, once they are seen to be tokens and to agree with the ids."""
+    """Text of the special tokens, after checking that they exist and match the ids."""
     ends = [token for index in eos_ids if (token := tokenizer.id_to_token(index)) is not None]
     if not ends or len(ends) < len(eos_ids):
         raise ValueError(f"eos_ids={list(eos_ids)}: expected at least one, each a token")

@@ -1,4 +1,4 @@
-"""What an update learns from, and how groups that teach nothing give way to others."""
+"""The batch of rollouts of one update, and dynamic sampling of informative groups."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from she_jax.types import Example, StepBatch, TrainBatch
 
 @dataclass(frozen=True, kw_only=True)
 class Experience:
-    """One step's rollouts, as the update reads them and as people do."""
+    """The rollouts of one update: the training batch, and the data for metrics and sample pages."""
 
     batch: TrainBatch
     figures: dict[str, float]
@@ -28,30 +28,30 @@ class Experience:
     texts: Sequence[str]
     chains: Sequence[Chain]
     steps: StepBatch
-    outcome: np.ndarray  # reward of each rollout, [B]
-    rewards: np.ndarray  # of each step, the hybrid's, [B, S]
-    known: np.ndarray  # where there is one, [B, S]
+    outcome: np.ndarray  # outcome reward of each rollout, [B]
+    rewards: np.ndarray  # hybrid step rewards, [B, S]
+    known: np.ndarray  # which steps have a reward, [B, S]
     advantages: np.ndarray  # of each step's tokens, [B, S]
-    informative: np.ndarray  # groups that are not known to teach nothing, [N]
-    # Groups that were sampled and not taken: prompt, pass rate, whether it was informative.
+    informative: np.ndarray  # groups that may carry a learning signal, [N]
+    # Groups that were sampled and not used: prompt, pass rate, whether it was informative.
     dropped: tuple[tuple[Example, float, bool], ...] = ()
 
     @property
     def pass_rates(self) -> np.ndarray:
-        """The share of each group's rollouts that the verifier finds right, [N]."""
-        right = np.asarray(self.steps.outcome) >= FULL_MARKS
-        return right.reshape(len(self.examples), -1).mean(axis=1)
+        """The share of correct rollouts in each group, according to the verifier, [N]."""
+        correct = np.asarray(self.steps.outcome) >= FULL_MARKS
+        return correct.reshape(len(self.examples), -1).mean(axis=1)
 
     @property
     def rates(self) -> tuple[list[Example], list[float]]:
-        """All prompts that were sampled, the dropped ones too, and their pass rates.
+        """All sampled prompts, including the dropped ones, and their pass rates.
 
-        Without those that nobody judged: of them no rollout can come out right.
+        Excludes prompts without a label, for which no rollout can count as correct.
         """
-        kept = zip(self.examples, self.pass_rates.tolist(), strict=True)
-        every = [*((example, rate) for example, rate, _ in self.dropped), *kept]
-        known = [(example, rate) for example, rate in every if example.label is not None]
-        return [example for example, _ in known], [rate for _, rate in known]
+        used = zip(self.examples, self.pass_rates.tolist(), strict=True)
+        sampled = [*((example, rate) for example, rate, _ in self.dropped), *used]
+        labeled = [(example, rate) for example, rate in sampled if example.label is not None]
+        return [example for example, _ in labeled], [rate for _, rate in labeled]
 
     def write(
         self,
@@ -61,17 +61,16 @@ class Experience:
         examiner: Examiner | None = None,
         groups: int = 2,
     ) -> None:
-        """Writes the first few groups as a page one can read, with the examiner's remarks."""
+        """Writes the first groups as a Markdown page, with the remarks of the PRM if given."""
         size = len(self.texts) // len(self.examples)
         rows, remarks = size * groups, {}
         if examiner is not None:
-            owners = [example for example in self.examples[:groups] for _ in range(size)]
-            where, steps = chain_examinations(self.chains[:rows], owners, schema)
-            scores, scored = map(np.asarray, (self.steps.model_score, self.steps.model_known))
-            said = zip(where, examiner.remarks(steps), strict=True)
+            examples = [example for example in self.examples[:groups] for _ in range(size)]
+            indices, queries = chain_examinations(self.chains[:rows], examples, schema)
+            scores, known = map(np.asarray, (self.steps.model_score, self.steps.model_known))
             remarks = {
-                place: f"{f'{scores[place]:.2f}' if scored[place] else 'unknown'} {text}"
-                for place, text in said
+                index: f"{f'{scores[index]:.2f}' if known[index] else 'unknown'} {text}"
+                for index, text in zip(indices, examiner.remarks(queries), strict=True)
             }
         write_samples(
             path,
@@ -95,78 +94,79 @@ def refilled(
     key: Array,
     rounds: int,
 ) -> Experience:
-    """Experience whose groups the verifier tells apart, as far as so many rounds can make it so.
+    """Dynamic sampling: samples again until all groups are informative, for a number of rounds.
 
-    Groups that teach nothing give way to informative ones of another batch of prompts; those of the
-    first batch that are informative stay. After the last round what is left stays too: it has no
-    advantage but what a reward model gives it. Groups that were sampled and not taken are counted,
-    ``dropped`` those that teach nothing and ``surplus`` those for which there was no place, and
-    they count in the running pass rates. All other figures are of the first batch, which is what
-    the policy meets, but ``zero_variance/refilled``, ``sampled_tokens`` and the times. DAPO's
-    dynamic sampling (arXiv 2503.14476, section 3.2), with a bound.
+    Groups that carry no learning signal are replaced by informative ones from further batches of
+    prompts. Informative groups of the first batch stay. So do the uninformative groups that are
+    left after the last round: only a reward model can give them an advantage. Unused groups enter
+    the running pass rates and are counted, in ``dropped`` if they carry no learning signal and in
+    ``surplus`` if they were not needed. All other metrics are of the first batch, whose prompts are
+    not selected, except ``zero_variance/refilled``, ``sampled_tokens`` and the times. This is
+    DAPO's dynamic sampling (arXiv 2503.14476, section 3.2) with a bound.
 
     Args:
       collect: a ``she_jax.train.rollouts.Collector``.
       params: of the policy.
-      draw: gives the next batch of prompts.
+      draw: returns the next batch of prompts.
       key: consumed.
-      rounds: further batches at most, >= 0.
+      rounds: maximum number of further batches, >= 0.
     """
-    seen = collect(params, draw(), key)
+    rollouts = collect(params, draw(), key)
     used = 0
-    while used < rounds and not seen.informative.all():
+    while used < rounds and not rollouts.informative.all():
         used += 1
         # Far from the numbers of tokens, which the sampler folds into its own key.
-        seen = _replaced(seen, collect(params, draw(), jax.random.fold_in(key, 2**31 - used)))
+        fresh = collect(params, draw(), jax.random.fold_in(key, 2**31 - used))
+        rollouts = _replace_uninformative(rollouts, fresh)
     if not rounds:
-        return seen
-    surplus = sum(informative for *_, informative in seen.dropped)
+        return rollouts
+    surplus = sum(informative for *_, informative in rollouts.dropped)
     figures = {
         "refills": used,
-        "dropped": len(seen.dropped) - surplus,
+        "dropped": len(rollouts.dropped) - surplus,
         "surplus": surplus,
-        "zero_variance/refilled": 1.0 - float(seen.informative.mean()),
+        "zero_variance/refilled": 1.0 - float(rollouts.informative.mean()),
     }
-    return dataclasses.replace(seen, figures=seen.figures | figures)
+    return dataclasses.replace(rollouts, figures=rollouts.figures | figures)
 
 
-def _replaced(seen: Experience, more: Experience) -> Experience:
-    """The uninformative groups of one experience exchanged for informative ones of another."""
-    gaps, found = np.flatnonzero(~seen.informative), np.flatnonzero(more.informative)
-    count, groups = min(len(gaps), len(found)), len(seen.examples)
+def _replace_uninformative(old: Experience, new: Experience) -> Experience:
+    """Replaces uninformative groups of ``old`` by informative groups of ``new``."""
+    targets, candidates = np.flatnonzero(~old.informative), np.flatnonzero(new.informative)
+    count, groups = min(len(targets), len(candidates)), len(old.examples)
     source = np.arange(groups)
-    source[gaps[:count]] = groups + found[:count]
-    size = len(seen.texts) // groups
+    source[targets[:count]] = groups + candidates[:count]
+    size = len(old.texts) // groups
     rows = (source[:, None] * size + np.arange(size)).reshape(-1)
 
-    def by_row(one: Any, other: Any) -> Any:
-        """Rows of arrays of rollouts; what is one for all stays."""
-        if not np.ndim(one):
-            return one
-        module = np if isinstance(one, np.ndarray) else jnp
-        return module.concatenate([one, other])[rows]
+    def select_rows(first: Any, second: Any) -> Any:
+        """Selects rows of arrays over rollouts; scalars of the batch stay."""
+        if not np.ndim(first):
+            return first
+        module = np if isinstance(first, np.ndarray) else jnp
+        return module.concatenate([first, second])[rows]
 
-    both = [*seen.examples, *more.examples]
-    rates = np.concatenate([seen.pass_rates, more.pass_rates])
-    left = np.setdiff1d(np.arange(len(both)), source)
+    examples = [*old.examples, *new.examples]
+    rates = np.concatenate([old.pass_rates, new.pass_rates])
+    unused = np.setdiff1d(np.arange(len(examples)), source)
     arrays = {
-        name: jax.tree.map(by_row, getattr(seen, name), getattr(more, name))
+        name: jax.tree.map(select_rows, getattr(old, name), getattr(new, name))
         for name in ("batch", "steps", "outcome", "rewards", "known", "advantages")
     }
-    informative = np.concatenate([seen.informative, more.informative])
+    informative = np.concatenate([old.informative, new.informative])
     figures = {
-        name: value + more.figures[name] if name.startswith(("time/", "sampled")) else value
-        for name, value in seen.figures.items()
+        name: value + new.figures[name] if name.startswith(("time/", "sampled")) else value
+        for name, value in old.figures.items()
     }
     return Experience(
         **arrays,
         figures=figures,
-        examples=[both[n] for n in source],
-        texts=[[*seen.texts, *more.texts][row] for row in rows],
-        chains=[[*seen.chains, *more.chains][row] for row in rows],
+        examples=[examples[n] for n in source],
+        texts=[[*old.texts, *new.texts][row] for row in rows],
+        chains=[[*old.chains, *new.chains][row] for row in rows],
         informative=informative[source],
         dropped=(
-            *seen.dropped,
-            *((both[n], float(rates[n]), bool(informative[n])) for n in left),
+            *old.dropped,
+            *((examples[n], float(rates[n]), bool(informative[n])) for n in unused),
         ),
     )

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning with checkpoints and metrics, whatever the batches are made of."""
+"""Supervised fine-tuning (SFT) with checkpoints and metrics, and its batches."""
 
 import math
 import time
@@ -24,7 +24,7 @@ from she_jax.train.stop import StopSignal
 from she_jax.train.workdir import Config
 from she_jax.types import Example, OutcomeBatch, SftBatch, TrainState
 
-# Lengths of a row that holds two, in rows that hold one: few, as each takes a compilation.
+# Lengths of a packed row, relative to an unpacked row; few, since each is compiled separately.
 WIDTHS = (1.0, 1.2, 1.3, 1.4, 2.0)
 
 
@@ -41,22 +41,22 @@ def sft(
     title: str = "cold start (SFT)",
     make_step: Callable[..., Any] = make_sft_step,
 ) -> tuple[Any, int]:
-    """Trains on batches by position, or goes on where an earlier run stopped.
+    """Trains on batches addressed by position, resuming from a checkpoint if there is one.
 
     Args:
-      config: of the run; its ``sft`` part and seed are read.
+      config: of the run; its ``sft`` section and seed are used.
       workdir: the run's folder.
-      policy: where training starts.
-      batch_at: a batch and figures about it, as a function of its position.
-      data: names what the batches come from; a checkpoint goes on with no other.
-      stop: asks to stop.
-      lines: that ``metrics.jsonl`` has before.
+      policy: the initial policy.
+      batch_at: maps a position to a batch and metrics about it.
+      data: identifies the data of the batches; a checkpoint resumes with the same data only.
+      stop: set by a signal; training then saves and exits.
+      lines: number of lines that ``metrics.jsonl`` has before.
       phase: name of the checkpoints and of the lines in ``metrics.jsonl``.
-      title: what the screen says.
-      make_step: makes the update of these batches, as ``make_sft_step`` does of its own.
+      title: title of the progress bar.
+      make_step: makes the update function, with the signature of ``make_sft_step``.
 
     Returns:
-      The parameters, and how many lines ``metrics.jsonl`` has by then.
+      The parameters, and the number of lines that ``metrics.jsonl`` has afterwards.
     """
     steps = config.sft.steps
     optimizer = make_optimizer(config.sft)
@@ -75,13 +75,13 @@ def sft(
     ):
         for step in range(start, steps):
             began = time.perf_counter()
-            batch, about = batch_at(host["position"])
+            batch, batch_figures = batch_at(host["position"])
             tokens = int(np.sum(np.asarray(batch.positions) >= 0))
             state, figures = update(state, batch)
             figures = finite(jax.device_get(figures), phase, step, saved)
             seconds = time.perf_counter() - began
             rate = {"time/step": seconds, "time/tokens_per_s": tokens / seconds}
-            metrics.write(phase, step + 1, figures | about | rate)
+            metrics.write(phase, step + 1, figures | batch_figures | rate)
             progress.update(step + 1, loss=figures["loss"])
             host |= {"position": host["position"] + 1, "lines": metrics.lines}
             last = step + 1 == steps
@@ -93,89 +93,92 @@ def sft(
 
 
 def sft_batch(
-    own: PromptFormat, examples: Sequence[Example], seed: tuple[int, int]
+    prompts: PromptFormat, examples: Sequence[Example], seed: tuple[int, int]
 ) -> tuple[SftBatch, dict[str, int]]:
-    """Examples and their chains as tokens, two a row, and how many of each had to be cut."""
+    """A packed batch of examples with their chains, and the numbers of truncated texts."""
     rng = np.random.default_rng(seed)
-    answers, mask, cut_chains = own.chains([write_chain(e, own.schema, rng) for e in examples])
-    batch, cut_prompts = completion_batch(own, examples, answers, mask)
+    texts = [write_chain(example, prompts.schema, rng) for example in examples]
+    completions, mask, cut_chains = prompts.chains(texts)
+    batch, cut_prompts = completion_batch(prompts, examples, completions, mask)
     return two_a_row(batch), {"cut_prompts": cut_prompts, "cut_chains": cut_chains}
 
 
 def two_a_row(batch: SftBatch) -> SftBatch:
-    """A batch with half as many rows, the longest of them with the shortest, and so on.
+    """Packs a batch into half as many rows, the longest row with the shortest, and so on.
 
-    Neither sees the other: loss and gradient are those of the batch. Rows are seldom full, so there
-    are fewer tokens to work through; how long the new rows are is one of ``WIDTHS``.
+    The two do not attend to each other, so loss and gradient are unchanged. Rows are seldom full,
+    so a packed batch has fewer tokens to compute. Its row length is one of ``WIDTHS``.
 
     Args:
-      batch: an even number of rows; where it has no mask, each token sees those before it.
+      batch: an even number of rows; without a mask, attention is causal.
     """
-    rows = [np.asarray(x) for x in (batch.tokens, batch.positions, batch.weights)]
-    own = None if batch.mask is None else np.asarray(batch.mask)
-    real = rows[1] >= 0
+    arrays = [np.asarray(x) for x in (batch.tokens, batch.positions, batch.weights)]
+    attended = None if batch.mask is None else np.asarray(batch.mask)
+    real = arrays[1] >= 0
     sizes = real.sum(axis=1)
     order = np.argsort(sizes, kind="stable")
-    couples = np.stack([order[::-1], order], axis=1)[: len(order) // 2]
+    sources = np.stack([order[::-1], order], axis=1)[: len(order) // 2]  # of each packed row
     widths = [math.ceil(share * real.shape[1]) for share in WIDTHS]
-    shape = len(couples), next(w for w in widths if w >= sizes[couples].sum(axis=1).max())
-    packed = [np.full(shape, fill, x.dtype) for x, fill in zip(rows, (0, -1, 0), strict=True)]
+    shape = len(sources), next(w for w in widths if w >= sizes[sources].sum(axis=1).max())
+    packed = [np.full(shape, fill, x.dtype) for x, fill in zip(arrays, (0, -1, 0), strict=True)]
     mask = np.zeros((*shape, shape[1]), bool)
-    for row, couple in enumerate(couples):
+    for row, source_rows in enumerate(sources):
         end = 0
-        for one in couple:
-            start, end = end, end + sizes[one]
-            for x, y in zip(packed, rows, strict=True):
-                x[row, start:end] = y[one, real[one]]
-            cells = np.ix_(real[one], real[one])
-            sees = np.tri(end - start, dtype=bool) if own is None else own[one][cells]
-            mask[row, start:end, start:end] = sees
+        for source in source_rows:
+            start, end = end, end + sizes[source]
+            for target, array in zip(packed, arrays, strict=True):
+                target[row, start:end] = array[source, real[source]]
+            if attended is None:
+                block = np.tri(end - start, dtype=bool)
+            else:
+                block = attended[source][np.ix_(real[source], real[source])]
+            mask[row, start:end, start:end] = block
     tokens, positions, weights, mask = map(jnp.asarray, (*packed, mask))
     return SftBatch(tokens=tokens, positions=positions, weights=weights, mask=mask)
 
 
 def completion_batch(
-    own: PromptFormat,
+    prompts: PromptFormat,
     examples: Sequence[Example],
-    answers: Int[np.ndarray, "B C"],
+    completions: Int[np.ndarray, "B C"],
     mask: Bool[np.ndarray, "B C"],
 ) -> tuple[SftBatch, int]:
-    """Completions behind their prompts, to be trained on; and how many prompts had to be cut."""
-    asked, cut = own.prompts(examples)
-    real = np.concatenate([asked.mask, mask], axis=1)
-    trained = np.concatenate([np.zeros_like(asked.mask), mask], axis=1)
+    """A batch of prompts and completions, trained on the latter; and the number of cut prompts."""
+    prompt, cut = prompts.prompts(examples)
+    real = np.concatenate([prompt.mask, mask], axis=1)
+    trained = np.concatenate([np.zeros_like(prompt.mask), mask], axis=1)
     batch = SftBatch(
-        tokens=jnp.asarray(np.concatenate([asked.tokens, answers], axis=1)),
+        tokens=jnp.asarray(np.concatenate([prompt.tokens, completions], axis=1)),
         positions=jnp.asarray(positions(real)),
         weights=jnp.asarray(trained, dtype=jnp.float32),
-        prompt_length=own.prompt_length,
+        prompt_length=prompts.prompt_length,
     )
     return batch, cut
 
 
 def adopt(config: Config, workdir: Path, policy: Policy) -> Any:
-    """The parameters that ``config.start`` names, kept in this run's folder as its cold start.
+    """Loads the parameters of ``config.start`` and saves them as this run's cold start.
 
     Raises:
-      FileNotFoundError: if there is no whole checkpoint.
-      ValueError: if it is of another model.
+      FileNotFoundError: if there is no complete checkpoint.
+      ValueError: if the checkpoint is of another model.
     """
-    own = Checkpoints(workdir / "checkpoints" / "sft", warn=say)
-    if found := own.restore_params(policy.params):
-        return found[1]
-    found = Checkpoints(config.start, warn=say).restore_params(policy.params)
-    if found is None:
+    saved = Checkpoints(workdir / "checkpoints" / "sft", warn=say)
+    if restored := saved.restore_params(policy.params):
+        return restored[1]
+    restored = Checkpoints(config.start, warn=say).restore_params(policy.params)
+    if restored is None:
         raise FileNotFoundError(f"start={config.start} holds no whole checkpoint")
-    step, params = found
-    say(f"begins with {config.start}, step {step}")
-    # Nothing goes on with the old optimizer, so its moments are not kept.
+    step, params = restored
+    say(f"starting from {config.start}, step {step}")
+    # Training starts with a new optimizer, so the old moments are not kept.
     state = new_state(Policy(**vars(policy) | {"params": params}), optax.identity(), config.seed)
-    own.save(step, state, {})
+    saved.save(step, state, {})
     return params
 
 
 def new_state(policy: Policy, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """A state at step 0, every array where the mesh wants it."""
+    """A training state at step 0, sharded over the policy's mesh."""
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=policy.params,
@@ -186,6 +189,6 @@ def new_state(policy: Policy, optimizer: optax.GradientTransformation, seed: int
 
 
 def leave(stop: StopSignal, phase: str, step: int, steps: int) -> None:
-    """Ends the program after a signal, the state being saved."""
-    say(f"{stop.name}: saved {phase} at step {step} of {steps}; the same command goes on from it")
+    """Exits the program after a signal, once the state is saved."""
+    say(f"{stop.name}: saved {phase} at step {step} of {steps}; the same command resumes from it")
     raise SystemExit(stop.exit_code)
