@@ -1,7 +1,7 @@
 """Runs a recipe: ``python launch.py --config=configs/stage1.py --workdir=DIR --config.KEY=VALUE``.
 
-Exit codes: 0 done; 1 bad input (a message, no traceback); 2 a wrong command line; 143 and 130
-stopped by SIGTERM and by Ctrl-C, after saving. The same command again goes on with the run.
+Exit codes: 0 done; 1 invalid input (a message, no traceback); 2 invalid command line; 143 and 130
+stopped by SIGTERM and by Ctrl-C, after saving. Repeating the command resumes the run.
 """
 
 import difflib
@@ -23,31 +23,31 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/<config n
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
-        _leave(f"unexpected arguments {argv[1:]}: options start with --", 2)
+        _exit_with(f"unexpected arguments {argv[1:]}: options start with --", 2)
     if not FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # Orbax and TFDS tell much
+        logging.set_verbosity(logging.WARNING)  # Orbax and TFDS log a lot
     workdir = WORKDIR.value or default_workdir()
     if (devices := CONFIG.value.cpu_devices) < 1:
-        _leave(f"--config.cpu_devices={devices}: expected at least 1", 2)
+        _exit_with(f"--config.cpu_devices={devices}: expected at least 1", 2)
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        # Read once, when JAX starts; of no effect on an accelerator.
+        # Read once, when JAX starts; no effect on an accelerator.
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(devices))
-    # Imported here, since it takes seconds: a wrong command line has failed by now.
+    # Imported here, since it takes seconds: an invalid command line has failed by now.
     from she_jax.train.run import run
 
     try:
         run(CONFIG.value, Path(workdir))
     except OSError as error:
-        full = error.errno == errno.ENOSPC and not error.filename
-        hint = f"; make room for {workdir}, then the same command goes on" if full else ""
-        _leave(f"{error}{hint}", 1)
+        no_space = error.errno == errno.ENOSPC and not error.filename
+        hint = f"; free space for {workdir}, then repeat the command" if no_space else ""
+        _exit_with(f"{error}{hint}", 1)
     except ValueError as error:
-        # Where our own code says `raise`, the message is for the user; anything else is a bug.
+        # Raised by a `raise` of this package, it has a message for the user; else it is a bug.
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        ours = Path(frame.filename).resolve().is_relative_to(ROOT / "she_jax")
-        if not (ours and (frame.line or "").startswith("raise ")):
+        in_package = Path(frame.filename).resolve().is_relative_to(ROOT / "she_jax")
+        if not (in_package and (frame.line or "").startswith("raise ")):
             raise
-        _leave(str(error), 1)
+        _exit_with(str(error), 1)
 
 
 def default_workdir() -> str:
@@ -58,33 +58,33 @@ def default_workdir() -> str:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the command line; what is wrong with it is said in a line, with exit code 2."""
+    """Parses the command line; prints a one-line error and exits with code 2 if it is invalid."""
     try:
-        rest = FLAGS(argv)
+        remaining = FLAGS(argv)
     except flags.Error as error:
         cause: BaseException = error
-        while inner := cause.__cause__ or cause.__context__:
-            cause = inner
+        while nested := cause.__cause__ or cause.__context__:
+            cause = nested
         if "Traceback" in str(error) and not isinstance(cause, ValueError):
             raise  # a bug in the config file
-        _leave(str(cause if "Traceback" in str(error) else error), 2)
+        _exit_with(str(cause if "Traceback" in str(error) else error), 2)
     except OSError as error:
-        _leave(str(error), 2)
+        _exit_with(str(error), 2)
     except (AttributeError, KeyError):
         if message := _unknown_key(argv):
-            _leave(message, 2)
+            _exit_with(message, 2)
         raise
     if FLAGS["config"].value is None:
-        _leave("--config is missing: give a recipe, such as --config=configs/stage1.py", 2)
+        _exit_with("--config is missing: give a recipe, such as --config=configs/stage1.py", 2)
     name = config_flags.get_config_filename(FLAGS["config"]).partition(":")[0]
     if not Path(name).is_file():
-        _leave(f"--config={name}: there is no such file", 2)
-    return rest
+        _exit_with(f"--config={name}: there is no such file", 2)
+    return remaining
 
 
 def _unknown_key(argv: list[str]) -> str | None:
     matches = [re.match(r"--?(?:no)?config\.([^=\[]+)", argument) for argument in argv]
-    plain = flags.FlagValues()  # the config without what the command line changes
+    plain = flags.FlagValues()  # the config without the command line's changes
     config = config_flags.DEFINE_config_file("config", flag_values=plain, sys_argv=argv[:1])
     plain(argv, known_only=True)
     known = _keys(config.value)
@@ -104,7 +104,7 @@ def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
     return keys
 
 
-def _leave(message: str, code: int):
+def _exit_with(message: str, code: int):
     print(f"launch.py: {message}", file=sys.stderr)
     sys.exit(code)
 

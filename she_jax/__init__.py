@@ -1,7 +1,7 @@
 """SHE in JAX: stepwise reward policy optimization (SRPO) for search relevance.
 
-The names below are the whole public interface. Importing reads no file and no flag; what needs more
-than JAX and optax is loaded when it is first asked for.
+The names below are the whole public interface. The import reads no file and no flag. Names that
+need more than JAX and optax are imported on first access.
 """
 
 from importlib import import_module
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from she_jax.models.weights import load_model
     from she_jax.rl.sampling import sample
 
-_LATER = {
+_LAZY = {
     "ModelConfig": "she_jax.models.transformer",
     "build_model": "she_jax.models.transformer",
     "init_params": "she_jax.models.transformer",
@@ -105,6 +105,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATER:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_LATER[name]), name)
+    return getattr(import_module(_LAZY[name]), name)

@@ -1,7 +1,7 @@
-"""The chain of thought: which steps it has, how they are written, how they are read back.
+"""The chain of thought: its schema, how a chain is written as text, and how text is parsed.
 
-A chain is text, a line a step: ``name: free text => verdict``. A step whose verdict stands alone is
-``name: verdict``; a step without a verdict is ``name: free text``::
+A chain is text with one line per step, ``name: free text => verdict``. Either part may be absent:
+``name: verdict`` has no free text, and ``name: free text`` has no verdict::
 
     query: running shoes; red; not leather
     product: trail shoes; navy; suede
@@ -9,11 +9,11 @@ A chain is text, a line a step: ``name: free text => verdict``. A step whose ver
     attributes: red / navy conflict; not leather / suede met => conflict
     label: 2
 
-The text is free, the verdict is machine-readable. Reading never fails: what cannot be read has a
-defined result (a step without a verdict, or no step at all).
+The free text is unconstrained, the verdict is machine-readable. Parsing never fails: unreadable
+text has a defined result (a step without a verdict, or no step).
 
-Reconstruction: the paper (arXiv 2510.07972) does not publish its steps or its output format in what
-could be obtained; the steps follow the label rule of its sister papers.
+Reconstruction: the parts of the paper (arXiv 2510.07972) that could be obtained do not give its
+steps or its output format. The steps here follow the label rule of its sister papers.
 """
 
 import re
@@ -29,7 +29,7 @@ ATTRIBUTES = ("met", "unstated", "conflict")
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A step of the schema. ``verdicts`` is its closed set of values, empty for a free step."""
+    """A step of a schema. ``verdicts`` is its closed set of values, empty for a free-text step."""
 
     name: str
     verdicts: tuple[str, ...] = ()
@@ -38,7 +38,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class ParsedStep:
-    """A step as a model wrote it. ``verdict`` is None for a free step and for an unreadable one."""
+    """A step parsed from text. ``verdict`` is None for a free-text step or an unreadable one."""
 
     text: str
     verdict: str | None
@@ -47,15 +47,15 @@ class ParsedStep:
 
 @dataclass(frozen=True, kw_only=True)
 class Chain:
-    """A parsed chain.
+    """A chain parsed from text.
 
     Attributes:
-      steps: one entry a schema step, None where the chain lacks it.
-      line_steps: for each line of the text the index of the step it belongs to, -1 outside every
-        step.
-      well_formed: every required step is there once, in order and readable, and no text stands
-        outside the steps.
-      label: the class 1 to 4, or None where it cannot be read.
+      steps: one entry per step of the schema, None for a step that the chain lacks.
+      line_steps: index of the step that each line of the text belongs to, -1 for a line outside
+        every step.
+      well_formed: True if every required step is present, every present step is readable, the steps
+        are in order without repetition, and no text is outside the steps.
+      label: relevance class 1 to 4, or None if it cannot be read.
     """
 
     steps: tuple[ParsedStep | None, ...]
@@ -69,7 +69,8 @@ class CotSchema:
     """The steps of a chain, in order. One of them is ``label``, with the verdicts 1 to 4.
 
     Raises:
-      ValueError: if two steps share a name, a name is not a word, or no step is called ``label``.
+      ValueError: if two steps share a name, a name is not a lower-case word, or no step is named
+        ``label`` with these verdicts.
     """
 
     steps: tuple[Step, ...] = (
@@ -83,7 +84,7 @@ class CotSchema:
     def __post_init__(self):
         names = self.names
         if len(set(names)) != len(names):
-            raise ValueError(f"step names {names}: each name may stand only once")
+            raise ValueError(f"step names {names}: each name may occur only once")
         if bad := [name for name in names if not re.fullmatch(r"[a-z][a-z0-9_]*", name)]:
             raise ValueError(f"step names {bad}: expected lower-case words like 'category'")
         if "label" not in names or self.steps[names.index("label")].verdicts != LABELS:
@@ -91,18 +92,18 @@ class CotSchema:
 
     @classmethod
     def build(cls, *, label_first: bool = False, checks: int = 0) -> "CotSchema":
-        """The default schema, with its two switches.
+        """Builds the default schema, with two options.
 
         Args:
-          label_first: put the label before the reasoning ("post-CoT", TaoSR1 2508.12365).
-          checks: give up to this many asked attributes a step of their own (``check_1``, ...),
-            before the ``attributes`` step that sums them up.
+          label_first: put the label before the reasoning ("post-CoT", TaoSR1, arXiv 2508.12365).
+          checks: give each of up to this many requested attributes an optional step of its own
+            (``check_1``, ...), before the ``attributes`` step, which summarizes them.
         """
         *reasoning, label = cls().steps
-        own = tuple(
+        check_steps = tuple(
             Step(name=f"check_{i + 1}", verdicts=ATTRIBUTES, optional=True) for i in range(checks)
         )
-        reasoning = (*reasoning[:3], *own, *reasoning[3:])
+        reasoning = (*reasoning[:3], *check_steps, *reasoning[3:])
         return cls(steps=(label, *reasoning) if label_first else (*reasoning, label))
 
     @property
@@ -112,20 +113,20 @@ class CotSchema:
 
     @property
     def switches(self) -> dict[str, Any]:
-        """What ``build`` was given."""
+        """The arguments of ``build`` that give this schema."""
         checks = sum(name.startswith("check_") for name in self.names)
         return {"label_first": self.names[0] == "label", "checks": checks}
 
     def write(self, texts: Mapping[str, str], verdicts: Mapping[str, str]) -> str:
-        """Writes a chain, a line a step, in the schema's order.
+        """Writes a chain as text, one line per step, in the schema's order.
 
         Args:
-          texts: free text by step name; may be missing for a step that has a verdict.
+          texts: free text by step name; optional for a step that has a verdict.
           verdicts: verdict by step name.
 
         Raises:
           ValueError: if a required step is missing, a verdict is outside its set, or a name is
-          unknown.
+            unknown.
         """
         if unknown := (set(texts) | set(verdicts)) - set(self.names):
             raise ValueError(f"steps {sorted(unknown)} are not in the schema {self.names}")
@@ -144,11 +145,11 @@ class CotSchema:
         return "\n".join(lines)
 
     def parse(self, text: str) -> Chain:
-        """Reads a chain back from any text; never raises.
+        """Parses a chain from any text; never raises.
 
-        A line that names the next step, or a later one, opens it. A line that names no step
-        continues the step before it. A line that names an earlier step or the same one again is
-        outside every step, like whatever stands before the first step.
+        A line that names a step later than all steps before it starts that step. A line that names
+        no step continues the line before it. The lines before the first step are outside every
+        step, and so is a line that names an earlier step or the current one again.
         """
         names = {step.name: k for k, step in enumerate(self.steps)}
         bodies: dict[int, list[str]] = {}
@@ -183,9 +184,11 @@ class CotSchema:
         )
 
     def path(self, chain: Chain) -> str:
-        """A chain's verdicts, such as ``match/unstated/3``, with ``-`` for a missing one."""
+        """The verdicts of a chain, such as ``match/unstated/3``, with ``-`` for a missing one."""
         pairs = zip(self.steps, chain.steps, strict=True)
-        return "/".join((own and own.verdict) or "-" for step, own in pairs if step.verdicts)
+        return "/".join(
+            (parsed and parsed.verdict) or "-" for step, parsed in pairs if step.verdicts
+        )
 
     @staticmethod
     def _parse_step(step: Step, body: str) -> ParsedStep:

@@ -1,8 +1,8 @@
-"""The records that pass from room to room.
+"""The records that pass between modules.
 
-Letters in shapes: N prompts, G samples a prompt (a group), B = N * G with a group's rows
-contiguous, T tokens, S steps, P prompt length. One alignment rule holds everywhere: index ``[b,
-t]`` speaks of the token *at* t. Only ``she_jax.rl.head`` shifts.
+Letters in shapes: N prompts, G samples per prompt (a group), B = N * G rows with the rows of a
+group contiguous, T tokens, S steps, P prompt length. One alignment rule holds everywhere: index
+``[b, t]`` refers to the token *at* t. Only ``she_jax.rl.head`` shifts.
 """
 
 from collections.abc import Mapping
@@ -18,18 +18,16 @@ class Example:
     """A query-product pair, on the host.
 
     Attributes:
-      uid: unique within its data set.
-      query: what the shopper typed.
-      product: field name to text; ``title`` is always there.
-      label: relevance class 1 (irrelevant) to 4 (excellent), or None where nobody judged the pair.
-      steps: the truth of each step by its name (a verdict, or ``;``-separated items for a free
-        step; see ``she_jax.rl.rewards``), or None where it is not known. The label is not among
-        them.
-      kind: kind of query (``plain``, ``negation``, ...); empty where unknown.
-      annotations: names of the steps whose truth a human gave; the verifier knows these and no
-        others.
-      rationale: a whole chain for the cold start to imitate, right or wrong; None where there is
-        none.
+      uid: unique within its dataset.
+      query: the shopper's search query.
+      product: text by field name; ``title`` is always present.
+      label: relevance class 1 (irrelevant) to 4 (excellent), or None if the pair is unlabeled.
+      steps: ground truth by step name, without the label: a verdict, or ``;``-separated items for a
+        free-text step (see ``she_jax.rl.rewards``). None if unknown.
+      kind: kind of query (``plain``, ``negation``, ...); empty if unknown.
+      annotations: names of the steps that a human annotated. Besides the label, the verifier has
+        ground truth for these only.
+      rationale: a whole chain for the cold start to imitate, correct or not; None if there is none.
     """
 
     uid: str
@@ -44,7 +42,7 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class BadRow:
-    """A row of input that was set aside: where it stands and what is wrong with it."""
+    """A row of input that was rejected: its file, its line and the reason."""
 
     file: str
     line: int
@@ -54,7 +52,7 @@ class BadRow:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class PromptBatch:
-    """Prompts, padded on the left. ``mask`` is True on real tokens."""
+    """Prompts, padded on the left. ``mask`` is True on tokens, False on padding."""
 
     tokens: Int[Array, "N P"]
     mask: Bool[Array, "N P"]
@@ -65,8 +63,8 @@ class PromptBatch:
 class Rollout:
     """Sampled sequences: a prompt padded on the left to P, then a completion padded on the right.
 
-    ``completion_mask`` covers the sampled tokens, the end-of-sequence token included. ``logps``
-    are the behaviour policy's log-probabilities at the sampling temperature, zero outside the
+    ``completion_mask`` covers the sampled tokens, the end-of-sequence token included. ``logps`` are
+    log-probabilities under the behavior policy at the sampling temperature, 0 outside the
     completion.
     """
 
@@ -79,13 +77,17 @@ class Rollout:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class StepBatch:
-    """Rollouts seen as steps.
+    """The steps of a batch of rollouts, with their rewards.
 
-    ``step_ids`` names the step each token belongs to, -1 outside every step. ``step_mask`` says
-    which steps a rollout has. ``verifier`` is the annotation's verdict on each step in [0, 1],
-    good only where ``verifier_known``; ``model_score`` is the examiner's probability that the step
-    is correct, good only where ``model_known``. ``outcome`` is the reward of the whole rollout in
-    [0, 1].
+    Attributes:
+      step_ids: index of the step each token belongs to, -1 outside every step.
+      step_mask: True where the rollout has the step.
+      verifier: the verifier's reward of each step, in [0, 1]; valid only where ``verifier_known``.
+      verifier_known: True where an annotation allows the verifier to score the step.
+      model_score: the process reward model's probability that the step is correct; valid only
+        where ``model_known``.
+      model_known: True where the process reward model scored the step.
+      outcome: reward of the whole rollout, in [0, 1].
     """
 
     step_ids: Int[Array, "B T"]
@@ -100,9 +102,9 @@ class StepBatch:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Advantages:
-    """What an estimator returns: a part for the whole rollout and one for each of its steps.
+    """The advantage of each rollout as a whole, and of each of its steps.
 
-    Both carry their weights already; a token's advantage is their sum.
+    Both are already weighted. The advantage of a token is the sum of its rollout's and its step's.
     """
 
     outcome: Float[Array, "B"]
@@ -112,26 +114,26 @@ class Advantages:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class TrainBatch:
-    """What one policy update reads.
+    """The inputs of one policy update.
 
     Attributes:
       tokens: token ids.
-      positions: position of each token in its own sequence, -1 on padding, which has no weight.
-      weights: weight of each token in the loss, 0 where it is not trained; the loss divides once by
-        their sum over the whole batch (see ``she_jax.rl.losses.token_weights``), if
-        ``counts`` does not say otherwise.
-      advantages: token advantages.
-      old_logps: log-probabilities under the behaviour policy.
-      ref_logps: log-probabilities under the frozen reference, or None for no KL term.
-      counts: each row's share of what the loss is divided by, see
-        ``she_jax.rl.losses.row_counts``; None stands for the sum of the row's weights.
-      imitated: tokens that the behaviour policy has no say in: their ratio is 1, whatever
-        ``old_logps`` are, and they have no KL term; None for none.
-      temperature: sampling temperature of the behaviour policy; traced, so it may change freely.
+      positions: position of each token in its sequence, -1 on padding, whose weight is 0.
+      weights: loss weight of each token, 0 where it is not trained. The loss is divided once by
+        their sum over the whole batch (see ``she_jax.rl.losses.token_weights``), or by the sum of
+        ``counts`` if present.
+      advantages: advantage of each token.
+      old_logps: log-probabilities under the behavior policy.
+      ref_logps: log-probabilities under the frozen reference policy, or None for no KL term.
+      counts: what each row adds to the denominator of the loss (see
+        ``she_jax.rl.losses.row_counts``); None for the sum of the row's weights.
+      imitated: True on tokens of self-imitation: their ratio is 1, whatever ``old_logps`` are, and
+        they have no KL term; None for no such tokens.
+      temperature: sampling temperature of the behavior policy; traced, so it may change freely.
       kl_weight: weight of the KL term; traced.
       prompt_length: no token before this index carries loss, so the output head skips them; static.
-      group_size: the rows of a group, contiguous, are the same before ``prompt_length``: the model
-        may read that part once; 1 says nothing of the kind; static.
+      group_size: number of contiguous rows that are equal before ``prompt_length``, a part that the
+        model may then compute once; 1 for no such rows; static.
     """
 
     tokens: Int[Array, "B T"]
@@ -151,9 +153,9 @@ class TrainBatch:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class SftBatch:
-    """What one step of supervised fine-tuning reads; fields as in ``TrainBatch``.
+    """The inputs of one step of supervised fine-tuning; fields as in ``TrainBatch``.
 
-    ``mask``, where there is one, says which tokens each token looks at, see
+    ``mask`` gives the tokens that each token attends to; None for causal attention. See
     ``she_jax.models.transformer.Model.forward``.
     """
 
@@ -167,18 +169,18 @@ class SftBatch:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class DpoBatch:
-    """What one step of direct preference optimization reads: pairs of completions of one prompt.
+    """The inputs of one step of direct preference optimization: pairs of completions of one prompt.
 
-    A pair's rows stand one behind the other, the chosen one first.
+    The two rows of a pair are adjacent, the chosen completion first.
 
     Attributes:
       tokens: prompts, padded on the left to ``prompt_length``, with their completions.
       positions: as in ``TrainBatch``.
       weights: 1 on the tokens of the completions, 0 elsewhere.
-      ref_logps: log-probabilities under the frozen reference, at temperature 1.
+      ref_logps: log-probabilities under the frozen reference policy, at temperature 1.
       prompt_length: as in ``TrainBatch``.
-      group_size: so many rows, contiguous, are the same before ``prompt_length``: the two of a
-        pair, or those of several pairs of one prompt; static.
+      group_size: number of contiguous rows that are equal before ``prompt_length``: the two rows of
+        a pair, or those of several pairs of one prompt; static.
     """
 
     tokens: Int[Array, "B T"]
@@ -192,14 +194,14 @@ class DpoBatch:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class OutcomeBatch:
-    """What one update of a scalar reward model reads: whole chains, and how they came out.
+    """The inputs of one update of the outcome reward model: whole chains and their correctness.
 
     Attributes:
       tokens: prompts with their chains, as in ``Rollout``.
       positions: as in ``TrainBatch``.
-      right: 1 for a chain that came out right, 0 for one that did not.
-      group_size: 1 says that each chain stands for itself, 2 that the rows are pairs of a right
-        chain and a wrong one behind it, to be told apart; static.
+      right: 1 for a chain with a correct outcome, else 0.
+      group_size: 1 for independent chains; 2 for pairs to compare, a correct chain followed by an
+        incorrect one; static.
     """
 
     tokens: Int[Array, "B T"]
@@ -211,7 +213,7 @@ class OutcomeBatch:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """All that an update changes, and all that a checkpoint of the device side holds.
+    """Everything that an update changes: the device side of a checkpoint.
 
     ``key`` is a raw ``uint32[2]`` key (``jax.random.PRNGKey``), so that it is stored like any
     array.
@@ -226,10 +228,10 @@ class TrainState:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class LMOutput:
-    """A language model's last hidden states and its output head, not multiplied out.
+    """A language model's last hidden states and its output head: ``logits = hidden @ head``.
 
-    ``[B, T, V]`` logits are the largest array of the whole program; who reads an ``LMOutput``
-    decides which positions to multiply out, and in what chunks. ``logits = hidden @ head``.
+    The [B, T, V] logits would be the largest array of the program. The consumer chooses which of
+    them to compute, and in what chunks.
     """
 
     hidden: Float[Array, "B T D"]

@@ -440,7 +440,7 @@ def test_a_signal_reaches_the_jobs_which_save_and_leave(waiting):
     shares = [os.sched_getaffinity(pid) for pid in pids]
     assert shares[0] | shares[1] == os.sched_getaffinity(0)
     assert len(os.sched_getaffinity(0)) < 2 or not shares[0] & shares[1]
-    with pytest.raises(ValueError, match="another command is at work"):
+    with pytest.raises(ValueError, match="another command is running"):
         run_evidence(small({"base": {"trained": False}}), folder, stand_in)
     command.send_signal(signal.SIGTERM)
     said, _ = command.communicate(timeout=60)

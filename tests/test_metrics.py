@@ -79,7 +79,7 @@ def test_a_file_shorter_than_the_checkpoint_knows_is_said(tmp_path, caplog):
     write_run(tmp_path, 2)
     with MetricsWriter(tmp_path, lines=5) as writer:
         assert writer.lines == 2
-    assert "2 whole lines, the checkpoint knows of 5" in caplog.text
+    assert "2 whole lines, the checkpoint expects 5" in caplog.text
 
 
 def read_events(folder):

@@ -172,7 +172,7 @@ def test_that_pairs_are_cut_is_said_once(done, capsys):
 
 
 def test_a_folder_is_of_one_command_at_a_time(done):
-    with held(done), pytest.raises(ValueError, match=r"another command is at work in .*run: wait"):
+    with held(done), pytest.raises(ValueError, match=r"another command is running in .*run: wait"):
         run(config(), done)
     run(config(), done)  # and is free again
 

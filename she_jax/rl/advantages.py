@@ -1,21 +1,21 @@
-"""Advantages: how much better a rollout, or one of its steps, did than its group.
+"""Advantages: how much better a rollout, or one of its steps, is than its group.
 
-Shapes: B = N * G rollouts, a group's G rows contiguous, S steps, T tokens. An estimator is a
-function of (step rewards, their mask, outcome rewards) that returns ``Advantages``;
-``token_advantages`` lays them over the tokens. Everything is float32, masked, and zero where a
-group has no spread. All estimators take the same, beside constants of their own:
+An estimator is a function of (step rewards, step mask, outcome rewards) that returns
+``Advantages``; ``token_advantages`` maps them to tokens. Shapes: B = N * G rollouts with the G rows
+of a group contiguous, S steps, T tokens. Results are float32, masked, and zero where a group has no
+variance. All estimators share these arguments, and some have constants of their own:
 
-    step_rewards: reward of each step, in [0, 1]; may hold anything where ``step_mask`` is False.
-    step_mask: True where the rollout has the step and its reward is known; other steps take no
-      part.
+    step_rewards: reward of each step, in [0, 1]; any value where ``step_mask`` is False.
+    step_mask: True where the rollout has the step and its reward is known; other steps are
+      ignored.
     outcome: reward R of the whole rollout.
-    group_size: G, rollouts a prompt.
-    step_tokens: how many tokens each step has (see ``she_jax.rl.steps.step_token_counts``); read by
-      ``srpo_advantages`` and ``prorag_advantages``, None says that all have as many.
-    eps: added to every standard deviation that divides (the population's, divided by n).
-    tol: a standard deviation up to this counts as none, and what it would scale is 0.
+    group_size: G, rollouts per prompt, >= 2.
+    step_tokens: number of tokens of each step (see ``she_jax.rl.steps.step_token_counts``), used by
+      ``srpo_advantages`` and ``prorag_advantages``; None for an equal number in all steps.
+    eps: added to every standard deviation that divides (of the population, with divisor n).
+    tol: a standard deviation of at most this counts as zero, and what it would scale is 0.
 
-They raise ValueError if the group has one rollout or B is no multiple of it.
+They raise ValueError if ``group_size`` is below 2 or does not divide B.
 """
 
 from collections.abc import Callable, Mapping
@@ -44,61 +44,60 @@ def srpo_advantages(
     eps: float = 1e-4,
     tol: float = 1e-6,
 ) -> Advantages:
-    """Stepwise reward policy optimization: outcome and steps against their own group.
+    """Stepwise reward policy optimization: outcome and steps, each normalized within the group.
 
-    For rollout i of a group and step index k, with mu and sigma over the rollouts that have step k:
+    For rollout i of a group and step k, with mu and sigma over the rollouts that have step k:
 
         d[i, k] = (r[i, k] - mu[k]) / (sigma[k] + eps)
         outcome part = w_outcome * (R[i] - mean R) / (std R + eps)
         step part    = w_step * c[i, k] * d[i, k]
 
-    d is 0 where fewer than two rollouts have the step or sigma[k] <= tol. The weights c put the
-    learning on the critical steps:
+    d is 0 where fewer than two rollouts have the step or sigma[k] <= tol. The weights c select the
+    critical steps:
 
-    - ``first_error``: the first wrong step of a rollout weighs 1, every later step ``after_error``,
-      since it reasons from a wrong premise; a right step counts only where some rollout of the
+    - ``first_error``: 1 for the first wrong step of a rollout and ``after_error`` for every later
+      step, which reasons from a wrong premise; a correct step counts only if some rollout of the
       group has it wrong.
-    - ``all``: every weight is 1.
-    - ``outcome_consistent``: 0 where the signs of d and of the outcome's advantage disagree, else
-      1.
+    - ``all``: 1 for every step.
+    - ``outcome_consistent``: 0 where d and the outcome's advantage have opposite signs, else 1.
 
-    A step without tokens, one that a rollout left out, is charged to the next one that has some:
-    the step that was written in its place.
+    A step without tokens, one that the rollout left out, passes its advantage on to the next step
+    that has tokens, the one written in its place. If none follows, the advantage is dropped.
 
-    Reconstruction: SRPO's equations (arXiv 2510.07972) could not be obtained. The normalisation per
+    Reconstruction: SRPO's equations (arXiv 2510.07972) could not be obtained. The normalization per
     step index is SRaR's (arXiv 2605.17291); the critical weights, ``after_error`` and
     ``correct_from`` are our reading of "critical correct and incorrect steps".
 
-    Args, beside those that all estimators have (see the module):
+    Args, besides those shared by all estimators (see the module):
       w_outcome: weight of the outcome part, >= 0.
       w_step: weight of the step part, >= 0.
-      critical: how the steps are weighed, as above.
+      critical: how the steps are weighted, as above.
       after_error: weight of the steps after the first wrong one, in [0, 1].
-      correct_from: a step is right from this reward on, in (0, 1]; one for all or one a step. A
-        verifier that gives credit in part wants 1 here: a half-right step is a wrong one.
+      correct_from: least reward of a correct step, in (0, 1]; a scalar or one per step. Use 1 with
+        a verifier that gives partial credit, so that a half-correct step counts as wrong.
 
     Raises:
-      ValueError: if ``critical`` is unknown, too.
+      ValueError: also if ``critical`` is unknown.
     """
     reward = _groups(jnp.where(step_mask, step_rewards, 0.0), group_size)
     mask = _groups(jnp.asarray(step_mask), group_size)
-    whole = _outcome_advantages(outcome, group_size, eps, tol)
-    d = _normalise(reward, mask, eps, tol)
-    right_from = _groups(jnp.broadcast_to(correct_from, step_rewards.shape), group_size)
-    wrong = mask & (reward < right_from)
+    outcome_part = _outcome_advantages(outcome, group_size, eps, tol)
+    d = _normalize(reward, mask, eps, tol)
+    threshold = _groups(jnp.broadcast_to(correct_from, step_rewards.shape), group_size)
+    wrong = mask & (reward < threshold)
     if critical == "first_error":
         wrong_before = (jnp.cumsum(wrong, axis=2) - wrong) > 0
         c = (wrong | wrong.any(axis=1, keepdims=True)) * jnp.where(wrong_before, after_error, 1.0)
     elif critical == "all":
         c = jnp.ones_like(d)
     elif critical == "outcome_consistent":
-        c = (d * whole[:, :, None] >= 0).astype(d.dtype)
+        c = (d * outcome_part[:, :, None] >= 0).astype(d.dtype)
     else:
         raise ValueError(f"critical={critical!r}: expected one of {CRITICAL}")
     step = (w_step * c * d).reshape(step_rewards.shape)
     if step_tokens is not None:
-        step = _onto_written(step, step_tokens > 0)
-    return Advantages(outcome=w_outcome * whole.reshape(-1), step=step)
+        step = _move_to_written(step, step_tokens > 0)
+    return Advantages(outcome=w_outcome * outcome_part.reshape(-1), step=step)
 
 
 def grpo_advantages(
@@ -113,12 +112,12 @@ def grpo_advantages(
 ) -> Advantages:
     """Group relative policy optimization: A[i] = (R[i] - mean R) / (std R + eps).
 
-    DeepSeekMath (arXiv 2402.03300), section 4.1.2, outcome supervision. Of the steps it reads the
-    number only. Args: see the module.
+    DeepSeekMath (arXiv 2402.03300), section 4.1.2, outcome supervision. Of the step arguments
+    only the number of steps is used. Args: see the module.
     """
     del step_mask, step_tokens
-    whole = _outcome_advantages(outcome, group_size, eps, tol)
-    return _outcome_only(whole, step_rewards)
+    normalized = _outcome_advantages(outcome, group_size, eps, tol)
+    return _outcome_only(normalized, step_rewards)
 
 
 def rloo_advantages(
@@ -131,16 +130,16 @@ def rloo_advantages(
     eps: float = 1e-4,
     tol: float = 1e-6,
 ) -> Advantages:
-    """REINFORCE leave-one-out: the baseline of a rollout is the mean of the others of its group.
+    """REINFORCE leave-one-out: the baseline is the mean reward of the rest of the group.
 
         A[i] = R[i] - sum_{j != i} R[j] / (G - 1) = G / (G - 1) * (R[i] - mean R)
 
-    Ahmadian et al. (arXiv 2402.14740). Nothing is divided by a deviation, so ``eps``
-    is not read; nor are the steps, but for their number. Args: see the module.
+    Ahmadian et al. (arXiv 2402.14740). No standard deviation divides, so ``eps`` is ignored; of
+    the step arguments only the number of steps is used. Args: see the module.
     """
     del step_mask, step_tokens, eps
-    centred, _ = _spread(*_outcome(outcome, group_size), tol)
-    return _outcome_only(group_size / (group_size - 1) * centred[:, :, 0], step_rewards)
+    centered, _ = _center_and_std(*_outcome_as_step(outcome, group_size), tol)
+    return _outcome_only(group_size / (group_size - 1) * centered[:, :, 0], step_rewards)
 
 
 def dr_grpo_advantages(
@@ -153,15 +152,16 @@ def dr_grpo_advantages(
     eps: float = 1e-4,
     tol: float = 1e-6,
 ) -> Advantages:
-    """GRPO done right: A[i] = R[i] - mean R, so that easy and hard prompts weigh by their spread.
+    """Dr. GRPO (GRPO done right): A[i] = R[i] - mean R.
 
-    Liu et al. (arXiv 2503.20783). Its other half is the loss's divisor, the
-    normalisation ``constant`` of ``she_jax.rl.losses``. Nothing is divided by a deviation, so
-    ``eps`` is not read; nor are the steps, but for their number. Args: see the module.
+    Liu et al. (arXiv 2503.20783). Without the division by std R, a prompt weighs in proportion to
+    the spread of its rewards. The other half of the method is the denominator of the loss,
+    ``constant`` in ``she_jax.rl.losses``. ``eps`` is ignored; of the step arguments only the number
+    of steps is used. Args: see the module.
     """
     del step_mask, step_tokens, eps
-    centred, _ = _spread(*_outcome(outcome, group_size), tol)
-    return _outcome_only(centred[:, :, 0], step_rewards)
+    centered, _ = _center_and_std(*_outcome_as_step(outcome, group_size), tol)
+    return _outcome_only(centered[:, :, 0], step_rewards)
 
 
 def process_advantages(
@@ -174,7 +174,7 @@ def process_advantages(
     eps: float = 1e-4,
     tol: float = 1e-6,
 ) -> Advantages:
-    """GRPO with process supervision: a token answers for its own step and all steps after it.
+    """GRPO with process supervision: a token's advantage sums over its step and all later steps.
 
     With mean and std over all step rewards of all rollouts of the group,
 
@@ -182,20 +182,20 @@ def process_advantages(
         step part[i, k] = sum_{j >= k} z[i, j]
 
     DeepSeekMath (arXiv 2402.03300), section 4.1.3; eps is ours. A step without a known reward adds
-    nothing, and its tokens still answer for the steps after it. The sums grow with the number of
-    steps: mind the clamp of ``token_advantages``.
+    nothing, and its tokens still get the sum over later steps. The sums grow with the number of
+    steps, so the ``clamp`` of ``token_advantages`` may bind.
 
-    Reconstruction: there a reward model scores every step, the last one with the answer in it, and
-    nothing is added for the outcome. Here the reward of the ``label`` step is what tells the
-    outcome, so the outcome part is 0, and tokens outside every step get nothing. Steps follow one
-    another as in the schema, also in an ill-formed chain that has them in another order.
+    Reconstruction: in the paper a reward model scores every step, the last one containing the
+    answer, and there is no separate outcome reward. Here the reward of the ``label`` step carries
+    the outcome, so the outcome part is 0, and tokens outside every step have advantage 0. Steps are
+    summed in the schema's order, even for an ill-formed chain that orders them differently.
 
-    Args: see the module; ``outcome`` is not read.
+    Args: see the module; ``outcome`` is used for its shape only.
     """
     del step_tokens
     z = _pooled(step_rewards, step_mask, group_size, eps, tol)
-    to_come = jnp.cumsum(z[:, ::-1], axis=1)[:, ::-1]
-    return Advantages(outcome=jnp.zeros(outcome.shape, dtype=z.dtype), step=to_come)
+    rewards_to_go = jnp.cumsum(z[:, ::-1], axis=1)[:, ::-1]
+    return Advantages(outcome=jnp.zeros(outcome.shape, dtype=z.dtype), step=rewards_to_go)
 
 
 def prorag_advantages(
@@ -209,24 +209,24 @@ def prorag_advantages(
     eps: float = 1e-4,
     tol: float = 1e-6,
 ) -> Advantages:
-    """ProRAG's dual granularity: the outcome against its group, the step against all its tokens.
+    """ProRAG's dual granularity: outcomes normalized over rollouts, steps over the group's tokens.
 
         outcome part = (R[i] - mean R) / (std R + eps)
         step part    = w_step * (r[i, k] - mu) / (sigma + eps)
 
-    mu and sigma are over all tokens of the group whose step has a known reward, each token bearing
-    the reward of its step, so that long steps weigh more. Tokens without one get the outcome part
-    only. Wang et al. (arXiv 2601.21912).
+    mu and sigma are over all tokens of the group whose step has a known reward. Each token counts
+    with the reward of its step, so long steps weigh more. Other tokens get the outcome part only.
+    Wang et al. (arXiv 2601.21912).
 
-    Reconstruction: eps beside sigma, which the paper names for the outcome's deviation alone.
+    Reconstruction: eps is added to sigma too; the paper adds it to the outcome's deviation only.
 
-    Args, beside those that all estimators have (see the module):
+    Args, besides those shared by all estimators (see the module):
       w_step: weight of the step part, >= 0.
     """
-    whole = _outcome_advantages(outcome, group_size, eps, tol)
+    outcome_part = _outcome_advantages(outcome, group_size, eps, tol)
     weights = step_mask if step_tokens is None else jnp.where(step_mask, step_tokens, 0)
     steps = _pooled(step_rewards, weights, group_size, eps, tol)
-    return Advantages(outcome=whole.reshape(-1), step=w_step * steps)
+    return Advantages(outcome=outcome_part.reshape(-1), step=w_step * steps)
 
 
 ESTIMATORS: Mapping[str, Callable[..., Advantages]] = {
@@ -237,7 +237,7 @@ ESTIMATORS: Mapping[str, Callable[..., Advantages]] = {
     "process": process_advantages,
     "prorag": prorag_advantages,
 }
-STEPWISE = ("srpo", "process", "prorag")  # those that read the steps' rewards
+STEPWISE = ("srpo", "process", "prorag")  # the estimators that use step rewards
 
 
 def token_advantages(
@@ -248,19 +248,17 @@ def token_advantages(
     clamp: float | Float[Array, ""] = 2.0,
     negative: float | Float[Array, ""] = 1.0,
 ) -> Float[Array, "B T"]:
-    """Lays advantages over the tokens: A[i, t] = outcome[i] + step[i, k(t)], limited.
-
-    See ``limited``.
+    """Maps advantages to tokens: A[i, t] = outcome[i] + step[i, k(t)], bounded by ``limited``.
 
     Args:
       advantages: from an estimator.
       step_ids: step of each token, in [-1, S); a token outside every step (-1) gets the outcome
         part only.
-      completion_mask: True on sampled tokens; every other token gets 0.
+      completion_mask: True on sampled tokens; the advantage of any other token is 0.
       clamp, negative: as for ``limited``.
     """
-    own = jnp.take_along_axis(advantages.step, jnp.maximum(step_ids, 0), axis=1)
-    total = advantages.outcome[:, None] + jnp.where(step_ids >= 0, own, 0.0)
+    step_advantages = jnp.take_along_axis(advantages.step, jnp.maximum(step_ids, 0), axis=1)
+    total = advantages.outcome[:, None] + jnp.where(step_ids >= 0, step_advantages, 0.0)
     return jnp.where(completion_mask, limited(total, clamp=clamp, negative=negative), 0.0)
 
 
@@ -270,19 +268,19 @@ def limited(
     clamp: float | Float[Array, ""] = 2.0,
     negative: float | Float[Array, ""] = 1.0,
 ) -> Float[Array, "..."]:
-    """Advantages within [-clamp, clamp], those below 0 with a weight of their own.
+    """Clips advantages to [-clamp, clamp], then scales the negative ones.
 
-    The clamp of 2 is DyKnow-RAG's (arXiv 2510.11122). That what went right should weigh more than
-    what went wrong is found by Arnal et al. (arXiv 2506.20520) for rollouts of another policy.
+    The clip at 2 is DyKnow-RAG's (arXiv 2510.11122). Arnal et al. (arXiv 2506.20520) find that
+    positive advantages should weigh more than negative ones in off-policy training.
 
-    Reconstruction: ``negative`` is ours; nothing that could be obtained says that the paper
-    (arXiv 2510.07972) does so.
+    Reconstruction: ``negative`` is ours; what could be obtained of the paper (arXiv 2510.07972)
+    does not mention such a weight.
 
     Args:
-      advantages: by step or by token.
-      clamp: bound on the size of an advantage, > 0.
-      negative: weight of an advantage below 0, in [0, 1]; at 0 what did worse than its group is
-        left as it is, and the policy moves towards what did better alone.
+      advantages: per step or per token.
+      clamp: bound on the absolute value of an advantage, > 0.
+      negative: weight of negative advantages, in [0, 1]; at 0 the policy learns only from what is
+        better than its group.
     """
     bounded = jnp.clip(advantages, -clamp, clamp)
     return jnp.where(bounded < 0, negative * bounded, bounded)
@@ -296,37 +294,40 @@ def informative_groups(
     group_size: int,
     tol: float = 1e-6,
 ) -> Bool[Array, "N"]:
-    """Says which groups can teach something: those whose rollouts the verifier tells apart.
+    """Returns which groups carry a learning signal: those in which the verifier's rewards differ.
 
-    Give it the verifier's own rewards. A shaped reward (a length bonus, say) differs between any
+    Pass the verifier's own rewards. A shaped reward (with a length bonus, say) differs between any
     two rollouts and would keep every group.
 
     Args:
       outcome: the verifier's reward of the whole rollout.
       step_rewards: the verifier's reward of each step.
-      step_mask: True where the step exists and its reward is known; all False asks about the
-        outcome alone, which is what outcome-only estimators can use.
-      group_size: G, rollouts a prompt.
-      tol: a standard deviation up to this counts as none.
+      step_mask: True where the step exists and its reward is known; all False to consider the
+        outcome only, as outcome-only estimators do.
+      group_size: G, rollouts per prompt, >= 2.
+      tol: a standard deviation of at most this counts as zero.
+
+    Returns:
+      True for a group whose outcome, or whose reward of some step, varies among its rollouts.
 
     Raises:
-      ValueError: if the group has one rollout or B is no multiple of it.
+      ValueError: if ``group_size`` is below 2 or does not divide B.
     """
-    whole = _outcome_advantages(outcome, group_size, 1.0, tol)
+    outcome_z = _outcome_advantages(outcome, group_size, 1.0, tol)
     reward = _groups(jnp.where(step_mask, step_rewards, 0.0), group_size)
-    steps = _normalise(reward, _groups(jnp.asarray(step_mask), group_size), 1.0, tol)
-    return (whole != 0).any(axis=1) | (steps != 0).any(axis=(1, 2))
+    step_z = _normalize(reward, _groups(jnp.asarray(step_mask), group_size), 1.0, tol)
+    return (outcome_z != 0).any(axis=1) | (step_z != 0).any(axis=(1, 2))
 
 
-def _onto_written(
+def _move_to_written(
     step: Float[Array, "B S"], written: Bool[Array | np.ndarray, "B S"]
 ) -> Float[Array, "B S"]:
-    """Moves what stands at a step without tokens to the next step with some; lost if none comes."""
-    owed, columns = jnp.zeros(step.shape[0], step.dtype), []
+    """Adds the advantage of a step without tokens to the next step with tokens, if any."""
+    carried, columns = jnp.zeros(step.shape[0], step.dtype), []
     for k in range(step.shape[1]):
-        total = owed + step[:, k]
+        total = carried + step[:, k]
         columns.append(jnp.where(written[:, k], total, 0.0))
-        owed = jnp.where(written[:, k], 0.0, total)
+        carried = jnp.where(written[:, k], 0.0, total)
     return jnp.stack(columns, axis=1)
 
 
@@ -342,10 +343,10 @@ def _groups(rows: Array, group_size: int) -> Array:
     return rows.reshape(-1, group_size, *rows.shape[1:])
 
 
-def _outcome(
+def _outcome_as_step(
     outcome: Float[Array | np.ndarray, "B"], group_size: int
 ) -> tuple[Float[Array, "N G 1"], Bool[Array, "N G 1"]]:
-    """The outcome as a step that every rollout has."""
+    """The outcome reward in the form of a step that every rollout has, with its mask."""
     reward = _groups(jnp.asarray(outcome, dtype=jnp.float32), group_size)[:, :, None]
     return reward, jnp.ones(reward.shape, dtype=bool)
 
@@ -353,11 +354,12 @@ def _outcome(
 def _outcome_advantages(
     outcome: Float[Array | np.ndarray, "B"], group_size: int, eps: float, tol: float
 ) -> Float[Array, "N G"]:
-    return _normalise(*_outcome(outcome, group_size), eps, tol)[:, :, 0]
+    """The outcome reward normalized within its group."""
+    return _normalize(*_outcome_as_step(outcome, group_size), eps, tol)[:, :, 0]
 
 
-def _outcome_only(whole: Float[Array, "N G"], steps: Array | np.ndarray) -> Advantages:
-    return Advantages(outcome=whole.reshape(-1), step=jnp.zeros(steps.shape, dtype=whole.dtype))
+def _outcome_only(outcome: Float[Array, "N G"], steps: Array | np.ndarray) -> Advantages:
+    return Advantages(outcome=outcome.reshape(-1), step=jnp.zeros(steps.shape, dtype=outcome.dtype))
 
 
 def _pooled(
@@ -367,35 +369,35 @@ def _pooled(
     eps: float,
     tol: float,
 ) -> Float[Array, "B S"]:
-    """Z-scores of the rewards with weight, over all steps of all rollouts of their group."""
+    """Z-scores of step rewards over all steps of all rollouts of a group, weighted."""
 
     def pool(rows: Array) -> Array:
         return _groups(rows, group_size).reshape(-1, group_size * rows.shape[1], 1)
 
     reward = pool(jnp.where(weights, step_rewards, 0.0))
-    return _normalise(reward, pool(jnp.asarray(weights)), eps, tol).reshape(step_rewards.shape)
+    return _normalize(reward, pool(jnp.asarray(weights)), eps, tol).reshape(step_rewards.shape)
 
 
-def _normalise(
+def _normalize(
     reward: Float[Array, "N G S"],
     weights: Int[Array, "N G S"] | Bool[Array, "N G S"],
     eps: float,
     tol: float,
 ) -> Float[Array, "N G S"]:
-    """Z-scores over axis 1, of the entries with weight; 0 elsewhere and where nothing varies."""
-    centred, sigma = _spread(reward, weights, tol)
-    return centred / (sigma + eps)
+    """Weighted z-scores over axis 1; 0 at entries without weight and where nothing varies."""
+    centered, sigma = _center_and_std(reward, weights, tol)
+    return centered / (sigma + eps)
 
 
-def _spread(
+def _center_and_std(
     reward: Float[Array, "N G S"],
     weights: Int[Array, "N G S"] | Bool[Array, "N G S"],
     tol: float,
 ) -> tuple[Float[Array, "N G S"], Float[Array, "N 1 S"]]:
-    """Entries less their mean over axis 1, and their deviation; 0 and 1 where nothing varies."""
+    """Weighted deviations from the mean over axis 1, and the std; 0 and 1 where nothing varies."""
     reward = reward.astype(jnp.float32)
-    share = weights / jnp.maximum(weights.sum(axis=1, keepdims=True), 1)
-    centred = reward - (share * reward).sum(axis=1, keepdims=True)
-    sigma = jnp.sqrt((share * jnp.square(centred)).sum(axis=1, keepdims=True))
+    fractions = weights / jnp.maximum(weights.sum(axis=1, keepdims=True), 1)
+    centered = reward - (fractions * reward).sum(axis=1, keepdims=True)
+    sigma = jnp.sqrt((fractions * jnp.square(centered)).sum(axis=1, keepdims=True))
     varies = ((weights > 0).sum(axis=1, keepdims=True) >= 2) & (sigma > tol)
-    return jnp.where((weights > 0) & varies, centred, 0.0), jnp.where(varies, sigma, 1.0)
+    return jnp.where((weights > 0) & varies, centered, 0.0), jnp.where(varies, sigma, 1.0)

@@ -1,8 +1,8 @@
-"""From hidden states to token log-probabilities, and to a loss with its gradient, in chunks.
+"""Token log-probabilities from hidden states, and losses with their gradients, in chunks.
 
-The output head is the largest product of a small model and ``[B, T, V]`` logits its largest array:
-here they exist a chunk at a time. Index ``[b, t]`` speaks of the token at t, whose log-probability
-comes from the model's output at t - 1; this module is the only one that shifts.
+The output head is the largest matrix product of a small model, and [B, T, V] logits would be its
+largest array: here only one chunk of them exists at a time. Index ``[b, t]`` refers to the token at
+t, whose log-probability comes from the model's output at t - 1. Only this module shifts.
 """
 
 import functools
@@ -17,11 +17,11 @@ from jaxtyping import Array, Float, Float32, Int, Shaped
 
 from she_jax.types import LMOutput, SftBatch, TrainBatch
 
-# Bytes of float32 logits in memory at a time. Small enough to be nothing beside the parameters,
-# large enough that the head, read once a chunk, is not what a chunk waits for.
+# Bytes of float32 logits in memory at a time: negligible next to the parameters, and enough work
+# per chunk that reading the head once per chunk is not the bottleneck.
 LOGITS_BYTES = 64 << 20
 
-MAXIMA = ("logp_gap_max",)  # metrics that are no sums
+MAXIMA = ("logp_gap_max",)  # metrics that are combined by maximum, all others by sum
 
 AnyBatch = TypeVar("AnyBatch", TrainBatch, SftBatch)
 # (logps [B, C], entropy [B, C], batch of these positions) -> (sum, metrics)
@@ -39,21 +39,20 @@ def token_logps(
 
         logps[b, t] = log softmax(logits[b, t - 1] / temperature)[tokens[b, t]]
 
-    Given an ``LMOutput`` the logits are formed in chunks of about ``LOGITS_BYTES``, once in the
-    forward pass and once more in the backward pass, so that [B, T, V] never exists; the head's
-    gradient is accumulated in float32. For a loss that is trained on, ``fused_loss`` forms them
+    Given an ``LMOutput``, the logits are computed in chunks of about ``LOGITS_BYTES``, once in the
+    forward pass and again in the backward pass, so that [B, T, V] never exists. The gradient of the
+    head is accumulated in float32. To train on a loss use ``fused_loss``, which computes the logits
     once.
 
     Args:
       output: logits, or hidden states with the head to multiply them by.
       tokens: token ids.
-      temperature: divides the logits, > 0; taken as a constant by differentiation.
-      start: first token of interest, in [1, T]; static. Positions before it are never multiplied
-        out.
+      temperature: divides the logits, > 0; a constant to differentiation.
+      start: first token of interest, in [1, T]; static. No logits are computed before it.
 
     Returns:
-      Log-probabilities, and entropies in nats of the distributions they come from; both 0 before
-      ``start``. The entropy is for looking at: no gradient flows through it.
+      Log-probabilities, and the entropies in nats of their distributions; both 0 before ``start``.
+      The entropy is a metric only: no gradient flows through it.
 
     Raises:
       ValueError: if ``start`` is outside [1, T].
@@ -63,11 +62,11 @@ def token_logps(
     targets = jnp.asarray(tokens)[:, start:]
     temperature = jax.lax.stop_gradient(jnp.asarray(temperature, dtype=jnp.float32))
     if not isinstance(output, LMOutput):
-        logps, _, entropy = _read(output[:, start - 1 : -1], targets, temperature)
+        logps, _, entropy = _token_statistics(output[:, start - 1 : -1], targets, temperature)
     elif start == length:
         logps = entropy = jnp.zeros(targets.shape, dtype=jnp.float32)
     else:
-        logps, entropy = _in_chunks(output, targets, temperature, start)
+        logps, entropy = _chunked_logps(output, targets, temperature, start)
     prefix = ((0, 0), (start, 0))
     return jnp.pad(logps, prefix), jnp.pad(jax.lax.stop_gradient(entropy), prefix)
 
@@ -75,22 +74,22 @@ def token_logps(
 def fused_loss(
     output: Float[Array, "B T V"] | LMOutput, batch: AnyBatch, loss: TokenLoss
 ) -> tuple[Float32[Array, ""], dict[str, Float32[Array, ""]]]:
-    """A loss over the tokens of a batch, its gradient formed in the same pass over the logits.
+    """A loss over the tokens of a batch, with its gradient computed in one pass over the logits.
 
-    The same as ``loss(*token_logps(output, batch.tokens, ...), batch)``. But given an ``LMOutput``
-    the loss is differentiated chunk by chunk as soon as the chunk's log-probabilities are there,
-    so that no logits are kept or formed a second time: one product with the head less of four.
+    Equals ``loss(*token_logps(output, batch.tokens, ...), batch)``. Given an ``LMOutput``, the loss
+    is differentiated chunk by chunk, as soon as the chunk's log-probabilities are known. No logits
+    are kept or computed again, which saves one of four products with the head.
 
     Args:
       output: logits, or hidden states with the head to multiply them by.
-      batch: its fields [B, T] are cut along time like the logits, from ``prompt_length`` on. It has
-        none of rows alone, which would be in every chunk: leave out the ``counts``.
-      loss: (logps, entropy, batch) -> (sum, metrics), all of some of the positions. Sum and metrics
-        are sums over tokens, those in ``MAXIMA`` maxima; a token of weight 0 takes no part. It must
-        not close over arrays: what it needs stands in the batch.
+      batch: its [B, T] fields are split along time like the logits, from ``prompt_length`` on. It
+        must have no [B] fields, which every chunk would count again: leave out ``counts``.
+      loss: (logps, entropy, batch) -> (sum, metrics), each for some of the positions. The sum and
+        the metrics are sums over tokens, or maxima if named in ``MAXIMA``; a token of weight 0 must
+        not contribute. It must not close over arrays: all its inputs are in the batch.
 
     Returns:
-      (sum, metrics) of all positions.
+      (sum, metrics) over all positions.
 
     Raises:
       ValueError: if ``prompt_length`` is outside [1, T].
@@ -101,13 +100,13 @@ def fused_loss(
         return loss(*token_logps(output, batch.tokens, temperature=temperature, start=start), batch)
     _check_start(start, batch.tokens.shape[1])
     size = _chunk_size(batch.tokens.shape[0], count, output.head.shape[1])
-    hidden = _cut(output.hidden[:, start - 1 : -1], size)
+    hidden = _split(output.hidden[:, start - 1 : -1], size)
     chunks = hidden.shape[0]
     parts = jax.tree.map(
-        lambda x: _cut(x[:, start:], size) if jnp.ndim(x) else jnp.broadcast_to(x, (chunks,)),
+        lambda x: _split(x[:, start:], size) if jnp.ndim(x) else jnp.broadcast_to(x, (chunks,)),
         batch,
     )
-    return _fused(loss, output.head, hidden, parts)
+    return _chunked_loss(loss, output.head, hidden, parts)
 
 
 def _check_start(start: int, length: int):
@@ -117,46 +116,46 @@ def _check_start(start: int, length: int):
         )
 
 
-def _read(
+def _token_statistics(
     logits: Float[Array, "B C V"],
     targets: Int[Array, "B C"],
     temperature: float | Float[Array, ""],
 ) -> tuple[Float32[Array, "B C"], Float32[Array, "B C"], Float32[Array, "B C"]]:
-    """Log-probabilities, log-normalisers and entropies, at the temperature."""
+    """Log-probabilities, log-normalizers and entropies at the temperature."""
     logits = logits.astype(jnp.float32) / temperature
-    chosen = jnp.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0]
+    target_logits = jnp.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0]
     peak = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     mass = jnp.exp(logits - peak)
     total = mass.sum(axis=-1)
     norm = jnp.log(total) + peak[:, :, 0]
-    # A forbidden token has the logit -inf and the mass 0; 0 * -inf is no number.
+    # A forbidden token has logit -inf and mass 0, and 0 * -inf is NaN.
     entropy = norm - jnp.where(mass > 0, mass * logits, 0.0).sum(axis=-1) / total
-    return chosen - norm, norm, entropy
+    return target_logits - norm, norm, entropy
 
 
-def _in_chunks(
+def _chunked_logps(
     output: LMOutput, targets: Int[Array, "B C"], temperature: Float[Array, ""], start: int
 ) -> tuple[Float32[Array, "B C"], Float32[Array, "B C"]]:
-    """Cuts the positions into equal chunks, and puts the results together again.
+    """Log-probabilities and entropies, computed in chunks of equal size.
 
-    It cuts along time, not along the batch, which is the axis that devices share out.
+    Chunks are along time, since devices share the batch axis.
     """
     batch, count = targets.shape
     size = _chunk_size(batch, count, output.head.shape[1])
-    hidden = _cut(output.hidden[:, start - 1 : -1], size)
-    found = _head_logps(hidden, output.head, _cut(targets, size), temperature)
-    logps, entropy = (x.swapaxes(0, 1).reshape(batch, -1)[:, :count] for x in found)
+    hidden = _split(output.hidden[:, start - 1 : -1], size)
+    chunks = _head_logps(hidden, output.head, _split(targets, size), temperature)
+    logps, entropy = (chunk.swapaxes(0, 1).reshape(batch, -1)[:, :count] for chunk in chunks)
     return logps, entropy
 
 
 def _chunk_size(batch: int, count: int, vocab: int) -> int:
-    """Positions a chunk, for chunks of equal size."""
+    """Number of positions per chunk, for chunks of equal size."""
     most = max(1, LOGITS_BYTES // (4 * batch * vocab))
     return math.ceil(count / math.ceil(count / most))
 
 
-def _cut(x: Shaped[Array, "B C *rest"], size: int) -> Shaped[Array, "M B size *rest"]:
-    """Cuts along time into chunks, the last one filled up with zeros."""
+def _split(x: Shaped[Array, "B C *rest"], size: int) -> Shaped[Array, "M B size *rest"]:
+    """Splits along time into chunks, the last one padded with zeros."""
     batch, count, *rest = x.shape
     padded = jnp.pad(x, ((0, 0), (0, -count % size), *((0, 0) for _ in rest)))
     return padded.reshape(batch, -1, size, *rest).swapaxes(0, 1)
@@ -169,10 +168,10 @@ def _head_logps(
     targets: Int[Array, "M B C"],
     temperature: Float[Array, ""],
 ) -> tuple[Float32[Array, "M B C"], Float32[Array, "M B C"]]:
-    """Log-probabilities and entropies of M chunks, one chunk's logits at a time.
+    """Log-probabilities and entropies of M chunks, with the logits of one chunk at a time.
 
-    Own backward pass, for two reasons: the logits are formed again instead of kept, and the head's
-    gradient is a sum over chunks that bfloat16 would lose.
+    The backward pass is custom for two reasons: the logits are computed again instead of kept, and
+    the head's gradient is a sum over chunks, too inaccurate in bfloat16.
     """
     (logps, entropy), _ = _head_logps_forward(hidden, head, targets, temperature)
     return logps, entropy
@@ -184,7 +183,7 @@ def _logits(hidden: Float[Array, "B C D"], head: Float[Array, "D V"]) -> Float32
 
 def _head_logps_forward(hidden, head, targets, temperature):
     def chunk(_, xs):
-        return None, _read(_logits(xs[0], head), xs[1], temperature)
+        return None, _token_statistics(_logits(xs[0], head), xs[1], temperature)
 
     _, (logps, norm, entropy) = jax.lax.scan(chunk, None, (hidden, targets))
     return (logps, entropy), (hidden, head, targets, temperature, norm)
@@ -196,9 +195,9 @@ def _head_logps_backward(residuals, cotangents):
 
     def chunk(d_head, xs):
         hidden, targets, norm, d_logps = xs
-        read = _logits(hidden, head), targets, norm, temperature
-        d_hidden, more = _gradient(hidden, head, read, d_logps)
-        return d_head + more, d_hidden
+        distributions = _logits(hidden, head), targets, norm, temperature
+        d_hidden, d_head_chunk = _head_gradients(hidden, head, distributions, d_logps)
+        return d_head + d_head_chunk, d_hidden
 
     zeros = jnp.zeros(head.shape, dtype=jnp.float32)
     d_head, d_hidden = jax.lax.scan(chunk, zeros, (hidden, targets, norm, d_logps))
@@ -208,33 +207,33 @@ def _head_logps_backward(residuals, cotangents):
 _head_logps.defvjp(_head_logps_forward, _head_logps_backward)
 
 
-def _gradient(hidden, head, read, d_logps):
-    """By hidden states and head, of a chunk whose log-probabilities have the gradient given."""
-    logits, targets, norm, temperature = read
+def _head_gradients(hidden, head, distributions, d_logps):
+    """Gradients of hidden states and head, given the gradient of a chunk's log-probabilities."""
+    logits, targets, norm, temperature = distributions
     probs = jnp.exp(logits / temperature - norm[:, :, None])
-    hit = targets[:, :, None] == jnp.arange(head.shape[1])[None, None, :]
-    d_logits = (d_logps[:, :, None] / temperature * (hit - probs)).astype(head.dtype)
+    is_target = targets[:, :, None] == jnp.arange(head.shape[1])[None, None, :]
+    d_logits = (d_logps[:, :, None] / temperature * (is_target - probs)).astype(head.dtype)
     d_hidden = jnp.einsum("bcv,dv->bcd", d_logits, head).astype(hidden.dtype)
     d_head = jnp.einsum("bcd,bcv->dv", hidden, d_logits, preferred_element_type=jnp.float32)
     return d_hidden, d_head
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _fused(loss, head, hidden, parts):
-    return _fused_forward(loss, head, hidden, parts)[0]
+def _chunked_loss(loss, head, hidden, parts):
+    return _chunked_loss_forward(loss, head, hidden, parts)[0]
 
 
-def _fused_forward(loss, head, hidden, parts):
+def _chunked_loss_forward(loss, head, hidden, parts):
     def chunk(d_head, xs):
         hidden, part = xs
         temperature = getattr(part, "temperature", 1.0)
         logits = _logits(hidden, head)
-        logps, norm, entropy = _read(logits, part.tokens, temperature)
-        graded = jax.value_and_grad(loss, has_aux=True)
-        (total, metrics), d_logps = graded(logps, jax.lax.stop_gradient(entropy), part)
-        read = logits, part.tokens, norm, temperature
-        d_hidden, more = _gradient(hidden, head, read, d_logps)
-        return d_head + more, (total, metrics, d_hidden)
+        logps, norm, entropy = _token_statistics(logits, part.tokens, temperature)
+        loss_and_gradient = jax.value_and_grad(loss, has_aux=True)
+        (total, metrics), d_logps = loss_and_gradient(logps, jax.lax.stop_gradient(entropy), part)
+        distributions = logits, part.tokens, norm, temperature
+        d_hidden, d_head_chunk = _head_gradients(hidden, head, distributions, d_logps)
+        return d_head + d_head_chunk, (total, metrics, d_hidden)
 
     zeros = jnp.zeros(head.shape, dtype=jnp.float32)
     d_head, (total, metrics, d_hidden) = jax.lax.scan(chunk, zeros, (hidden, parts))
@@ -242,10 +241,10 @@ def _fused_forward(loss, head, hidden, parts):
     return (total.sum(), metrics), (d_head.astype(head.dtype), d_hidden)
 
 
-def _fused_backward(loss, gradients, cotangents):
+def _chunked_loss_backward(loss, gradients, cotangents):
     scale, _ = cotangents  # metrics carry no gradient
-    d_head, d_hidden = (x * scale.astype(x.dtype) for x in gradients)
+    d_head, d_hidden = (gradient * scale.astype(gradient.dtype) for gradient in gradients)
     return d_head, d_hidden, None
 
 
-_fused.defvjp(_fused_forward, _fused_backward)
+_chunked_loss.defvjp(_chunked_loss_forward, _chunked_loss_backward)

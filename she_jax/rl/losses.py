@@ -1,7 +1,7 @@
-"""The losses, made of token log-probabilities.
+"""Losses, computed from token log-probabilities.
 
-A loss is a pair (sum, count): whoever has all of a batch's pairs adds them up and divides once, so
-that micro-batches and devices do not change the result.
+A loss is a pair (sum, count). The caller adds the pairs of all micro-batches and devices and
+divides once, so that the split of a batch does not change the result.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 
 from she_jax.types import TrainBatch
 
-# exp of anything beyond is of no use as a ratio, and its square overflows.
+# exp of anything larger is useless as a ratio, and its square overflows.
 MAX_LOG_RATIO = 20.0
 
 NORMALISATIONS = ("token", "sequence", "step", "constant")
@@ -21,13 +21,13 @@ NORMALISATIONS = ("token", "sequence", "step", "constant")
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """The constants of the policy update.
+    """Constants of the policy update.
 
     Attributes:
       clip_low: the ratio is clipped from below at 1 - clip_low, in (0, 1].
-      clip_high: the ratio is clipped from above at 1 + clip_high, > 0. 0.28 beside a clip_low of
-        0.2 is DAPO's "clip-higher" (arXiv 2503.14476).
-      micro_batches: the batch is worked through in this many parts.
+      clip_high: the ratio is clipped from above at 1 + clip_high, > 0. 0.28 with a clip_low of 0.2
+        is DAPO's "clip-higher" (arXiv 2503.14476).
+      micro_batches: number of parts in which the batch is processed, >= 1.
 
     Raises:
       ValueError: if a value is out of its range.
@@ -51,16 +51,16 @@ def token_weights(
     step_ids: Int[Array | np.ndarray, "B T"],
     normalisation: str,
 ) -> Float32[Array, "B T"]:
-    """Weights w of the tokens, such that the loss is sum(w * l) / sum(w) over the whole batch.
+    """Token weights w, such that the loss is sum(w * l) / sum(w) over the whole batch.
 
     With ``constant`` the loss is sum(w * l) / sum(c), see ``row_counts``.
 
     Args:
       completion_mask: True on the tokens to train.
       step_ids: step of each token, -1 outside every step.
-      normalisation: what counts alike: every ``token``; every ``sequence``, its tokens sharing one
-        unit; every ``step`` of every sequence, its tokens sharing one unit (the tokens outside
-        every step are together one step more); or every token, over a ``constant`` length.
+      normalisation: what counts equally. ``token``: every token. ``sequence``: every sequence,
+        whose weights sum to 1. ``step``: every step of every sequence, whose weights sum to 1; the
+        tokens outside every step form one more. ``constant``: every token, over a constant length.
 
     Raises:
       ValueError: if ``normalisation`` is unknown.
@@ -78,23 +78,23 @@ def token_weights(
 
 
 def row_counts(rows: int, slots: int, normalisation: str) -> Float32[Array, "B"] | None:
-    """What each row adds to the divisor of the loss, where that is not the sum of its weights.
+    """What each row adds to the denominator of the loss, if that is not the sum of its weights.
 
-    With the normalisation ``constant`` it is the room for a completion, however much of it is used:
+    With ``constant`` it is the maximum completion length, however long the completion is:
 
         loss = sum_t l_t / (B * slots)
 
-    so that a token weighs the same however long its own completion is (``sequence`` spares the
-    tokens of a long wrong one) and however long the others of its batch are (``token`` does not).
-    Dr. GRPO, Liu et al. (arXiv 2503.20783).
+    A token then weighs the same whatever the length of its own completion (``sequence`` spares the
+    tokens of a long wrong one) and of the others in its batch (unlike with ``token``). Dr. GRPO,
+    Liu et al. (arXiv 2503.20783).
 
     Args:
       rows: B, rollouts in the batch.
-      slots: most tokens a completion may have.
+      slots: maximum number of tokens of a completion.
       normalisation: as in ``token_weights``.
 
     Returns:
-      ``counts`` of a ``TrainBatch``: None but for ``constant``.
+      ``counts`` of a ``TrainBatch``: [B] for ``constant``, otherwise None.
     """
     if normalisation == "constant":
         return jnp.full(rows, slots, dtype=jnp.float32)
@@ -111,12 +111,12 @@ def policy_loss(
         k3  = exp(ref_logps - logps) - (ref_logps - logps) - 1
         sum = sum_t w * (pg + kl_weight * k3),  count = sum_t w, or sum_b counts
 
-    Where ``batch.imitated`` rho is 1 with the gradient of logps, and k3 is 0: the gradient is that
-    of the cross entropy, weighed by A.
+    On ``batch.imitated`` tokens rho is 1 with the gradient of logps, and k3 is 0: the gradient is
+    that of the cross entropy, weighted by A.
 
-    PPO (arXiv 1707.06347), equation 7, with a clip range that may be lopsided; k3 as in
-    DeepSeekMath (arXiv 2402.03300), equation 4. Log-ratios are cut at +-20, beyond which exp only
-    overflows. A token of weight 0 takes no part, whatever stands there.
+    PPO (arXiv 1707.06347), equation 7, with a clip range that may be asymmetric; k3 as in
+    DeepSeekMath (arXiv 2402.03300), equation 4. Log-ratios are clipped to +-20, beyond which exp
+    only overflows. A token of weight 0 is ignored, whatever its values.
 
     Args:
       logps: log-probabilities under the policy at ``batch.temperature``, from
@@ -125,33 +125,33 @@ def policy_loss(
       config: the clip range.
 
     Returns:
-      (sum, count), and metrics as sums to be divided by the sum of the weights: ``pg_loss``,
-      ``kl``, ``ratio``, ``clip_low`` and ``clip_high`` (share of tokens whose gradient the clip
-      cuts) and ``logp_gap`` = |logps - old_logps|; of these ``logp_gap_max`` alone is a maximum,
-      not a sum. Imitated tokens count among them, with 0 but for a ratio of 1.
+      (sum, count), and metrics as weighted sums, to be divided by the sum of the weights:
+      ``pg_loss``, ``kl``, ``ratio``, ``clip_low`` and ``clip_high`` (share of tokens whose gradient
+      is clipped) and ``logp_gap`` = |logps - old_logps|. Only ``logp_gap_max`` is a maximum, not a
+      sum. Imitated tokens have a ratio of 1, a ``pg_loss`` of -A, and 0 in the rest.
     """
     weights = batch.weights.astype(jnp.float32)
     trained = weights != 0
 
-    def only_trained(values: Float[Array, "B T"]) -> Float32[Array, "B T"]:
+    def zero_untrained(values: Float[Array, "B T"]) -> Float32[Array, "B T"]:
         return jnp.where(trained, values.astype(jnp.float32), 0.0)
 
-    logps, advantages = only_trained(logps), only_trained(batch.advantages)
+    logps, advantages = zero_untrained(logps), zero_untrained(batch.advantages)
 
-    def compared(values: Float[Array, "B T"]) -> Float32[Array, "B T"]:
-        values = only_trained(values)
+    def comparison_logps(values: Float[Array, "B T"]) -> Float32[Array, "B T"]:
+        values = zero_untrained(values)
         if batch.imitated is None:
             return values
         return jnp.where(batch.imitated, jax.lax.stop_gradient(logps), values)
 
-    log_ratio = logps - compared(batch.old_logps)
+    log_ratio = logps - comparison_logps(batch.old_logps)
     ratio = jnp.exp(jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO))
     clipped = jnp.clip(ratio, 1 - config.clip_low, 1 + config.clip_high)
     pg = -jnp.minimum(ratio * advantages, clipped * advantages)
     if batch.ref_logps is None:
         kl = jnp.zeros_like(pg)
     else:
-        to_ref = jnp.clip(compared(batch.ref_logps) - logps, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+        to_ref = jnp.clip(comparison_logps(batch.ref_logps) - logps, -MAX_LOG_RATIO, MAX_LOG_RATIO)
         kl = jnp.exp(to_ref) - to_ref - 1
     gap = jnp.abs(log_ratio)
     metrics = {
@@ -189,37 +189,42 @@ def dpo_loss(
     *,
     beta: float | Float[Array, ""],
 ) -> tuple[tuple[Float32[Array, ""], Float32[Array, ""]], dict[str, Float32[Array, ""]]]:
-    """Direct preference optimization, the loss of M pairs.
+    """The loss of direct preference optimization for M pairs.
 
         reward(y) = beta * (log pi(y) - log ref(y))
         sum = -sum_m log sigmoid(reward(chosen[m]) - reward(rejected[m])),  count = M
 
-    Rafailov et al. (arXiv 2305.18290), equation 7; the reward is its equation 5 but for a constant
-    of the prompt.
+    Rafailov et al. (arXiv 2305.18290), equation 7. The reward is its equation 5 up to a constant of
+    the prompt.
 
     Args:
-      chosen: log-probabilities of whole completions, those that were preferred, under the policy.
-      rejected: of the other completions of the same prompts.
-      ref_chosen: as ``chosen``, under the frozen reference.
-      ref_rejected: as ``rejected``, under the frozen reference.
-      beta: how dear it is to leave the reference, > 0.
+      chosen: log-probabilities of the preferred completions, as a whole, under the policy.
+      rejected: log-probabilities of the other completions of the same prompts.
+      ref_chosen: as ``chosen``, under the frozen reference policy.
+      ref_rejected: as ``rejected``, under the frozen reference policy.
+      beta: strength of the pull toward the reference policy, > 0.
 
     Returns:
-      (sum, count), and metrics as sums to be divided by the count too: ``accuracy`` (pairs with a
+      (sum, count), and metrics as sums to be divided by the count: ``accuracy`` (pairs with a
       margin above 0), ``margin`` (between the rewards), ``chosen`` and ``rejected`` (the rewards).
     """
-    better, worse = (
-        beta * (jnp.asarray(own, jnp.float32) - jnp.asarray(ref, jnp.float32))
-        for own, ref in ((chosen, ref_chosen), (rejected, ref_rejected))
+    chosen_reward, rejected_reward = (
+        beta * (jnp.asarray(logps, jnp.float32) - jnp.asarray(ref_logps, jnp.float32))
+        for logps, ref_logps in ((chosen, ref_chosen), (rejected, ref_rejected))
     )
-    margin = better - worse
-    metrics = {"accuracy": margin > 0, "margin": margin, "chosen": better, "rejected": worse}
+    margin = chosen_reward - rejected_reward
+    metrics = {
+        "accuracy": margin > 0,
+        "margin": margin,
+        "chosen": chosen_reward,
+        "rejected": rejected_reward,
+    }
     sums = {name: values.sum(dtype=jnp.float32) for name, values in metrics.items()}
     return (-jax.nn.log_sigmoid(margin).sum(), jnp.float32(chosen.shape[0])), sums
 
 
 def _occurrences(ids: Int[Array, "T"], mask: Bool[Array, "T"]) -> Int[Array, "T"]:
-    """How often each id occurs under the mask. By sorting: no bound on the ids is needed."""
+    """Number of occurrences of each id under the mask. Sorts, so that ids need no bound."""
     ordered = jnp.sort(jnp.where(mask, ids, jnp.iinfo(ids.dtype).max))
     first, end = (jnp.searchsorted(ordered, ids, side=side) for side in ("left", "right"))
     return end - first

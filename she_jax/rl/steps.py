@@ -1,4 +1,4 @@
-"""Which step of the chain a token belongs to."""
+"""Assignment of tokens to the steps of a chain."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,31 +11,31 @@ def step_ids(
     newlines: Int[np.ndarray, "V"],
     line_steps: Int[np.ndarray, "B L"],
 ) -> Int[np.ndarray, "B T"]:
-    """Names the step of every token, by the line in which the token's first byte lies.
+    """Returns the step of every token, that of the line in which the token's first byte lies.
 
-    A newline ends its line and belongs to it, as does a token that begins with one. A token without
-    bytes (end of sequence) belongs to the line it ends, so the last step owns it.
+    A newline belongs to the line it ends, as does a token that begins with one. A token without
+    bytes (end of sequence) belongs to the line it ends, and so to the last step.
 
-    On the host, beside the parser: the number of lines is whatever the longest text has, and numpy
-    does not compile anew for it.
+    Runs in numpy on the host, next to the parser: the number of lines L is that of the longest
+    text, and JAX would compile anew for each L.
 
     Args:
       tokens: token ids.
       completion_mask: True on the sampled tokens, the end-of-sequence token included.
-      newlines: how many newlines the bytes of each token id hold; 0 for special tokens.
-      line_steps: step of each line of the completion's text, as in ``cot.Chain.line_steps``, -1
-        outside every step and beyond the last line. The text must be what the completion's tokens
-        decode to, neither stripped nor tidied up, or the lines will not be the same lines.
+      newlines: number of newlines in the bytes of each token id; 0 for special tokens.
+      line_steps: step of each line of the completion's text, as in ``cot.Chain.line_steps``; -1
+        outside every step and beyond the last line. The text must be the decoded tokens, neither
+        stripped nor cleaned up, so that the lines are the same.
 
     Returns:
       Step of each token; -1 outside every step and outside the completion.
     """
     mask = np.asarray(completion_mask)
-    held = np.where(mask, newlines[np.asarray(tokens)], 0)
-    line = np.cumsum(held, axis=1) - held
+    newline_counts = np.where(mask, newlines[np.asarray(tokens)], 0)
+    line = np.cumsum(newline_counts, axis=1) - newline_counts
     lines = line_steps.shape[1]
-    own = np.take_along_axis(line_steps, np.minimum(line, lines - 1), axis=1)
-    return np.where(mask & (line < lines), own, -1).astype(np.int32)
+    token_steps = np.take_along_axis(line_steps, np.minimum(line, lines - 1), axis=1)
+    return np.where(mask & (line < lines), token_steps, -1).astype(np.int32)
 
 
 def step_token_counts(
@@ -43,12 +43,12 @@ def step_token_counts(
     completion_mask: Bool[Array | np.ndarray, "B T"],
     steps: int,
 ) -> Int[Array, "B S"]:
-    """How many tokens of the completion each step has; 0 for a step that is not there.
+    """Number of completion tokens of each step; 0 for a step that is absent.
 
     Args:
       step_ids: step of each token, in [-1, S); tokens outside every step (-1) are not counted.
       completion_mask: True on the sampled tokens.
       steps: S, the number of steps.
     """
-    own = jnp.asarray(step_ids)[:, :, None] == jnp.arange(steps)[None, None, :]
-    return (own & jnp.asarray(completion_mask)[:, :, None]).sum(axis=1)
+    in_step = jnp.asarray(step_ids)[:, :, None] == jnp.arange(steps)[None, None, :]
+    return (in_step & jnp.asarray(completion_mask)[:, :, None]).sum(axis=1)

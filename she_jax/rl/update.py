@@ -1,12 +1,11 @@
-"""The pure update step, for any model.
+"""Pure update steps, for any model.
 
-A model enters as ``forward(params, tokens, positions)``, which returns logits [B, T, V] or an
-``LMOutput``; where a batch says that its groups share their prompts, it is told ``prompt_length``
-and ``group_size`` by name too (see ``she_jax.models.transformer.Model.forward``). It is traced for
-several lengths T, those of ``WIDTHS``, where there is room for them: columns at the end in which no
-row has a token (a position of 0 or more) are left out. Parameters are any tree of arrays.
-``make_update_step`` returns a function of (state, batch) and nothing else; ``jit_update_step``
-compiles it for a mesh.
+A model is a function ``forward(params, tokens, positions)`` that returns logits [B, T, V] or an
+``LMOutput``. For a batch whose groups share their prompts it also receives ``prompt_length`` and
+``group_size`` by keyword (see ``she_jax.models.transformer.Model.forward``). Unless completions are
+short, it is traced for several lengths T, those of ``WIDTHS``: columns at the end in which no row
+has a token (a position >= 0) are dropped. Parameters are any tree of arrays. ``make_update_step``
+returns a function of (state, batch) and nothing else; ``jit_update_step`` compiles it for a mesh.
 """
 
 import math
@@ -28,25 +27,24 @@ from she_jax.types import DpoBatch, LMOutput, OutcomeBatch, SftBatch, TrainBatch
 Forward = Callable[..., Array | LMOutput]
 Metrics = dict[str, Float[Array, ""]]
 Batch = TypeVar("Batch", TrainBatch, SftBatch, DpoBatch, OutcomeBatch)
-# (params, batch) -> (sum of the loss, {"count": what to divide it by, and more sums or maxima}),
-# with "weight" where the metrics are divided by something else.
+# (params, batch) -> (sum of the loss, {"count": its denominator, and more sums or maxima}), with
+# "weight" if the metrics have another denominator.
 LossSum = Callable[[Any, Any], tuple[Float[Array, ""], Metrics]]
 Result = TypeVar("Result")
 
-# A micro-batch is read as far as its longest completion: to one of these shares of the room that
-# there is. Few, as each is compiled; and where there is room for less than ``NARROW`` columns, one.
+# A micro-batch is trimmed to its longest completion, rounded up to one of these fractions of the
+# maximum completion length. Few, since each is compiled; below ``MIN_TRIMMED`` columns only 1.0.
 WIDTHS = (0.6, 0.8, 1.0)
-NARROW = 32
+MIN_TRIMMED = 32
 
 
 def make_update_step(
     forward: Forward, optimizer: optax.GradientTransformation, loss_config: LossConfig
 ) -> Callable[[TrainState, TrainBatch], tuple[TrainState, Metrics]]:
-    """Makes one policy update: the gradient of ``policy_loss`` over a batch, and the optimizer's
-    step.
+    """Makes one policy update: the gradient of ``policy_loss`` over a batch, and an optimizer step.
 
-    Micro-batches add up sums of gradients in float32, which are divided once by the sum of the
-    weights, or of the batch's ``counts``: however the batch is cut, the result is the same.
+    Gradients of micro-batches are summed in float32 and divided once by the sum of the weights, or
+    of the batch's ``counts``, so the result does not depend on how the batch is split.
 
     Args:
       forward: the model.
@@ -55,12 +53,12 @@ def make_update_step(
 
     Returns:
       A pure function (state, batch) -> (state, metrics). It raises ValueError if the batch does not
-      divide into the micro-batches. ``state.step`` goes up by one; ``state.key`` is handed on as it
-      is, since nothing here is random (who samples folds the step into it). Metrics are scalars:
-      ``loss``, ``pg_loss``, ``kl``, ``entropy``, ``ratio``, ``clip_low``, ``clip_high``,
-      ``logp_gap`` (means by weight; the loss alone is divided by ``counts`` where the batch has
-      them), ``logp_gap_max``, ``grad_norm`` (before the optimizer clips it) and ``tokens`` (how
-      many carry weight). A batch without weight has loss 0 and gradient 0.
+      divide into the micro-batches. ``state.step`` increases by one; ``state.key`` is unchanged,
+      since nothing here is random (the sampler folds the step into it). Metrics are scalars: the
+      weighted means ``pg_loss``, ``kl``, ``entropy``, ``ratio``, ``clip_low``, ``clip_high`` and
+      ``logp_gap``; ``loss``, divided by ``counts`` instead if the batch has them; ``logp_gap_max``;
+      ``grad_norm`` (before the optimizer clips it) and ``tokens`` (number of tokens with nonzero
+      weight). A batch without weight has loss 0 and gradient 0.
     """
 
     def loss(logps: Array, entropy: Array, batch: TrainBatch) -> tuple[Array, Metrics]:
@@ -69,16 +67,16 @@ def make_update_step(
         return total, metrics | {"entropy": entropy, "weight": count}
 
     def loss_sum(params: Any, batch: TrainBatch) -> tuple[Float[Array, ""], Metrics]:
-        shared = _shared(batch.prompt_length, batch.group_size)
-        output = forward(params, batch.tokens, batch.positions, **shared)
-        # A row has its count once, not once a chunk of its tokens.
+        sharing = _prompt_sharing(batch.prompt_length, batch.group_size)
+        output = forward(params, batch.tokens, batch.positions, **sharing)
+        # A row is counted once, not once per chunk of its tokens.
         total, metrics = fused_loss(output, replace(batch, counts=None), loss)
         count = metrics["weight"] if batch.counts is None else batch.counts.sum()
         return total, metrics | {"count": count}
 
     def update(state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
         state, metrics = gradient_step(loss_sum, optimizer, state, batch, loss_config.micro_batches)
-        return state, metrics | {"tokens": _trained(batch)}
+        return state, metrics | {"tokens": _trained_tokens(batch)}
 
     return update
 
@@ -91,7 +89,7 @@ def make_sft_step(
     Args:
       forward: the model.
       optimizer: any optax transformation; ``state.opt_state`` is its ``init(params)``.
-      micro_batches: the batch is worked through in this many parts, >= 1.
+      micro_batches: number of parts in which the batch is processed, >= 1.
 
     Returns:
       A pure function (state, batch) -> (state, metrics), with the metrics ``loss``, ``grad_norm``
@@ -108,13 +106,13 @@ def make_sft_step(
         return total, {"count": count}
 
     def loss_sum(params: Any, batch: SftBatch) -> tuple[Float[Array, ""], Metrics]:
-        seen = {} if batch.mask is None else {"mask": batch.mask}
-        output = forward(params, batch.tokens, batch.positions, **seen)
+        attention_mask = {} if batch.mask is None else {"mask": batch.mask}
+        output = forward(params, batch.tokens, batch.positions, **attention_mask)
         return fused_loss(output, replace(batch, mask=None), loss)
 
     def update(state: TrainState, batch: SftBatch) -> tuple[TrainState, Metrics]:
         state, metrics = gradient_step(loss_sum, optimizer, state, batch, micro_batches)
-        return state, metrics | {"tokens": _trained(batch)}
+        return state, metrics | {"tokens": _trained_tokens(batch)}
 
     return update
 
@@ -129,17 +127,17 @@ def make_dpo_step(
     """Makes one step of direct preference optimization: as ``make_update_step``, with ``dpo_loss``.
 
     Args:
-      forward: the model; it is told ``prompt_length`` and ``group_size``, since the rows of a pair
+      forward: the model; it receives ``prompt_length`` and ``group_size``, since the rows of a pair
         share their prompt.
       optimizer: any optax transformation; ``state.opt_state`` is its ``init(params)``.
       beta: see ``dpo_loss``, > 0.
-      micro_batches: the batch is worked through in this many parts, >= 1.
+      micro_batches: number of parts in which the batch is processed, >= 1.
 
     Returns:
       A pure function (state, batch) -> (state, metrics), with the metrics ``loss``, ``accuracy``,
       ``margin``, ``chosen``, ``rejected`` (means over the pairs, see ``dpo_loss``), ``grad_norm``
-      and ``tokens``. It raises ValueError if a group is no whole number of pairs, or the batch
-      does not divide into the micro-batches.
+      and ``tokens``. It raises ValueError if ``group_size`` is odd, or the batch does not divide
+      into the micro-batches.
 
     Raises:
       ValueError: if ``beta`` is not above 0 or ``micro_batches`` is below 1.
@@ -150,8 +148,8 @@ def make_dpo_step(
         raise ValueError(f"micro_batches={micro_batches}: expected at least 1")
 
     def loss_sum(params: Any, batch: DpoBatch) -> tuple[Float[Array, ""], Metrics]:
-        shared = _shared(batch.prompt_length, batch.group_size)
-        output = forward(params, batch.tokens, batch.positions, **shared)
+        sharing = _prompt_sharing(batch.prompt_length, batch.group_size)
+        output = forward(params, batch.tokens, batch.positions, **sharing)
         logps, _ = token_logps(output, batch.tokens, start=batch.prompt_length)
         policy, reference = (
             (batch.weights * jnp.where(batch.weights != 0, x, 0.0)).sum(axis=1)
@@ -165,7 +163,7 @@ def make_dpo_step(
         if batch.group_size % 2:
             raise ValueError(f"group_size={batch.group_size}: expected pairs, an even number")
         state, metrics = gradient_step(loss_sum, optimizer, state, batch, micro_batches)
-        return state, metrics | {"tokens": _trained(batch)}
+        return state, metrics | {"tokens": _trained_tokens(batch)}
 
     return update
 
@@ -173,32 +171,32 @@ def make_dpo_step(
 def make_scorer(
     forward: Forward, *, start: int, micro_batches: int = 1, group_size: int = 1
 ) -> Callable[[Any, Array, Array, Array], Float32[Array, "B T"]]:
-    """Makes the compiled function that gives log-probabilities of given tokens, a reference's say.
+    """Makes the compiled function that scores given tokens: their log-probabilities under a model.
 
     Args:
-      forward: the model.
+      forward: the model, such as a reference policy's.
       start: first token of interest, see ``token_logps``.
-      micro_batches: the batch is worked through in this many parts, >= 1.
-      group_size: so many rows share what stands before ``start``, see ``TrainBatch``.
+      micro_batches: number of parts in which the batch is processed, >= 1.
+      group_size: number of contiguous rows that are equal before ``start``, see ``TrainBatch``.
 
     Returns:
       (params, tokens [B, T], positions [B, T], temperature) -> log-probabilities, 0 before
-      ``start`` and of no meaning where there is no token, at positions of -1. It raises ValueError
-      if the batch does not divide into the micro-batches.
+      ``start`` and undefined on padding (positions of -1). It raises ValueError if the batch does
+      not divide into the micro-batches.
     """
 
     @jax.jit
     def score(params: Any, tokens: Array, positions: Array, temperature: Array) -> Array:
-        def read(rows: Sequence[Array]) -> Array:
-            output = forward(params, *rows, **_shared(start, group_size))
+        def forward_logps(rows: Sequence[Array]) -> Array:
+            output = forward(params, *rows, **_prompt_sharing(start, group_size))
             logps, _ = token_logps(output, rows[0], temperature=temperature, start=start)
             return jnp.pad(logps, ((0, 0), (0, tokens.shape[1] - logps.shape[1])))
 
-        def part(rows: Sequence[Array]) -> Array:
-            return _read_to_the_end(read, rows, rows[1], start)
+        def trimmed(rows: Sequence[Array]) -> Array:
+            return _apply_trimmed(forward_logps, rows, rows[1], start)
 
         parts = [split_rows(leaf, micro_batches, group_size) for leaf in (tokens, positions)]
-        logps = jax.lax.map(part, parts).reshape(micro_batches, -1, group_size, tokens.shape[1])
+        logps = jax.lax.map(trimmed, parts).reshape(micro_batches, -1, group_size, tokens.shape[1])
         return logps.swapaxes(0, 1).reshape(tokens.shape)
 
     return score
@@ -210,42 +208,41 @@ def jit_update_step(
     state: TrainState,
     layout: TrainState | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Compiles an update for a mesh. The state is donated: use the one that comes back.
+    """Compiles an update for a mesh. The state is donated: use the returned one.
 
-    Parameters and optimizer state lie as ``she_jax.models.sharding`` says, the rows of the batch
-    are shared out over the mesh's ``data`` and ``fsdp`` axes, metrics come back whole on every
-    device. One device is a mesh of one.
+    Parameters and optimizer state are sharded by ``she_jax.models.sharding``, the rows of the batch
+    over the mesh's ``data`` and ``fsdp`` axes. Metrics are replicated. One device is a mesh of one.
 
     Args:
       update: from ``make_update_step``, ``make_sft_step``, ``make_dpo_step`` or
         ``she_jax.rl.scalar``.
       mesh: the devices, with the axes ``data``, ``fsdp`` and ``tensor``.
-      state: a state of the right shape (its values are not read).
-      layout: the sharding of each leaf of the state, for parameters that have other names than this
-        package's, which are replicated by default.
+      state: a state of the right shapes; its values are ignored.
+      layout: the sharding of each leaf of the state. Needed for parameters whose names differ from
+        this package's, which are replicated by default.
 
     Returns:
-      The compiled update. It compiles once a shape of batch; temperature, KL weight and anything in
+      The compiled update. It compiles once per batch shape. Temperature, KL weight and anything in
       the optimizer's state (a learning rate of ``optax.inject_hyperparams``) may change from call
       to call.
     """
     layout = shardings(state, mesh) if layout is None else layout
-    rows = batch_sharding(mesh)
+    row_sharding = batch_sharding(mesh)
 
-    def placed(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def sharded_update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         batch = jax.tree.map(
-            lambda x: jax.lax.with_sharding_constraint(x, rows) if jnp.ndim(x) else x, batch
+            lambda x: jax.lax.with_sharding_constraint(x, row_sharding) if jnp.ndim(x) else x, batch
         )
         return update(state, batch)
 
     compiled = jax.jit(
-        placed,
+        sharded_update,
         in_shardings=(layout, None),
         out_shardings=(layout, NamedSharding(mesh, PartitionSpec())),
         donate_argnums=0,
     )
-    # A state that does not yet lie on the mesh would cost a compilation of its own; one that does
-    # passes through.
+    # A state that is not yet on the mesh would cost an extra compilation; one that is passes
+    # through.
     return lambda state, batch: compiled(jax.device_put(state, layout), batch)
 
 
@@ -256,16 +253,16 @@ def gradient_step(
     batch: Batch,
     micro_batches: int,
 ) -> tuple[TrainState, Metrics]:
-    """The gradient of sum / count over a batch, applied: what every update of this package does.
+    """Applies the gradient of sum / count over a batch: the common part of every update here.
 
     Args:
-      loss_sum: (params, batch) -> (sum, metrics), of a micro-batch; ``count`` among the metrics,
-        which are sums, is what everything is divided by once at the end; where there is a
-        ``weight`` among them, the metrics but for the loss are divided by that instead.
+      loss_sum: (params, batch) -> (sum, metrics) of a micro-batch. The metrics are sums. ``count``
+        among them divides everything, once at the end; a ``weight`` among them, if present, divides
+        the metrics except the loss instead.
       optimizer: any optax transformation.
-      state: where to start.
-      batch: rows of groups of its ``group_size``.
-      micro_batches: the batch is worked through in this many parts, >= 1.
+      state: the state to update.
+      batch: rows in groups of its ``group_size``.
+      micro_batches: number of parts in which the batch is processed, >= 1.
 
     Returns:
       The next state, and the metrics with ``loss`` and ``grad_norm``.
@@ -275,10 +272,10 @@ def gradient_step(
     """
     grads, metrics = _accumulate(loss_sum, state.params, batch, micro_batches)
     count, loss = metrics.pop("count"), metrics.pop("loss")
-    scale, by_weight = _inverse(count), _inverse(metrics.pop("weight", count))
-    metrics = {k: v if k in MAXIMA else v * by_weight for k, v in metrics.items()}
-    metrics["loss"] = loss * scale
-    grads = jax.tree.map(lambda g: g * scale, grads)
+    inverse_count, inverse_weight = _inverse(count), _inverse(metrics.pop("weight", count))
+    metrics = {k: v if k in MAXIMA else v * inverse_weight for k, v in metrics.items()}
+    metrics["loss"] = loss * inverse_count
+    grads = jax.tree.map(lambda g: g * inverse_count, grads)
     metrics["grad_norm"] = jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(grads)))
     grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -288,28 +285,28 @@ def gradient_step(
 
 
 def _inverse(count: Float[Array, ""]) -> Float[Array, ""]:
-    """1 / count; 0 where there is nothing to divide by."""
+    """1 / count, or 0 if the count is 0."""
     return jnp.where(count > 0, 1.0 / jnp.where(count > 0, count, 1.0), 0.0)
 
 
-def _trained(batch: TrainBatch | SftBatch | DpoBatch) -> Float32[Array, ""]:
-    """How many tokens carry weight."""
+def _trained_tokens(batch: TrainBatch | SftBatch | DpoBatch) -> Float32[Array, ""]:
+    """Number of tokens with nonzero weight."""
     return (batch.weights != 0).sum().astype(jnp.float32)
 
 
 def _accumulate(
     loss_sum: LossSum, params: Any, batch: Batch, micro_batches: int
 ) -> tuple[Any, Metrics]:
-    """Sums of gradients and metrics over micro-batches, in float32."""
+    """Sums gradients and metrics over micro-batches, in float32."""
 
-    def graded(part: Any) -> tuple[tuple[Array, Metrics], Any]:
+    def loss_and_grad(part: Any) -> tuple[tuple[Array, Metrics], Any]:
         return jax.value_and_grad(loss_sum, has_aux=True)(params, part)
 
-    def one(carry: tuple[Any, Metrics], part: Any) -> tuple[tuple[Any, Metrics], None]:
+    def add_micro_batch(carry: tuple[Any, Metrics], part: Any) -> tuple[tuple[Any, Metrics], None]:
         if packed:
-            (total, metrics), grads = graded(part)
+            (total, metrics), grads = loss_and_grad(part)
         else:
-            (total, metrics), grads = _read_to_the_end(graded, part, part.positions, start)
+            (total, metrics), grads = _apply_trimmed(loss_and_grad, part, part.positions, start)
         metrics = metrics | {"loss": total}
         sums = jax.tree.map(lambda total, g: total + g.astype(jnp.float32), carry[0], grads)
         merged = {
@@ -318,50 +315,50 @@ def _accumulate(
         return (sums, merged), None
 
     group_size, start = getattr(batch, "group_size", 1), getattr(batch, "prompt_length", 1)
-    packed = getattr(batch, "mask", None) is not None  # rows of several texts are full anyway
+    packed = getattr(batch, "mask", None) is not None  # packed rows have little padding to trim
     parts = jax.tree.map(lambda x: split_rows(x, micro_batches, group_size), batch)
     _, shapes = jax.eval_shape(loss_sum, params, jax.tree.map(lambda x: x[0], parts))
     zeros = {k: jnp.zeros((), dtype=jnp.float32) for k in (*shapes, "loss")}
     grads = jax.tree.map(lambda p: jnp.zeros(p.shape, dtype=jnp.float32), params)
-    return jax.lax.scan(one, (grads, zeros), parts)[0]
+    return jax.lax.scan(add_micro_batch, (grads, zeros), parts)[0]
 
 
-def _read_to_the_end(
-    read: Callable[[Any], Result], rows: Any, positions: Int[Array, "B T"], start: int
+def _apply_trimmed(
+    fn: Callable[[Any], Result], rows: Any, positions: Int[Array, "B T"], start: int
 ) -> Result:
-    """``read(rows)`` without the columns behind the last token, or without most of them.
+    """Returns ``fn(rows)``, computed without most of the columns after the last token.
 
-    No token looks at these, and none of them may have weight: so the result is the same.
+    No token attends to these columns and none of them may have a weight, so the result is the same.
 
     Args:
-      read: its result has one shape, however many columns it is given.
+      fn: its result has the same shape for any number of columns.
       rows: any tree with leaves [B, T], [B] and [].
-      positions: of the tokens, -1 on padding.
-      start: the columns before this index are always read.
+      positions: positions of the tokens, -1 on padding.
+      start: the columns before this index are always kept.
     """
     length = positions.shape[1]
-    room = length - start
-    shares = WIDTHS if room >= NARROW else (1.0,)
-    widths = sorted({start + math.ceil(share * room) for share in shares})
-    needed = jnp.max(jnp.where(positions >= 0, jnp.arange(1, length + 1), 0))
+    completion_length = length - start
+    fractions = WIDTHS if completion_length >= MIN_TRIMMED else (1.0,)
+    widths = sorted({start + math.ceil(share * completion_length) for share in fractions})
+    used_length = jnp.max(jnp.where(positions >= 0, jnp.arange(1, length + 1), 0))
 
-    def up_to(width: int) -> Callable[[Any], Result]:
-        return lambda rows: read(jax.tree.map(lambda x: x[:, :width] if x.ndim > 1 else x, rows))
+    def trimmed(width: int) -> Callable[[Any], Result]:
+        return lambda rows: fn(jax.tree.map(lambda x: x[:, :width] if x.ndim > 1 else x, rows))
 
-    which = jnp.searchsorted(jnp.asarray(widths), needed)
-    return jax.lax.switch(which, [up_to(width) for width in widths], rows)
+    index = jnp.searchsorted(jnp.asarray(widths), used_length)
+    return jax.lax.switch(index, [trimmed(width) for width in widths], rows)
 
 
-def _shared(prompt_length: int, group_size: int) -> dict[str, int]:
-    """What a model that can share a group's prompt has to know; nothing for any other batch."""
+def _prompt_sharing(prompt_length: int, group_size: int) -> dict[str, int]:
+    """Keyword arguments for a model that can share a group's prompt; none for any other batch."""
     return {"prompt_length": prompt_length, "group_size": group_size} if group_size > 1 else {}
 
 
 def split_rows(leaf: Any, micro_batches: int, group_size: int = 1) -> Array:
-    """Puts the micro-batches on a leading axis: [B, ...] to [M, B / M, ...]; a scalar to [M].
+    """Moves micro-batches to a leading axis: [B, ...] to [M, B / M, ...], and a scalar to [M].
 
-    Micro-batch m has the groups m, m + M, m + 2M, ...: of rows that lie in blocks on several
-    devices, each device then holds its share of every micro-batch.
+    Micro-batch m has the groups m, m + M, m + 2M, ...: if the rows are sharded over devices in
+    blocks, each device then holds its share of every micro-batch.
 
     Raises:
       ValueError: if the groups do not divide.

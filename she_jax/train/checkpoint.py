@@ -1,9 +1,8 @@
-"""Checkpoints that a run can trust.
+"""Checkpoints with verified integrity.
 
-Orbax writes the arrays and makes a save all or nothing (a temporary folder, then a rename). It does
-not notice a file that was cut or altered afterwards, so every checkpoint carries ``SHA256SUMS``
-(the format of ``sha256sum -c``, below a line with the number of files), and restoring checks it
-first.
+Orbax writes the arrays and makes a save atomic (a temporary folder, then a rename). It does not
+detect a file that was truncated or altered afterwards. So every checkpoint has ``SHA256SUMS`` (the
+format of ``sha256sum -c``, after a line with the number of files), checked before a restore.
 """
 
 import dataclasses
@@ -23,19 +22,18 @@ from she_jax.types import TrainState
 
 MANIFEST = "SHA256SUMS"
 _LOG = logging.getLogger("she_jax")
-LEFTOVER = ".orbax-checkpoint-tmp"  # Orbax's mark of a save that is under way, or was cut short
+LEFTOVER = ".orbax-checkpoint-tmp"  # in the names of Orbax's saves in progress or interrupted
 
 
 class Checkpoints:
-    """The checkpoints of one run, a folder a step: ``<directory>/<step>``, on a local or shared
-    disk.
+    """The checkpoints of one run, in a folder per step: ``<directory>/<step>``.
 
-    Kept are the last ``keep``, and for each of them the best one as of its step, so that a fall
-    back still has its own best. Saving is synchronous: when ``save`` returns, the checkpoint is on
-    the disk.
+    The directory may be on a local or a shared disk. The last ``keep`` checkpoints are kept, and
+    for each of them the best one as of its step, so that a fallback still has its best checkpoint.
+    Saving is synchronous: when ``save`` returns, the checkpoint is on disk.
 
     Args:
-      directory: where they live; made if missing.
+      directory: parent of the checkpoints; created if missing.
       keep: how many of the last checkpoints to keep, at least 1.
       warn: called with a sentence for each damaged checkpoint.
     """
@@ -58,33 +56,33 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, whole or not, in ascending order."""
+        """The steps that have a checkpoint, intact or not, in ascending order."""
         return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdecimal())
 
     @property
     def latest_step(self) -> int | None:
-        """The last step that has a checkpoint, whole or not; None where there is none."""
+        """The last step that has a checkpoint, intact or not; None if there is none."""
         return max(self.steps, default=None)
 
     def save(self, step: int, state: TrainState, host: Mapping, *, best: bool = False) -> None:
-        """Saves a checkpoint, all or nothing, then deletes those that are no longer kept.
+        """Saves a checkpoint atomically, then deletes those that are no longer kept.
 
         Args:
-          step: its number; a step is saved once.
-          state: the device side.
-          host: the host side (data position, curriculum, best score, ...); whatever JSON gives back
+          step: its number; each step is saved once.
+          state: the device state.
+          host: the host state (data position, curriculum, best score, ...), which must survive JSON
             unchanged: string keys, lists, no tuples, no NaN.
-          best: this is the best checkpoint so far.
+          best: whether this is the best checkpoint so far.
 
         Raises:
-          ValueError: if the step is there already, or ``host`` does not survive JSON.
-          OSError: if it could not be written (a full disk); earlier checkpoints are untouched.
+          ValueError: if the step exists already, or ``host`` does not survive JSON.
+          OSError: if writing failed (a full disk); earlier checkpoints are untouched.
         """
         path = self.directory / str(step)
-        if path.exists() and _damage(path):  # of a save that was cut short
+        if path.exists() and _damage(path):  # left by an interrupted save
             self._set_aside(path)
         if path.exists():
-            raise ValueError(f"{path} is there already: a step is saved once, after restore()")
+            raise ValueError(f"{path} exists already: a step is saved once, after restore()")
         if json.loads(json.dumps(host)) != host:
             raise ValueError(
                 f"host state {host!r} does not survive JSON: use string keys and lists"
@@ -99,50 +97,50 @@ class Checkpoints:
             record=ocp.args.JsonSave(record),
         )
         self._delete(f"*{LEFTOVER}*")
-        # Asked first, since Orbax meets a full disk with pages of its threads' tracebacks.
+        # Checked first, since on a full disk Orbax prints pages of tracebacks from its threads.
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         if (free := shutil.disk_usage(self.directory).free) < size:
-            raise self._no_room(path, f"{size:,} bytes to write, {free:,} bytes free", steps)
+            raise self._write_error(path, f"{size:,} bytes to write, {free:,} bytes free", steps)
         try:
             self._orbax.save(path, args=items)
             if jax.process_index() == 0:
                 _write_manifest(path)
         except (OSError, ValueError) as error:
-            # TensorStore reports what the system said as a ValueError with this mark in its text.
+            # TensorStore reports errors of the system as a ValueError with this mark in its text.
             if isinstance(error, ValueError) and "os_error_code" not in str(error):
                 raise
-            # Threads of Orbax may still be writing, so what is there is left for the next save to
-            # sweep up; under the step's own name it could only be a checkpoint without a manifest.
+            # Threads of Orbax may still be writing, so the next save deletes what is left. Under
+            # the step's name it would look like a checkpoint without a manifest.
             if path.exists():
                 path.rename(f"{path}{LEFTOVER}")
-            raise self._no_room(path, str(error), steps) from error
+            raise self._write_error(path, str(error), steps) from error
         self._best_of[step] = best_step
         last = [*steps, step][-self._keep :]
-        kept = {*last, *(self._best_of.get(s) for s in last)}
-        self._delete(*(str(s) for s in steps if s not in kept))
+        kept_steps = {*last, *(self._best_of.get(s) for s in last)}
+        self._delete(*(str(s) for s in steps if s not in kept_steps))
 
     def restore(self, template: TrainState) -> tuple[int, TrainState, dict] | None:
-        """Restores the last checkpoint that is whole, bit for bit.
+        """Restores the last intact checkpoint, bit for bit.
 
-        A damaged one is renamed to ``<step>.damaged``, ``warn`` is told why, and the one before is
-        tried.
+        A damaged one is renamed to ``<step>.damaged`` and reported to ``warn`` with the reason, and
+        the one before is tried.
 
         Args:
           template: a state (or ``jax.ShapeDtypeStruct`` leaves) with the shapes, dtypes and
             shardings to restore to.
 
         Returns:
-          (step, state, host), or None where there is no whole checkpoint.
+          (step, state, host), or None if there is no intact checkpoint.
 
         Raises:
-          ValueError: if the checkpoint is whole but holds other arrays than the template.
+          ValueError: if the checkpoint is intact but its arrays differ from the template's.
         """
         for step in reversed(self.steps):
             path = self.directory / str(step)
             if reason := _damage(path):
-                aside = self._set_aside(path)
+                new_path = self._set_aside(path)
                 self._warn(
-                    f"checkpoint {path} is damaged: {reason}. It is now {aside.name}; "
+                    f"checkpoint {path} is damaged: {reason}. It is now {new_path.name}; "
                     "falling back to the one before"
                 )
                 continue
@@ -162,38 +160,38 @@ class Checkpoints:
         return None
 
     def restore_params(self, template: Any, *, up_to: int | None = None) -> tuple[int, Any] | None:
-        """Restores the parameters alone: the best checkpoint's, or the last one's if none was best.
+        """Restores only the parameters of the best checkpoint, or of the last if none was best.
 
-        Changes nothing on the disk, so it may look into a run that is still going on. Damaged
-        checkpoints are passed over, and ``warn`` is told.
+        Changes nothing on disk, so it may be used on a run in progress. Damaged checkpoints are
+        skipped and reported to ``warn``.
 
         Args:
           template: parameters (or ``jax.ShapeDtypeStruct`` leaves), as for ``restore``.
-          up_to: pass over the checkpoints of later steps.
+          up_to: skip the checkpoints of later steps.
 
         Returns:
-          (step, params), or None where there is no whole checkpoint.
+          (step, params), or None if there is no intact checkpoint.
 
         Raises:
-          ValueError: if the checkpoint is whole but holds other arrays than the template.
+          ValueError: if the checkpoint is intact but its arrays differ from the template's.
         """
-        whole = None
+        chosen = None
         for step in reversed([s for s in self.steps if up_to is None or s <= up_to]):
             path = self.directory / str(step)
             if reason := _damage(path):
-                self._warn(f"checkpoint {path} is passed over: {reason}")
+                self._warn(f"checkpoint {path} is skipped: {reason}")
                 continue
             best = self._record(path)["best"]
             if best not in (None, step):
                 if reason := _damage(self.directory / str(best)):
-                    self._warn(f"best checkpoint {best} is passed over for {path}: {reason}")
+                    self._warn(f"best checkpoint {best} is skipped in favor of {path}: {reason}")
                 else:
                     step, path = best, self.directory / str(best)
-            whole = step, path
+            chosen = step, path
             break
-        if whole is None:
+        if chosen is None:
             return None
-        step, path = whole
+        step, path = chosen
         saved = {
             name.removeprefix(".params"): array
             for name, array in self._record(path)["arrays"].items()
@@ -204,7 +202,7 @@ class Checkpoints:
         return step, self._orbax.restore(path, args=ocp.args.Composite(params=restore))["params"]
 
     @staticmethod
-    def _no_room(path: Path, reason: str, steps: list[int]) -> OSError:
+    def _write_error(path: Path, reason: str, steps: list[int]) -> OSError:
         return OSError(
             f"could not save the checkpoint {path}: {reason}. Make room on the disk and start "
             f"again; the checkpoints of steps {steps} are intact"
@@ -218,19 +216,20 @@ class Checkpoints:
         if jax.process_index() != 0:
             return
         for path in [path for pattern in patterns for path in self.directory.glob(pattern)]:
-            # Renamed first: a kill in the middle must leave no half checkpoint under a step's name.
-            doomed = path if LEFTOVER in path.name else path.rename(f"{path}{LEFTOVER}")
-            shutil.rmtree(doomed)
+            # Renamed first: a kill during the deletion must not leave part of a checkpoint under a
+            # step's name.
+            temporary = path if LEFTOVER in path.name else path.rename(f"{path}{LEFTOVER}")
+            shutil.rmtree(temporary)
 
     def _set_aside(self, path: Path) -> Path:
-        aside = path.with_name(f"{path.name}.damaged")
+        new_path = path.with_name(f"{path.name}.damaged")
         number = 1
-        while aside.exists():
+        while new_path.exists():
             number += 1
-            aside = path.with_name(f"{path.name}.damaged{number}")
+            new_path = path.with_name(f"{path.name}.damaged{number}")
         if jax.process_index() == 0:
-            path.rename(aside)
-        return aside
+            path.rename(new_path)
+        return new_path
 
 
 def _abstract(tree: Any) -> Any:
@@ -244,13 +243,13 @@ def _abstract(tree: Any) -> Any:
 
 
 def _describe(tree: Any) -> dict[str, list]:
-    """Path of each array to its shape and dtype, as JSON gives them back."""
+    """Maps the path of each array to its shape and dtype, as JSON returns them."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path): [list(x.shape), str(x.dtype)] for path, x in leaves}
 
 
 def _check_arrays(path: Path, saved: dict, wanted: dict) -> None:
-    """Orbax would cast to fit the template; here a difference is an error, all of them in one."""
+    """Raises one error for all differing arrays; Orbax would cast them to fit the template."""
     lines = [
         f"  {name}: saved {saved.get(name, 'absent')}, expected {wanted.get(name, 'absent')}"
         for name in sorted(saved.keys() | wanted.keys())
@@ -258,7 +257,7 @@ def _check_arrays(path: Path, saved: dict, wanted: dict) -> None:
     ]
     if lines:
         raise ValueError(
-            f"checkpoint {path} holds other arrays than this config makes; resume with the model "
+            f"checkpoint {path} holds other arrays than this config needs; resume with the model "
             "and optimizer it was saved with, or choose another workdir:\n" + "\n".join(lines)
         )
 
@@ -278,13 +277,13 @@ def _write_manifest(path: Path) -> None:
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint on the disk, or None where it is as it was saved."""
+    """What is wrong with a checkpoint on disk, or None if it is as it was saved."""
     manifest = path / MANIFEST
     if not manifest.is_file():
-        return f"{MANIFEST} is missing, the save was cut short"
+        return f"{MANIFEST} is missing, the save was interrupted"
     lines = manifest.read_bytes().decode("utf-8", "replace").splitlines()
     if not lines or lines[0] != f"# {len(lines) - 1} files":
-        return f"{MANIFEST} is not whole"
+        return f"{MANIFEST} is incomplete"
     for line in lines[1:]:
         digest, _, name = line.partition("  ")
         file = path / name

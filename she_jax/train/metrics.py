@@ -1,4 +1,4 @@
-"""What a run says while it runs: ``metrics.jsonl``, TensorBoard events, progress on the screen."""
+"""Metrics and progress of a run: ``metrics.jsonl``, TensorBoard events and console output."""
 
 import json
 import logging
@@ -17,21 +17,21 @@ from rich.progress import Progress as Bar
 from tensorboardX import SummaryWriter
 
 _LOG = logging.getLogger("she_jax")
-PLAIN_SECONDS = 10.0  # how often a line is due where stdout is no terminal
-FEW = 40  # steps, among which a compilation tells wrong of the rest
+PLAIN_SECONDS = 10.0  # between lines if stdout is not a terminal
+MIN_MEAN_STEPS = 40  # with fewer steps, a late compilation would dominate their mean duration
 
 
 class MetricsWriter:
-    """Writes a line a step to ``metrics.jsonl``, and events to ``tensorboard/<phase>``.
+    """Writes one line per step to ``metrics.jsonl``, and events to ``tensorboard/<phase>``.
 
-    A run saves ``lines`` in its checkpoints and hands it back when it resumes: what a killed run
-    wrote beyond its last checkpoint, a torn last line included, is cut off, so that the file of a
-    resumed run equals that of an uninterrupted one but for the ``time/`` fields. TensorBoard is
-    told to forget the same steps.
+    A run saves ``lines`` in its checkpoints and passes it back when it resumes. What a killed run
+    wrote after its last checkpoint, an incomplete last line included, is truncated, so that the
+    file of a resumed run equals that of an uninterrupted one except for the ``time/`` fields. The
+    same steps are purged from TensorBoard.
 
     Args:
       workdir: the run's folder.
-      lines: how many lines of an earlier part of the run to keep; 0 starts anew.
+      lines: number of existing lines to keep; 0 starts a new file.
     """
 
     def __init__(self, workdir: str | os.PathLike, *, lines: int = 0):
@@ -41,23 +41,23 @@ class MetricsWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a+b")
         self._file.seek(0)
-        found = end = 0
-        while found < lines and self._file.readline().endswith(b"\n"):
-            found += 1
+        kept = end = 0
+        while kept < lines and self._file.readline().endswith(b"\n"):
+            kept += 1
             end = self._file.tell()
         self._file.truncate(end)
-        if found < lines:
-            _LOG.warning("%s has %d whole lines, the checkpoint knows of %d", path, found, lines)
-        self.lines = found
+        if kept < lines:
+            _LOG.warning("%s has %d whole lines, the checkpoint expects %d", path, kept, lines)
+        self.lines = kept
 
     def write(self, phase: str, step: int, values: Mapping[str, Any]) -> None:
-        """Writes the figures of a step.
+        """Writes the metrics of a step.
 
         Args:
           phase: ``sft``, ``srpo``, ``eval``, ...
           step: step within the phase.
-          values: name to a number (Python's, numpy's or a JAX scalar). Names of timings start with
-            ``time/``. NaN and infinities become null in the file and are left out of the events.
+          values: number by name (Python's, numpy's or a JAX scalar). Names of timings start with
+            ``time/``. NaN and infinities become null in the file and are omitted from the events.
 
         Raises:
           ValueError: if a value is not one number, or a name is ``phase`` or ``step``.
@@ -66,7 +66,7 @@ class MetricsWriter:
         for name, value in values.items():
             if name in ("phase", "step") or getattr(value, "ndim", 0):
                 raise ValueError(
-                    f"metric {name!r}={value!r}: expected one number under a name of its own"
+                    f"metric {name!r}={value!r}: expected one number, not named 'phase' or 'step'"
                 )
             number = value if type(value) is int else float(value)
             numbers[name] = number if math.isfinite(number) else None
@@ -75,7 +75,7 @@ class MetricsWriter:
         self._file.flush()
         self.lines += 1
         if phase not in self._events:
-            # A purge forgets every later step of its folder, so each phase has a folder of its own.
+            # A purge drops every later step of its folder, so each phase has its own folder.
             self._events[phase] = SummaryWriter(str(self._events_dir / phase), purge_step=step)
         for name, number in numbers.items():
             if number is not None:
@@ -95,7 +95,7 @@ class MetricsWriter:
 
 
 class Progress:
-    """Shows one piece of work: what, how far, how long still, and the latest figures.
+    """Shows the progress of one task: units done, time left, and the latest metrics.
 
     A live bar on a terminal; elsewhere (a CI log) a plain line at the start, at the end and about
     every ten seconds. ::
@@ -105,10 +105,10 @@ class Progress:
                 progress.update(step + 1, loss=loss)
 
     Args:
-      task: what is being done.
-      total: how many units it has, None where nobody knows yet.
-      done: how many are done already.
-      alike: whether units take about as long as each other; else nobody says how long still.
+      task: name of the task.
+      total: number of units, None if unknown.
+      done: number of units done already.
+      alike: whether units take about equally long; otherwise no time left is shown.
       console: where to show it; stdout if None.
     """
 
@@ -124,8 +124,8 @@ class Progress:
         self._task, self._total, self._done, self._alike = task, total, done, alike
         self._console = console or Console()
         self._started = self._shown = time.monotonic()
-        self._marks: list[tuple[float, int]] = []  # when how many were done
-        self._figures = ""
+        self._history: list[tuple[float, int]] = []  # (time, units done)
+        self._metrics = ""
         self._bar: Bar | None = None
 
     def __enter__(self) -> "Progress":
@@ -142,48 +142,48 @@ class Progress:
             self._bar.start()
             self._bar.add_task(self._task, total=self._total, completed=self._done, rest="")
         else:
-            self.print(self._head())
+            self.print(self._counter())
         return self
 
     def update(self, done: int, **figures: float) -> None:
-        """Says how many units are done, and the latest figures by name."""
+        """Sets the number of units done, and the latest metrics by name."""
         now = time.monotonic()
-        if not self._marks or done > self._done:
-            self._marks.append((now, done))
+        if not self._history or done > self._done:
+            self._history.append((now, done))
         self._done = done
-        self._figures = "  ".join(f"{name} {_short(value)}" for name, value in figures.items())
+        self._metrics = "  ".join(f"{name} {_short(value)}" for name, value in figures.items())
         if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=done, rest=self._rest(now))
+            self._bar.update(self._bar.task_ids[0], completed=done, rest=self._status(now))
         elif now - self._shown >= PLAIN_SECONDS:
             self._shown = now
-            self.print(f"{self._head()}  {self._rest(now)}".rstrip())
+            self.print(f"{self._counter()}  {self._status(now)}".rstrip())
 
     def print(self, text: str) -> None:
-        """Prints a line, above the bar where there is one."""
+        """Prints a line, above the bar if there is one."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
-        took = _clock(time.monotonic() - self._started)
+        elapsed = _clock(time.monotonic() - self._started)
         if self._bar:
-            self._bar.update(self._bar.task_ids[0], rest=f"took {took}  {self._figures}")
+            self._bar.update(self._bar.task_ids[0], rest=f"took {elapsed}  {self._metrics}")
             self._bar.stop()
         else:
             end = "done" if kind is None else "stopped"
-            self.print(f"{self._head()}  {end}, took {took}  {self._figures}".rstrip())
+            self.print(f"{self._counter()}  {end}, took {elapsed}  {self._metrics}".rstrip())
 
-    def _head(self) -> str:
+    def _counter(self) -> str:
         return f"{self._task}: {self._done}" + ("" if self._total is None else f"/{self._total}")
 
-    def _rest(self, now: float) -> str:
-        # By the later half of what is done: the first steps compile, one for every shape.
-        since, units = self._marks[len(self._marks) // 2]
+    def _status(self, now: float) -> str:
+        # From the later half of the steps: the first steps compile, once per shape.
+        since, units = self._history[len(self._history) // 2]
         if not self._alike or self._total is None or self._done == units:
-            return self._figures
+            return self._metrics
         pace = (now - since) / (self._done - units)
-        if len(self._marks) < FEW:  # one that compiles late would make minutes of seconds
-            paces = [(b[0] - a[0]) / (b[1] - a[1]) for a, b in pairwise(self._marks)]
+        if len(self._history) < MIN_MEAN_STEPS:  # a late compilation would dominate
+            paces = [(b[0] - a[0]) / (b[1] - a[1]) for a, b in pairwise(self._history)]
             pace = min(pace, median(paces))
-        return f"{_clock((self._total - self._done) * pace)} left  {self._figures}"
+        return f"{_clock((self._total - self._done) * pace)} left  {self._metrics}"
 
 
 def _short(value: float) -> str:

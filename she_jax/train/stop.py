@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop."""
+"""Graceful stop of a run on SIGTERM or Ctrl-C."""
 
 import signal
 import threading
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class StopSignal:
-    """Turns SIGTERM and the first Ctrl-C into a wish the loop can grant; a second Ctrl-C aborts.
+    """Records SIGTERM or the first Ctrl-C, for the loop to stop on; a second Ctrl-C aborts.
 
     ::
 
@@ -18,8 +18,8 @@ class StopSignal:
                     raise SystemExit(stop.exit_code)
 
     ``exit_code`` is the shell's 128 + signal (143 for SIGTERM, 130 for Ctrl-C), so that a script
-    does not take a run that was stopped for one that is done. Outside the main thread, where Python
-    allows no signal handlers, it never asks.
+    does not mistake a stopped run for a finished one. Outside the main thread, where Python allows
+    no signal handlers, no signal is recorded.
     """
 
     def __init__(self):
@@ -42,12 +42,12 @@ class StopSignal:
 
     @property
     def name(self) -> str:
-        """The signal's name, such as ``SIGTERM``; empty where none came."""
+        """The signal's name, such as ``SIGTERM``; empty if none was received."""
         return self._received.name if self._received else ""
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal's number; 0 where none came."""
+        """128 + the signal's number; 0 if none was received."""
         return 128 + self._received if self._received else 0
 
     def _receive(self, number: int, frame: Any) -> None:

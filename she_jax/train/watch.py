@@ -1,105 +1,105 @@
-"""What a run keeps an eye on while it trains: collapse of the exploration, and reward hacking."""
+"""Monitoring of training: warnings of collapsing exploration and of reward hacking."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-WINDOW = 10  # updates over which everything here averages
-DRIFT = 0.02  # by which both must rise for ``drift`` to speak
-FALLEN = 0.3  # of the entropy a stage began with: below that the policy has collapsed
-SILENT = 0.8  # share of groups without variance from which on an update teaches next to nothing
-PATHS = 1.2  # paths a group below which its rollouts are all alike
+WINDOW = 10  # updates to average over
+DRIFT = 0.02  # least rise of both the examiner's score and its disagreement that is drift
+FALLEN = 0.3  # below this fraction of the stage's initial entropy, the policy has collapsed
+SILENT = 0.8  # above this share of groups without variance, an update has almost no signal
+PATHS = 1.2  # below this number of distinct paths per group, its rollouts repeat each other
 
 
 class Watch:
-    """Reads each update's figures and says what goes wrong, once a window.
+    """Monitors the metrics of each update and warns, at most once per window.
 
-    ``state`` goes into the checkpoint, so that a resumed run says the same.
+    ``state`` is saved in the checkpoint, so that a resumed run gives the same warnings.
     """
 
     def __init__(self):
-        self._examined: list[list[float]] = []  # examiner's score and disagreement, last 2 windows
-        self._recent: list[list[float]] = []  # entropy, zero variance, paths, last window
-        self._began: float | None = None  # mean entropy of the first window
+        self._history: list[list[float]] = []  # examiner, disagreement; of the last 2 windows
+        self._window: list[list[float]] = []  # entropy, zero variance, paths; of this window
+        self._start_entropy: float | None = None  # mean entropy of the first window
 
     def warnings(self, figures: Mapping[str, float]) -> list[str]:
-        """What is wrong by now, in sentences that say what can be done; as a rule nothing.
+        """Returns warnings, as sentences that name a remedy; usually none.
 
         Args:
-          figures: of an update, ``entropy``, ``zero_variance`` and ``paths`` among them, and with
-            an examiner ``examiner`` and ``disagreement``.
+          figures: metrics of an update: ``entropy``, ``zero_variance`` and ``paths``, and with an
+            examiner also ``examiner`` and ``disagreement``.
         """
-        found = []
+        warnings = []
         if "disagreement" in figures:
-            self._examined.append([figures["examiner"], figures["disagreement"]])
-            del self._examined[: -2 * WINDOW]
-            if warning := drift(self._examined):
-                found.append(warning)
-                self._examined.clear()
-        self._recent.append([figures[name] for name in ("entropy", "zero_variance", "paths")])
-        if len(self._recent) == WINDOW:
-            entropy = float(np.mean(self._recent, axis=0)[0])
-            self._began = entropy if self._began is None else self._began
-            found += collapse(self._recent, self._began)
-            self._recent.clear()
-        return found
+            self._history.append([figures["examiner"], figures["disagreement"]])
+            del self._history[: -2 * WINDOW]
+            if warning := drift(self._history):
+                warnings.append(warning)
+                self._history.clear()
+        self._window.append([figures[name] for name in ("entropy", "zero_variance", "paths")])
+        if len(self._window) == WINDOW:
+            entropy = float(np.mean(self._window, axis=0)[0])
+            self._start_entropy = entropy if self._start_entropy is None else self._start_entropy
+            warnings += collapse(self._window, self._start_entropy)
+            self._window.clear()
+        return warnings
 
     @property
     def state(self) -> dict[str, Any]:
-        """All of it; JSON gives it back unchanged."""
-        own = {"examined": self._examined, "recent": self._recent, "began": self._began}
-        return {k: [list(row) for row in v] if isinstance(v, list) else v for k, v in own.items()}
+        """The complete state; survives JSON unchanged."""
+        state = {"examined": self._history, "recent": self._window, "began": self._start_entropy}
+        return {k: [list(row) for row in v] if isinstance(v, list) else v for k, v in state.items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from such a state."""
-        self._examined, self._recent = list(state["examined"]), list(state["recent"])
-        self._began = state["began"]
+        """Restores a state."""
+        self._history, self._window = list(state["examined"]), list(state["recent"])
+        self._start_entropy = state["began"]
 
 
 def collapse(recent: Sequence[Sequence[float]], began: float) -> list[str]:
-    """How the exploration collapses, if it does.
+    """Returns warnings of a collapse of exploration.
 
     Args:
-      recent: entropy (nats a token), share of groups that the verifier cannot tell apart, and
-        distinct paths a group, of some updates.
-      began: the entropy at the beginning.
+      recent: for each of the last updates: entropy (nats per token), share of groups with equal
+        verifier rewards, and distinct paths per group.
+      began: the entropy at the start of the stage, in nats per token.
     """
-    entropy, silent, paths = np.mean(recent, axis=0)
-    found = []
+    entropy, zero_variance, paths = np.mean(recent, axis=0)
+    warnings = []
     if entropy < FALLEN * began:
-        found.append(
+        warnings.append(
             f"the policy's entropy fell from {began:.3f} to {entropy:.3f} nats a token: it no "
             "longer explores. Lower rl.learning_rate, or raise rl.kl_weight or rl.temperature"
         )
-    if silent > SILENT:
-        found.append(
-            f"the rollouts of {silent:.0%} of the groups are all alike to the verifier: next to "
-            "nothing is left to learn from these prompts. Filter them anew (filter.pairs, a lower "
-            "filter.high), aim at harder ones (rl.aim), refill the groups (rl.refill), or imitate "
-            "right rollouts in their places (rl.replay)"
+    if zero_variance > SILENT:
+        warnings.append(
+            f"in {zero_variance:.0%} of the groups all rollouts have the same verifier rewards: "
+            "these prompts carry almost no learning signal. Filter them again (filter.pairs, a "
+            "lower filter.high), sample harder ones (rl.aim), replace the groups (rl.refill), or "
+            "imitate correct rollouts instead (rl.replay)"
         )
     if paths < PATHS:
-        found.append(
-            f"a group takes {paths:.2f} different paths on average: its rollouts repeat each "
+        warnings.append(
+            f"a group has {paths:.2f} different paths on average: its rollouts repeat each "
             "other. Raise rl.temperature, or choose prompts of higher path entropy "
             "(filter.min_entropy)"
         )
-    return found
+    return warnings
 
 
 def drift(history: Sequence[Sequence[float]]) -> str:
-    """What is wrong where the examiner's score rises while its agreement with the verifier falls.
+    """Warns if the examiner's scores rise while its agreement with the verifier falls.
 
-    That is how a policy looks that learns to please the examiner (reward hacking). Compared are the
-    means of the last ``WINDOW`` updates and of as many before.
+    This is the sign of a policy that learns to exploit the examiner (reward hacking). The means of
+    the last ``WINDOW`` updates are compared with those of the ``WINDOW`` updates before.
 
     Args:
-      history: ``examiner`` and ``disagreement`` of ``contradictions``, an update each, the last
-        ``2 * WINDOW`` of them; with fewer there is nothing to say.
+      history: for each of the last ``2 * WINDOW`` updates: ``examiner`` and ``disagreement`` of
+        ``contradictions``. With fewer updates there is no warning.
 
     Returns:
-      A sentence, or "" where all is well.
+      A sentence, or "" if there is nothing to warn of.
     """
     if len(history) < 2 * WINDOW:
         return ""
@@ -109,6 +109,6 @@ def drift(history: Sequence[Sequence[float]]) -> str:
     return (
         f"over the last {WINDOW} updates the examiner's score rose from {early[0]:.3f} to "
         f"{late[0]:.3f} while its disagreement with the verifier rose from {early[1]:.3f} to "
-        f"{late[1]:.3f}: the policy may be learning to please it. Read samples/, refresh the "
+        f"{late[1]:.3f}: the policy may be learning to exploit it. Read samples/, refresh the "
         "examiner (reward.refresh_every), or have more steps annotated"
     )
