@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -32,10 +33,8 @@ def main(argv: list[str]) -> None:
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         # Read once, when JAX starts; no effect on an accelerator.
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(devices))
-    # Imported here, since it takes seconds: an invalid command line has failed by now.
-    from she_jax.train.run import run
-
     try:
+        run = find_run(CONFIG.value.get("kind"))
         run(CONFIG.value, Path(workdir))
     except OSError as error:
         no_space = error.errno == errno.ENOSPC and not error.filename
@@ -44,10 +43,35 @@ def main(argv: list[str]) -> None:
     except ValueError as error:
         # Raised by a `raise` of this package, it has a message for the user; else it is a bug.
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        in_package = Path(frame.filename).resolve().is_relative_to(ROOT / "she_jax")
-        if not (in_package and (frame.line or "").startswith("raise ")):
+        file = Path(frame.filename).resolve()
+        ours = any(
+            file.is_relative_to(ROOT / name) for name in ("she_jax", "benchmarks", "launch.py")
+        )
+        if not (ours and (frame.line or "").startswith("raise ")):
             raise
         _exit_with(str(error), 1)
+
+
+def find_run(kind: str | None) -> Callable[[ConfigDict, Path], None]:
+    """Returns the function that runs a config of this kind, given the config and the run's folder.
+
+    Raises:
+      ValueError: for the study of ``benchmarks/evidence`` where that folder is missing.
+    """
+    # Imported here, since it takes seconds: a wrong command line has failed by now.
+    if kind != "evidence":
+        from she_jax.train.run import run
+
+        return run
+    if not (ROOT / "benchmarks" / "evidence" / "run.py").is_file():
+        raise ValueError(
+            f"kind='evidence': the study needs a checkout of the repository; {ROOT} has no "
+            "benchmarks/evidence"
+        )
+    sys.path.insert(0, str(ROOT))  # whatever the working folder is
+    from benchmarks.evidence.run import run_evidence
+
+    return run_evidence
 
 
 def default_workdir() -> str:

@@ -7,13 +7,12 @@ import pathlib
 import nbclient
 import nbformat
 import pytest
-from test_evidence import small
-from test_evidence_report import make
+from small_study import make, small
 from test_run import SMALL
 
-from she_jax.train.evidence import run_evidence
-from she_jax.train.evidence_plots import PICTURES
-from she_jax.train.evidence_report import write_report
+from benchmarks.evidence.plots import PICTURES
+from benchmarks.evidence.report import write_report
+from benchmarks.evidence.run import run_evidence
 
 COLABS = sorted((pathlib.Path(__file__).parent.parent / "colabs").glob("*.ipynb"))
 

@@ -32,7 +32,7 @@ from she_jax.train.stop import StopSignal
 from she_jax.train.workdir import MADE, Config, claim_workdir, held
 from she_jax.types import SftBatch
 
-KINDS = ("train", "curriculum", "evidence", "filter", "evaluate", "reward_model", "scalar_reward")
+KINDS = ("train", "curriculum", "filter", "evaluate", "reward_model", "scalar_reward")
 
 
 def run(config: Config, workdir: Path) -> None:
@@ -50,12 +50,6 @@ def run(config: Config, workdir: Path) -> None:
         raise ValueError(f"kind={config.kind!r}: expected one of {KINDS}")
     if config.kind == "curriculum":
         run_curriculum(config, workdir)
-        return
-    if config.kind == "evidence":
-        # Imported here: it locks files with fcntl, which not every system has.
-        from she_jax.train.evidence import run_evidence
-
-        run_evidence(config, workdir)
         return
     if config.kind in ("reward_model", "scalar_reward", "filter"):
         config = inherit(config)

@@ -4,9 +4,12 @@ import json
 
 import pytest
 from scipy import stats
-from test_evidence import small
+from small_study import ARMS, PLOTS, leave, make, scored, small
 
-from she_jax.train.evidence_figures import (
+from benchmarks.evidence.plan import reached
+from benchmarks.evidence.plots import COLOURS, draw, pictures
+from benchmarks.evidence.report import markdown, spread, tables, write_report
+from benchmarks.evidence.summarize import (
     Paired,
     by_seed,
     collect,
@@ -15,80 +18,6 @@ from she_jax.train.evidence_figures import (
     paired,
     read_run,
 )
-from she_jax.train.evidence_plan import reached
-from she_jax.train.evidence_plots import COLOURS, draw, pictures
-from she_jax.train.evidence_report import markdown, spread, tables, write_report
-
-ARMS = {
-    "srpo": {"seeds": 2, "tuned": False, "settings": {"shopworld.coverage": 1.0}},
-    "grpo": {"seeds": 2, "tuned": False, "settings": {"rl.estimator": "grpo"}},
-    "base": {"seeds": 2, "trained": False},
-    "few": {"seeds": 2, "tuned": False, "start": "checks_2", "against": ()},
-    "few_grpo": {"seeds": 2, "tuned": False, "start": "checks_2", "against": ("few",)},
-    "half": {"tuned": False, "settings": {"shopworld.coverage": 0.5}},
-}
-PLOTS = {
-    "curves": ("srpo", "grpo"),
-    "confusion": ("base", "srpo"),
-    "checks": (("SRPO", ("few", "srpo")), ("GRPO", ("few_grpo", "grpo"))),
-    "coverage": (("SRPO", ("srpo", "half")), ("GRPO", ("grpo",))),
-}
-
-
-def scored(macro_f1):
-    """Figures as ``score`` has them; whatever is not macro F1 follows from it."""
-    return {
-        "macro_f1": macro_f1,
-        "accuracy": macro_f1 + 0.01,
-        "good_f1": None,
-        "f1": {"1": macro_f1, "2": 0.25, "3": None, "4": 0.75},
-        "step_accuracy": {"query": macro_f1, "category": macro_f1 + 0.1},
-        "wrong_reason": 1 - macro_f1,
-        "parse_rate": 1.0,
-        "confusion": [[9, 1, 0, 0, 0], [2, 8, 0, 0, 0], [0, 0, 5, 5, 0], [0, 0, 0, 9, 1]],
-        "n": 40,
-        "by_kind": {},
-    }
-
-
-def leave(folder, macro_f1, *, phase="srpo", updates=12, sampled=5_000):
-    """A run: entropies 1, 2, ..., a judging before all and every four updates."""
-    folder.mkdir(parents=True)
-    metrics = []
-    if phase == "srpo":
-        metrics.append({"phase": "eval", "step": 0, "validation/macro_f1": 0.5})
-    for step in range(1, updates + 1):
-        own = {"loss": 0.5, "tokens": 100, "time/step": 0.5}
-        own |= {"time/lessons": 2.0} if phase == "srpo" and step == 1 else {}
-        metrics.append({"phase": phase, "step": step, "entropy": float(step)} | own)
-        if step % 4 == 0 and phase == "srpo":
-            best = {"validation/macro_f1": macro_f1 - (updates - step) / 100}
-            metrics.append({"phase": "eval", "step": step} | best)
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
-    summary = scored(macro_f1) | {"longtail": scored(macro_f1 - 0.2), "before": {}}
-    summary |= {"checkpoint": updates}
-    summary |= {"sampled_tokens": sampled} if phase == "srpo" else {}
-    (folder / "summary.json").write_text(json.dumps(summary))
-    return summary
-
-
-def make(folder):
-    """Leaves a whole evidence, two seeds; returns its config."""
-    config = small(ARMS).unlock()
-    config.plots = PLOTS
-    reached = {
-        "seed{}/srpo-0.0003": (0.8, 0.9),
-        "seed{}/grpo-0.0003": (0.7, 0.76),
-        "seed{}/few-0.0003": (0.8, 0.81),
-        "seed{}/few_grpo-0.0003": (0.8, 0.8),
-        "seed{}/half-0.0003": (0.75,),
-    }
-    for name, figures in reached.items():
-        for seed, macro_f1 in enumerate(figures):
-            leave(folder / name.format(seed), macro_f1)
-    for seed in (0, 1):
-        leave(folder / f"seed{seed}/start-main", 0.5, phase="sft")
-    return config.lock()
 
 
 @pytest.fixture

@@ -10,13 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ml_collections import ConfigDict
+from small_study import small
 from stand_in import leave, stand_in
 
-from configs import evidence as recipe
-from configs import stage1
-from she_jax.train.evidence import _environment, run_evidence
-from she_jax.train.evidence_plan import (
+from benchmarks.evidence.plan import (
     Job,
     arms,
     best_rate,
@@ -26,23 +23,11 @@ from she_jax.train.evidence_plan import (
     tried,
     worth_trying,
 )
+from benchmarks.evidence.run import _environment, run_evidence
+from configs import evidence as recipe
+from configs import stage1
 
-ROOT = Path(__file__).parent.parent
-
-
-def small(arms, **changes):
-    """The recipe with other arms: name to what ``_arm`` takes besides title and table."""
-    config = recipe.get_config().copy_and_resolve_references().unlock()
-    own, main = {}, next(iter(arms))
-    for name, values in arms.items():
-        rest = {"seeds": 1, "against": () if name == main else (main,)} | values
-        settings = rest.pop("settings", {})
-        own[name] = recipe._arm(name, "main", settings, **rest)
-    config.arms, config.order = ConfigDict(own), tuple(own)
-    config.plots = {"curves": (), "confusion": (), "checks": (), "coverage": ()}
-    config.seeds, config.rates = (0, 1), (1e-4, 3e-4)
-    config.update(changes)
-    return config.lock()
+ROOT = Path(__file__).parents[2]
 
 
 def names(config):
@@ -408,8 +393,8 @@ def waiting(tmp_path):
         "if __name__ == '__main__':\n"
         "    from pathlib import Path\n"
         "    from stand_in import stand_in\n"
-        "    from test_evidence import small\n"
-        "    from she_jax.train.evidence import run_evidence\n"
+        "    from small_study import small\n"
+        "    from benchmarks.evidence.run import run_evidence\n"
         "    waits = {'trained': False, 'seeds': 2}\n"
         "    config = small({'base': waits}).unlock()\n"
         "    config.recipe.data.path = 'waits'\n"

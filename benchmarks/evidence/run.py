@@ -1,7 +1,7 @@
 """Runs the evidence: its jobs in processes of their own, some side by side, none of them twice.
 
-``evidence_plan`` has the plan, ``evidence_figures`` what the runs say, ``evidence_report`` and
-``evidence_plots`` what is made of that.
+``plan`` has the plan, ``summarize`` what the runs say, ``report`` and ``plots`` what is made of
+that.
 """
 
 import fcntl
@@ -22,7 +22,8 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
-from she_jax.train.evidence_plan import (
+import she_jax
+from benchmarks.evidence.plan import (
     Job,
     arms,
     best_rate,
@@ -74,8 +75,8 @@ def run_evidence(
       SystemExit: when a signal asked to stop, after the jobs have saved.
     """
     # Imported here, since the processes of the jobs import this file and have no use for them.
-    from she_jax.train.evidence_plots import draw
-    from she_jax.train.evidence_report import write_report
+    from benchmarks.evidence.plots import draw
+    from benchmarks.evidence.report import write_report
 
     jobs = plan(config, arms(config))
     if config.workers < 1:
@@ -303,7 +304,7 @@ def _check_done(config: Config, workdir: Path, jobs: list[Job]) -> None:
 
 def code() -> str:
     """Tells one version of the package from another."""
-    files = sorted(Path(__file__).resolve().parents[1].rglob("*.py"))
+    files = sorted(Path(she_jax.__file__).parent.rglob("*.py"))
     return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 

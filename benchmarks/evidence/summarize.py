@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from she_jax.train.evidence_plan import (
+from benchmarks.evidence.plan import (
     VALIDATION,
     done,
     job_config,

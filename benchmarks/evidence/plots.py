@@ -1,4 +1,4 @@
-"""The plots of the evidence, drawn from what ``evidence_figures.collect`` found."""
+"""The plots of the evidence, drawn from what ``summarize.collect`` found."""
 
 from collections.abc import Callable, Mapping
 from itertools import cycle
@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from she_jax.train.evidence_figures import by_seed, leads, lines
+from benchmarks.evidence.summarize import by_seed, leads, lines
 from she_jax.train.filter_page import STYLE
 
 COLOURS = ("#1f5f9e", "#b4602a", "#4f8a4c", "#8a5a9e", "#777777", "#b89b2e")

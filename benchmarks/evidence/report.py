@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from she_jax.train.evidence_figures import (
+from benchmarks.evidence.summarize import (
     MEASURES,
     Paired,
     by_seed,
