@@ -60,7 +60,7 @@ def find_run(kind: str | None) -> Callable[[ConfigDict, Path], None]:
     """
     # Imported here, since it takes seconds: a wrong command line has failed by now.
     if kind != "evidence":
-        from she_jax.train.run import run
+        from she_jax.runs.run import run
 
         return run
     if not (ROOT / "benchmarks" / "evidence" / "run.py").is_file():

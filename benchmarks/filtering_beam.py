@@ -22,14 +22,14 @@ from absl import flags
 from apache_beam.options.pipeline_options import PipelineOptions
 from filtering import config, sign
 
-from she_jax.data.filtering import (
+from she_jax.filtering.select import (
     FilterConfig,
     Survey,
     merge,
     select,
     survey,
 )
-from she_jax.data.near_duplicates import near_duplicates
+from she_jax.filtering.near_duplicates import near_duplicates
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("dir", "runs/records", "Where the shards are.")

@@ -23,13 +23,13 @@ from jaxtyping import Bool
 from ml_collections import ConfigDict
 
 from she_jax.cot import Chain, CotSchema
-from she_jax.data.examinations import FULL_MARKS, with_all_truth
-from she_jax.rl.rewards import verify
-from she_jax.train.evaluate import right_verdicts
-from she_jax.train.judging import take
-from she_jax.train.metrics import Progress
-from she_jax.train.predict import Judge
-from she_jax.train.setup import load_policy, make_data
+from she_jax.rewards.prm.dataset import FULL_MARKS, with_all_truth
+from she_jax.rewards.verifier import verify
+from she_jax.evaluation.metrics import right_verdicts
+from she_jax.evaluation.evaluate import take
+from she_jax.training.logging import Progress
+from she_jax.generate.generator import Judge
+from she_jax.training.setup import load_policy, make_data
 from she_jax.types import Example
 
 FLAGS = flags.FLAGS

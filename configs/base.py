@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can follow
     """The defaults: a small decoder from scratch on ShopWorld, sized for two CPU cores."""
     config: Any = ConfigDict()
-    config.kind = "train"  # what launch.py does with it; see she_jax.train.run.KINDS
+    config.kind = "train"  # what launch.py does with it; see she_jax.runs.run.KINDS
     config.seed = 0  # parameters, order of the data and sampling
     config.export = False  # also write the judge as a Hugging Face directory, <workdir>/export
     config.checkpoint = ""  # evaluate: a run's folder, a Hugging Face directory or a .gguf file
@@ -30,7 +30,7 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.data.eval_split = "test"  # split that is judged before and after
     config.data.eval_pairs = 0  # judge so many pairs of it, evenly spread out; 0 for all
 
-    # ShopWorld's options; see she_jax.data.shopworld.World and TeacherErrors.
+    # ShopWorld's options; see she_jax.data.shopworld.builder.World and TeacherErrors.
     config.shopworld = ConfigDict()
     config.shopworld.seed = 0
     config.shopworld.pairs = (40_000, 512, 2_048, 1_024)  # train, validation, test, test_longtail
@@ -85,7 +85,7 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     # What comes after the cold start: rollouts of the policy itself (online), or chains that are
     # there before (offline); all of them take from rl the updates, the rows of each and the rate.
     config.method = "online"  # online | sft | dpo
-    config.offline = ConfigDict()  # she_jax.train.offline
+    config.offline = ConfigDict()  # she_jax.rollouts.offline
     config.offline.chains = "rejection"  # for sft: rejection | written
     config.offline.pairs = 0  # prompts; 0 for as many as learning online would meet
     config.offline.beta = 0.1  # of DPO
@@ -116,7 +116,7 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     # Groups that the verifier cannot tell apart give way to those of so many further batches.
     config.rl.refill = 0
     # Groups without any advantage give way to right rollouts of earlier ones, which are imitated
-    # with this advantage; 0 for never. she_jax.train.replay
+    # with this advantage; 0 for never. she_jax.rollouts.self_imitation
     config.rl.replay = 0.0
     config.rl.patience = 0  # end after so many judgings without a better one; 0 for never
     config.rl.eval_every = 50
@@ -133,10 +133,10 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.rl.srpo.after_error = 0.5
     config.rl.srpo.correct_from = 1.0  # a step is right from this reward of the verifier's on
 
-    # Diversified data filtering; see she_jax.data.filtering.FilterConfig.
+    # Diversified data filtering; see she_jax.filtering.select.FilterConfig.
     config.filter = filtering()
 
-    # The hybrid examination; see she_jax.rl.rewards.combine_rewards. With method=sft and
+    # The hybrid examination; see she_jax.rewards.verifier.combine_rewards. With method=sft and
     # offline.chains=rejection the examiner has a say in what is imitated.
     config.reward = ConfigDict()
     config.reward.model = ""  # folder of an examiner, from configs/reward_model.py; "" for none

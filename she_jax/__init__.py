@@ -20,7 +20,7 @@ from she_jax.rl.advantages import (
     srpo_advantages,
     token_advantages,
 )
-from she_jax.rl.head import token_logps
+from she_jax.rl.logprobs import token_logps
 from she_jax.rl.losses import (
     LossConfig,
     dpo_loss,
@@ -46,16 +46,16 @@ from she_jax.types import (
 )
 
 if TYPE_CHECKING:
-    from she_jax.models.transformer import ModelConfig, build_model, init_params
+    from she_jax.models.decoder import ModelConfig, build_model, init_params
     from she_jax.models.weights import load_model
-    from she_jax.rl.sampling import sample
+    from she_jax.generate.sampler import sample
 
 _LAZY = {
-    "ModelConfig": "she_jax.models.transformer",
-    "build_model": "she_jax.models.transformer",
-    "init_params": "she_jax.models.transformer",
+    "ModelConfig": "she_jax.models.decoder",
+    "build_model": "she_jax.models.decoder",
+    "init_params": "she_jax.models.decoder",
     "load_model": "she_jax.models.weights",
-    "sample": "she_jax.rl.sampling",
+    "sample": "she_jax.generate.sampler",
 }
 
 __all__ = [

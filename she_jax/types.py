@@ -2,7 +2,7 @@
 
 Letters in shapes: N prompts, G samples per prompt (a group), B = N * G rows with the rows of a
 group contiguous, T tokens, S steps, P prompt length. One alignment rule holds everywhere: index
-``[b, t]`` refers to the token *at* t. Only ``she_jax.rl.head`` shifts.
+``[b, t]`` refers to the token *at* t. Only ``she_jax.rl.logprobs`` shifts.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class Example:
       product: text by field name; ``title`` is always present.
       label: relevance class 1 (irrelevant) to 4 (excellent), or None if the pair is unlabeled.
       steps: ground truth by step name, without the label: a verdict, or ``;``-separated items for a
-        free-text step (see ``she_jax.rl.rewards``). None if unknown.
+        free-text step (see ``she_jax.rewards.verifier``). None if unknown.
       kind: kind of query (``plain``, ``negation``, ...); empty if unknown.
       annotations: names of the steps that a human annotated. Besides the label, the verifier has
         ground truth for these only.
@@ -156,7 +156,7 @@ class SftBatch:
     """The inputs of one step of supervised fine-tuning; fields as in ``TrainBatch``.
 
     ``mask`` gives the tokens that each token attends to; None for causal attention. See
-    ``she_jax.models.transformer.Model.forward``.
+    ``she_jax.models.decoder.Model.forward``.
     """
 
     tokens: Int[Array, "B T"]

@@ -68,7 +68,7 @@ def policy(tmp_path_factory):
     """The folder of a small policy's run, for whoever trains a reward model for it."""
     from test_run import config
 
-    from she_jax.train.run import run
+    from she_jax.runs.run import run
 
     workdir = tmp_path_factory.mktemp("policy") / "run"
     run(config(rl__steps=1, rl__eval_every=1, eval__pass_k=0), workdir)

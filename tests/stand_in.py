@@ -5,7 +5,7 @@ import os
 import signal
 import time
 
-from she_jax.train.stop import StopSignal
+from she_jax.training.stop import StopSignal
 
 MACRO_F1 = {"grpo": 0.6, "srpo": 0.7, "rloo": 0.5}  # what the stand-in reaches
 

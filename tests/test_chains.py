@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from she_jax.cot import ATTRIBUTES, CotSchema, Step
-from she_jax.data.chains import implied_steps, write_chain
+from she_jax.data.rationales import implied_steps, write_chain
 from she_jax.data.intake import hygiene
-from she_jax.rl.rewards import verify
+from she_jax.rewards.verifier import verify
 from she_jax.types import Example
 
 SCHEMA = CotSchema()
@@ -217,7 +217,7 @@ def test_an_unlabelled_pair_has_no_chain():
 
 
 def test_chains_of_the_real_excerpt_are_short_and_readable():
-    from she_jax.data.esci import Esci, EsciConfig
+    from she_jax.data.readers.esci import Esci, EsciConfig
 
     folder = Path(__file__).parents[2] / "shared" / "data" / "esci_excerpt"
     if not folder.is_dir():

@@ -15,9 +15,9 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from she_jax.train import checkpoint
-from she_jax.train.checkpoint import MANIFEST, Checkpoints
-from she_jax.train.stop import StopSignal
+from she_jax.training import checkpoint
+from she_jax.training.checkpoint import MANIFEST, Checkpoints
+from she_jax.training.stop import StopSignal
 from she_jax.types import TrainState
 
 OPTIMIZER = optax.MultiSteps(
@@ -274,7 +274,7 @@ FULL = """
 import resource, sys
 sys.path.insert(0, {tests!r})
 from test_checkpoint import make_state
-from she_jax.train.checkpoint import Checkpoints
+from she_jax.training.checkpoint import Checkpoints
 checkpoints = Checkpoints({directory!r})
 checkpoints.save(1, make_state(1), {{"at": 1}}, best=True)
 big = make_state(2, size=100_000)
@@ -355,7 +355,7 @@ KILLED = """
 import sys
 sys.path.insert(0, {tests!r})
 from test_checkpoint import make_state
-from she_jax.train.checkpoint import Checkpoints
+from she_jax.training.checkpoint import Checkpoints
 checkpoints = Checkpoints({directory!r})
 for step in range(1, 1000):
     checkpoints.save(step, make_state(step), {{"at": step}})

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from she_jax.data.dataset import open_split, prepare
-from she_jax.data.esci import Esci, EsciConfig
+from she_jax.data.readers.esci import Esci, EsciConfig
 from she_jax.data.intake import hygiene
 from she_jax.types import BadRow, Example
 
@@ -96,7 +96,7 @@ def test_pairs_are_joined_on_product_and_locale(tmp_path):
 
 def test_join_agrees_with_a_plain_lookup_across_batches(tmp_path, monkeypatch):
     """More products than a batch, in another order than the pairs, and products nobody asks for."""
-    monkeypatch.setattr("she_jax.data.esci._BATCH", 7)
+    monkeypatch.setattr("she_jax.data.readers.esci._BATCH", 7)
     products = [product(f"B{i}", "us" if i % 3 else "jp") for i in range(100)]
     pairs = [
         pair(i, product_id=(p := products[(i * 37) % 50])["product_id"])

@@ -7,8 +7,8 @@ import pytest
 from sklearn.metrics import f1_score
 
 from she_jax.cot import CotSchema
-from she_jax.train.evaluate import pass_at_k, score
-from she_jax.train.predict import Judge, Sample
+from she_jax.evaluation.metrics import pass_at_k, score
+from she_jax.generate.generator import Judge, Sample
 from she_jax.types import Example
 
 SCHEMA = CotSchema()

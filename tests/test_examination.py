@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from she_jax.cot import CotSchema, ParsedStep
-from she_jax.examination import read_answer, write_answer, write_critique, written_steps
+from she_jax.rewards.prm.step_query import read_answer, write_answer, write_critique, written_steps
 
 SCHEMA = CotSchema()
 CHAIN = """query: asks for table lamp; not red

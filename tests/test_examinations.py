@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from she_jax.cot import CotSchema
-from she_jax.data.chains import write_chain
-from she_jax.data.examinations import (
+from she_jax.data.rationales import write_chain
+from she_jax.rewards.prm.dataset import (
     POLICY,
     SPOILT,
     Balanced,
@@ -19,9 +19,9 @@ from she_jax.data.examinations import (
     right_evidence,
     with_all_truth,
 )
-from she_jax.data.shopworld import World, generate
-from she_jax.examination import Examination
-from she_jax.rl.rewards import verify
+from she_jax.data.shopworld.builder import World, generate
+from she_jax.rewards.prm.step_query import Examination
+from she_jax.rewards.verifier import verify
 from she_jax.types import Example
 
 SCHEMA = CotSchema()

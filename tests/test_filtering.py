@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from she_jax.data.filtering import (
+from she_jax.filtering.select import (
     DIFFICULTIES,
     REASONS,
     FilterConfig,
@@ -21,8 +21,8 @@ from she_jax.data.filtering import (
     survey,
     water_fill,
 )
-from she_jax.data.near_duplicates import near_duplicates, signatures
-from she_jax.data.records import PromptRecord, write_records
+from she_jax.filtering.near_duplicates import near_duplicates, signatures
+from she_jax.filtering.records import PromptRecord, write_records
 
 
 def make_survey(count: int = 1, **columns) -> Survey:

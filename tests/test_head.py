@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from she_jax.rl import head as head_module
-from she_jax.rl.head import fused_loss, token_logps
+from she_jax.rl import logprobs as head_module
+from she_jax.rl.logprobs import fused_loss, token_logps
 from she_jax.rl.losses import LossConfig, policy_loss
 from she_jax.types import LMOutput, TrainBatch
 

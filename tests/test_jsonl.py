@@ -5,7 +5,7 @@ import json
 import pytest
 
 from she_jax.data.dataset import open_split, prepare
-from she_jax.data.jsonl import Jsonl, JsonlConfig
+from she_jax.data.readers.jsonl import Jsonl, JsonlConfig
 from she_jax.types import BadRow, Example
 
 ROW = {"query": "red mug", "product": {"title": "Mug, red"}, "label": 4}

@@ -21,7 +21,7 @@ def get_config(arg=""):
     return ConfigDict({"seed": 1, "optim": optim, "arg": arg, "cpu_devices": 2})
 """
 
-# Stands in for she_jax.train.run, so that these tests train nothing.
+# Stands in for she_jax.runs.run, so that these tests train nothing.
 RUN = """
 import json
 

@@ -9,7 +9,7 @@ import pytest
 from jax.test_util import check_grads
 
 from she_jax.rl import losses
-from she_jax.rl.head import token_logps
+from she_jax.rl.logprobs import token_logps
 from she_jax.rl.losses import (
     LossConfig,
     dpo_loss,

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
-from she_jax.train import metrics
-from she_jax.train.metrics import MetricsWriter, Progress
+from she_jax.training import logging as metrics
+from she_jax.training.logging import MetricsWriter, Progress
 
 
 def lines_of(workdir):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from she_jax.models.transformer import build_model
+from she_jax.models.decoder import build_model
 from she_jax.models.weights import load_model
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -5,7 +5,7 @@ from itertools import combinations
 
 import pytest
 
-from she_jax.data.catalogue import (
+from she_jax.data.shopworld.catalogue import (
     ATTRIBUTES,
     BRANDS,
     DEPARTMENTS,
@@ -13,7 +13,7 @@ from she_jax.data.catalogue import (
     NEEDS,
     SUBSTITUTED,
 )
-from she_jax.data.pairs import (
+from she_jax.data.shopworld.generator import (
     CATEGORY,
     Condition,
     Shop,

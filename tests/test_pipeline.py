@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from she_jax.data.pipeline import batches
+from she_jax.data.loader import batches
 from she_jax.types import Example
 
 LABELS = [1] * 4 + [2] * 8 + [3] * 16 + [4] * 36

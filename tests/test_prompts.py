@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from she_jax.cot import CotSchema
-from she_jax.data.prompts import PromptFormat, instruction, positions, train_tokenizer
+from she_jax.generate.prompts import PromptFormat, instruction, positions, train_tokenizer
 from she_jax.types import Example, Rollout
 
 TEXTS = [

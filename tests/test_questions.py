@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from she_jax.cot import CotSchema
-from she_jax.data.prompts import EOS, PAD, PromptFormat, train_tokenizer
-from she_jax.data.questions import VERDICT_WEIGHT, QuestionFormat
-from she_jax.examination import CRITIQUE, VERDICT, Examination, read_answer
+from she_jax.generate.prompts import EOS, PAD, PromptFormat, train_tokenizer
+from she_jax.rewards.prm.packing import VERDICT_WEIGHT, QuestionFormat
+from she_jax.rewards.prm.step_query import CRITIQUE, VERDICT, Examination, read_answer
 from she_jax.types import Example
 
 LAMP = Example(uid="a", query="red lamp", product={"title": "navy lamp"})

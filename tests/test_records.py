@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from she_jax.data.records import (
+from she_jax.filtering.records import (
     PromptRecord,
     distinct_n,
     read_columns,

@@ -10,10 +10,11 @@ import pytest
 from test_run import assert_same_run, config, lines
 
 from she_jax.cot import CotSchema
-from she_jax.train import replay, rollouts
-from she_jax.train.experience import Experience
-from she_jax.train.replay import Replay, nothing_wrong
-from she_jax.train.run import run
+from she_jax.rollouts import self_imitation as replay
+from she_jax.rollouts import collector as rollouts
+from she_jax.rollouts.batch import Experience
+from she_jax.rollouts.self_imitation import Replay, nothing_wrong
+from she_jax.runs.run import run
 from she_jax.types import Example, StepBatch, TrainBatch
 
 G, P, T, S = 3, 3, 7, 2

@@ -11,21 +11,21 @@ from test_dataset import make, rows
 from test_run import FOUR_STEPS, changed, config, lines
 
 from configs import reward_model
-from she_jax.data.prompts import PromptFormat
-from she_jax.examination import Examination
-from she_jax.train import offline
-from she_jax.train import reward_model as reward_model_run
-from she_jax.train.examiner import Scores, load_examiner
-from she_jax.train.policy_run import INHERITED
-from she_jax.train.predict import Judge, Sample
-from she_jax.train.reward_model import (
+from she_jax.generate.prompts import PromptFormat
+from she_jax.rewards.prm.step_query import Examination
+from she_jax.rollouts import offline
+from she_jax.runs import process_reward as reward_model_run
+from she_jax.rewards.prm.model import Scores, load_examiner
+from she_jax.runs.policy_run import INHERITED
+from she_jax.generate.generator import Judge, Sample
+from she_jax.runs.process_reward import (
     calibration_error,
     examiner_figures,
     first_errors,
     some_pairs,
 )
-from she_jax.train.run import run
-from she_jax.train.setup import policy_mesh
+from she_jax.runs.run import run
+from she_jax.training.setup import policy_mesh
 from she_jax.types import Example
 
 POLICY_RUN = {
@@ -339,7 +339,7 @@ def test_a_wrong_examiner_is_an_error_before_anything_is_made(
 
 
 def test_an_examiner_with_another_tokenizer_is_an_error(examiner, tmp_path):
-    from she_jax.train.examiner import load_examiner
+    from she_jax.rewards.prm.model import load_examiner
 
     other = tmp_path / "examiner"
     other.mkdir()

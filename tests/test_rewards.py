@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from she_jax.cot import CotSchema
 from she_jax.rl.advantages import srpo_advantages
-from she_jax.rl.rewards import (
+from she_jax.rewards.verifier import (
     COMBINATIONS,
     combine_rewards,
     left_out,

@@ -16,14 +16,14 @@ import pytest
 from configs import base, evaluate, stage1
 from she_jax.cot import CotSchema
 from she_jax.models.weights import load_model
-from she_jax.train import predict
-from she_jax.train.checkpoint import Checkpoints
-from she_jax.train.checks import check, finite
-from she_jax.train.predict import Judge
-from she_jax.train.run import run
-from she_jax.train.setup import load_policy, make_optimizer, make_policy
-from she_jax.train.sft import new_state
-from she_jax.train.workdir import held
+from she_jax.generate import generator as predict
+from she_jax.training.checkpoint import Checkpoints
+from she_jax.runs.validate import check, finite
+from she_jax.generate.generator import Judge
+from she_jax.runs.run import run
+from she_jax.training.setup import load_policy, make_optimizer, make_policy
+from she_jax.training.sft import new_state
+from she_jax.training.workdir import held
 from she_jax.types import Example
 
 ROOT = Path(__file__).parent.parent

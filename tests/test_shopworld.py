@@ -9,10 +9,10 @@ import pytest
 
 from configs.base import get_config
 from she_jax.cot import CotSchema
-from she_jax.data.catalogue import ATTRIBUTES, BRANDS, DEPARTMENTS, DETAILS
+from she_jax.data.shopworld.catalogue import ATTRIBUTES, BRANDS, DEPARTMENTS, DETAILS
 from she_jax.data.dataset import open_split, prepare
-from she_jax.data.pairs import is_doubtful
-from she_jax.data.shopworld import (
+from she_jax.data.shopworld.generator import is_doubtful
+from she_jax.data.shopworld.builder import (
     SPLITS,
     ShopWorld,
     ShopWorldConfig,
@@ -20,8 +20,8 @@ from she_jax.data.shopworld import (
     World,
     generate,
 )
-from she_jax.rl.rewards import verify
-from she_jax.train.setup import make_builder
+from she_jax.rewards.verifier import verify
+from she_jax.training.setup import make_builder
 
 SMALL = World(pairs=(2_000, 200, 400, 200))
 

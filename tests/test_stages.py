@@ -12,10 +12,12 @@ from test_run import SMALL, changed, last_state, lines
 from test_run import config as small
 
 from configs import curriculum, stage2, stage3
-from she_jax.train import filter_run, learn, rollouts
-from she_jax.train import run as runs
-from she_jax.train.run import run
-from she_jax.train.setup import load_policy
+from she_jax.filtering import measure as filter_run
+from she_jax.runs import policy as learn
+from she_jax.rollouts import collector as rollouts
+from she_jax.runs import run as runs
+from she_jax.runs.run import run
+from she_jax.training.setup import load_policy
 
 STAGE = {
     "rl.learning_rate": 3e-4,  # a stage with a rate of its own would compile an update of its own

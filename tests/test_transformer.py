@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from she_jax.models.transformer import (
+from she_jax.models.decoder import (
     ModelConfig,
     RopeScaling,
     attention,

@@ -11,8 +11,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from she_jax.models.sharding import make_mesh
-from she_jax.models.transformer import ModelConfig, build_model, init_params
-from she_jax.rl.head import token_logps
+from she_jax.models.decoder import ModelConfig, build_model, init_params
+from she_jax.rl.logprobs import token_logps
 from she_jax.rl.losses import LossConfig
 from she_jax.rl.update import (
     jit_update_step,
@@ -175,7 +175,7 @@ def constant(batch):
 def test_counts_divide_the_loss_once(monkeypatch, micro_batches, logits_bytes):
     """However many micro-batches there are and chunks of the head: the gradient and the loss of
     the sum, over B slots of T - prompt each; every other metric stays a mean by weight."""
-    monkeypatch.setattr("she_jax.rl.head.LOGITS_BYTES", logits_bytes)
+    monkeypatch.setattr("she_jax.rl.logprobs.LOGITS_BYTES", logits_bytes)
     batch = random_batch()
     plain, metrics = run(batch)
     # Not from the cache, which does not know of the chunks.

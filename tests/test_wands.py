@@ -3,7 +3,7 @@
 import pytest
 
 from she_jax.data.dataset import open_split, prepare
-from she_jax.data.wands import Wands, WandsConfig
+from she_jax.data.readers.wands import Wands, WandsConfig
 from she_jax.types import BadRow, Example
 
 PRODUCT_HEADER = (

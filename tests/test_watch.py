@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from she_jax.train.watch import DRIFT, FALLEN, PATHS, SILENT, WINDOW, Watch, collapse, drift
+from she_jax.rollouts.monitor import DRIFT, FALLEN, PATHS, SILENT, WINDOW, Watch, collapse, drift
 
 FINE = {"entropy": 0.5, "zero_variance": 0.3, "paths": 4.0}
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from she_jax.models.transformer import ModelConfig, init_params
+from she_jax.models.decoder import ModelConfig, init_params
 from she_jax.models.weights import load_model, save_model
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -1,6 +1,6 @@
 """What the evidence consists of: jobs, their order, folders, configs and learning rates.
 
-Nothing here runs anything. A job is a config for ``she_jax.train.run.run``, made of the recipe and
+Nothing here runs anything. A job is a config for ``she_jax.runs.run.run``, made of the recipe and
 of what its arm changes in it, and a folder that it alone writes to.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from she_jax.train.workdir import Config
+from she_jax.training.workdir import Config
 
 PLACES = {"examiner": "{examiner}", "scalar": "{scalar}"}  # in an arm's settings and stages
 VALIDATION = "validation/macro_f1"

@@ -14,8 +14,8 @@ from benchmarks.evidence.summarize import (
     comparisons,
     leads,
 )
-from she_jax.train.report import write_json, write_text
-from she_jax.train.workdir import Config
+from she_jax.rollouts.page import write_json, write_text
+from she_jax.training.workdir import Config
 
 MOST_COLUMNS = 6  # of figures in one table
 SPLITS = {"test": "test", "longtail": "long tail"}

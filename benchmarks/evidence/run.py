@@ -34,10 +34,10 @@ from benchmarks.evidence.plan import (
     tried,
     worth_trying,
 )
-from she_jax.train.metrics import Progress, say
-from she_jax.train.report import write_json
-from she_jax.train.stop import StopSignal
-from she_jax.train.workdir import Config, held
+from she_jax.training.logging import Progress, say
+from she_jax.rollouts.page import write_json
+from she_jax.training.stop import StopSignal
+from she_jax.training.workdir import Config, held
 
 GRACE = 60.0  # seconds that a job has to save in, once its parent is gone
 TAIL = 5  # lines of a failed job's log to show
@@ -47,8 +47,8 @@ def run_job(config: Config, folder: Path) -> None:
     """What a job does: a run like any other."""
     logging.set_verbosity(logging.WARNING)  # Orbax and TFDS tell much
     # Imported here, in the process of the job: what runs the jobs has no use for it.
-    from she_jax.train.run import run
-    from she_jax.train.setup import make_data
+    from she_jax.runs.run import run
+    from she_jax.training.setup import make_data
 
     first = next(iter(config.stages.values())) if config.kind == "curriculum" else config
     if "data" in first:  # those that inherit their pairs find them made

@@ -24,7 +24,7 @@ from benchmarks.evidence.plan import (
     tuned_on,
     worth_trying,
 )
-from she_jax.train.workdir import Config
+from she_jax.training.workdir import Config
 
 LAST = 10  # updates over which the entropy at the end is a mean
 MEASURES = {
@@ -93,7 +93,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     """The figures of one run.
 
     Returns:
-      ``test`` and ``longtail``, figures as ``she_jax.train.evaluate.score`` has them, with
+      ``test`` and ``longtail``, figures as ``she_jax.evaluation.metrics.score`` has them, with
       ``steps``, the mean of the step accuracies (``longtail`` is None where it was not judged);
       ``entropy`` at the end; ``sampled_tokens``, ``trained_tokens`` and ``seconds`` of all
       updates and what they learn from; ``curve`` and ``entropies``, [update, figure] each. None

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from she_jax.data.dataset import ExampleSource
-from she_jax.data.pipeline import batches
+from she_jax.data.loader import batches
 from she_jax.types import Example
 
 AIMS = ("even", "easy", "medium", "hard")

@@ -25,7 +25,7 @@ from tokenizers import (
 )
 
 from she_jax.models.huggingface import FAMILIES, StoredModel, StoredTensor
-from she_jax.models.transformer import ModelConfig, RopeScaling
+from she_jax.models.decoder import ModelConfig, RopeScaling
 
 # Tensor names of GGUF to those of Hugging Face, inside a layer and outside.
 _IN_LAYER = {

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
-from she_jax.models.transformer import ModelConfig, RopeScaling
+from she_jax.models.decoder import ModelConfig, RopeScaling
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token")

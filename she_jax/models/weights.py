@@ -1,6 +1,6 @@
 """Loads models from Hugging Face directories and GGUF files, and saves Hugging Face directories.
 
-In memory, layers are stacked and heads have their own axis (see ``she_jax.models.transformer``). In
+In memory, layers are stacked and heads have their own axis (see ``she_jax.models.decoder``). In
 files, every matrix of every layer is a separate tensor, ``[out, in]``.
 """
 
@@ -30,7 +30,7 @@ from she_jax.models.huggingface import (
     write_config,
 )
 from she_jax.models.tokenizer import choose_pad
-from she_jax.models.transformer import ModelConfig, init_params
+from she_jax.models.decoder import ModelConfig, init_params
 
 # Parameter names of this library to those of Hugging Face, inside a layer and outside.
 _IN_LAYER = {

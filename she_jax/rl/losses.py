@@ -120,7 +120,7 @@ def policy_loss(
 
     Args:
       logps: log-probabilities under the policy at ``batch.temperature``, from
-        ``she_jax.rl.head.token_logps``.
+        ``she_jax.rl.logprobs.token_logps``.
       batch: advantages, weights and the log-probabilities to compare with.
       config: the clip range.
 
@@ -174,7 +174,7 @@ def sft_loss(
     """Cross entropy of the tokens, as (sum_t w * -logps, sum_t w).
 
     Args:
-      logps: log-probabilities under the model, from ``she_jax.rl.head.token_logps``.
+      logps: log-probabilities under the model, from ``she_jax.rl.logprobs.token_logps``.
       weights: weight of each token, 0 where it is not trained.
     """
     weights = jnp.asarray(weights, dtype=jnp.float32)

@@ -2,7 +2,7 @@
 
 A model is a function ``forward(params, tokens, positions)`` that returns logits [B, T, V] or an
 ``LMOutput``. For a batch whose groups share their prompts it also receives ``prompt_length`` and
-``group_size`` by keyword (see ``she_jax.models.transformer.Model.forward``). Unless completions are
+``group_size`` by keyword (see ``she_jax.models.decoder.Model.forward``). Unless completions are
 short, it is traced for several lengths T, those of ``WIDTHS``: columns at the end in which no row
 has a token (a position >= 0) are dropped. Parameters are any tree of arrays. ``make_update_step``
 returns a function of (state, batch) and nothing else; ``jit_update_step`` compiles it for a mesh.
@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int
 
 from she_jax.models.sharding import batch_sharding, shardings
-from she_jax.rl.head import MAXIMA, fused_loss, token_logps
+from she_jax.rl.logprobs import MAXIMA, fused_loss, token_logps
 from she_jax.rl.losses import LossConfig, dpo_loss, policy_loss, sft_loss
 from she_jax.types import DpoBatch, LMOutput, OutcomeBatch, SftBatch, TrainBatch, TrainState
 
@@ -215,7 +215,7 @@ def jit_update_step(
 
     Args:
       update: from ``make_update_step``, ``make_sft_step``, ``make_dpo_step`` or
-        ``she_jax.rl.scalar``.
+        ``she_jax.rewards.orm.loss``.
       mesh: the devices, with the axes ``data``, ``fsdp`` and ``tensor``.
       state: a state of the right shapes; its values are ignored.
       layout: the sharding of each leaf of the state. Needed for parameters whose names differ from

@@ -1,0 +1,322 @@
+"""Sampling of rollout groups: each prompt is prefilled once, then decoded G times.
+
+Letters in shapes are as in ``she_jax.types``, with C for the maximum number of new tokens, so that
+T = P + C, and V for the size of the vocabulary.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Float32, Int, Shaped
+
+from she_jax.models.sharding import batch_sharding, check_batch
+from she_jax.models.decoder import Model, take_rows
+from she_jax.types import PromptBatch, Rollout
+
+
+def sample(
+    model: Model,
+    params: Mapping[str, Any],
+    prompts: PromptBatch,
+    key: Array,
+    *,
+    group_size: int,
+    max_new_tokens: int,
+    temperature: float | Float[Array, ""],
+    eos_id: int | tuple[int, ...],
+    pad_id: int,
+    top_k: int = 0,
+    top_p: float | Float[Array, ""] = 1.0,
+    halvings: int = 0,
+) -> Rollout:
+    """Samples ``group_size`` completions of every prompt; pure, compile it with ``jit_sample``.
+
+    The token at completion index c of row b uses the b-th uniform drawn with ``fold_in(key, c)``,
+    so a row does not depend on when other rows end. The same key gives the same rollouts, so fold
+    the training step into it.
+
+    ``logps`` are ``log_softmax(logits / temperature)`` over the whole vocabulary, as the trainer
+    computes them. The sampling distribution is narrower (no pad id, top k, nucleus), and ``logps``
+    leave its renormalization out.
+
+    Args:
+      model: the policy; static.
+      params: its parameters.
+      prompts: prompts padded on the left, each with at least one token.
+      key: consumed.
+      group_size: completions per prompt, G >= 1; static.
+      max_new_tokens: C >= 1; static. Decoding stops early once every row has ended.
+      temperature: divides the logits, >= 0. At 0 decoding is greedy, and ``logps`` are those at
+        temperature 1. Traced.
+      eos_id: the token, or tokens, that end a completion and belong to it; static.
+      pad_id: fills a row after its end; never sampled, unless it is an ``eos_id`` too; static.
+      top_k: sample among the k most probable tokens only; 0 for the whole vocabulary; static.
+      top_p: sample among the smallest set of most probable tokens that holds this share of the top
+        k's probability, in (0, 1]. Needs ``top_k``, since the whole vocabulary is never sorted.
+        Traced; a traced value is ignored if ``top_k`` is 0.
+      halvings: maximum number of times that, once half of the rows in the loop have ended, decoding
+        continues with the other half only. The rollouts are the same, but sooner if a few are much
+        longer than most. Each halving compiles the loop once more; static.
+
+    Returns:
+      B = N * G rows, those of a group contiguous.
+
+    Raises:
+      ValueError: if a size is out of range, or ``top_p`` is below 1 without ``top_k``.
+    """
+    _check_options(group_size, max_new_tokens, top_k, top_p, halvings)
+    eos_ids = (eos_id,) if isinstance(eos_id, int) else eos_id
+    banned = None if pad_id in eos_ids else pad_id
+    count, prompt_length = prompts.tokens.shape
+    batch = count * group_size
+
+    def sample_tokens(
+        hidden: Float[Array, "B D"], head: Float[Array, "D V"], rows: Array | None, done, step
+    ):
+        """Samples the tokens of the rows (None: all) at ``step``; also returns which have ended."""
+        logits = jnp.einsum("bd,dv->bv", hidden, head, preferred_element_type=jnp.float32)
+        uniform = _take(jax.random.uniform(jax.random.fold_in(key, step), (batch,)), rows)
+        token, logp = draw_tokens(logits, uniform, temperature, top_p, top_k=top_k, banned=banned)
+        token = jnp.where(done, pad_id, token)
+        ended = done | jnp.any(token[:, None] == jnp.asarray(eos_ids)[None], axis=1)
+        return {"tokens": token, "mask": ~done, "logps": jnp.where(done, 0.0, logp)}, ended
+
+    weights = model.decoding_params(params)
+    # Each prompt is prefilled once; its group shares the keys and values.
+    prompt_positions = jnp.where(prompts.mask, jnp.cumsum(prompts.mask, axis=1) - 1, -1)
+    empty = model.init_cache(count, prompt_length)
+    out, prompt_cache = model.decode(weights, prompts.tokens, prompt_positions, empty, 0)
+    hidden = jnp.repeat(out.hidden[:, -1], group_size, axis=0)
+    lengths = jnp.repeat(prompts.mask.sum(axis=1), group_size)
+    entries, done = sample_tokens(hidden, out.head, None, jnp.zeros(batch, bool), 0)
+    fill = {"tokens": pad_id, "mask": False, "logps": 0.0}
+    record = {
+        name: jnp.full((batch, max_new_tokens), fill[name], new.dtype).at[:, 0].set(new)
+        for name, new in entries.items()
+    }
+    cache = model.init_cache(batch, max(1, max_new_tokens - 1))  # the last token is never attended
+
+    def decode_one(rows, prefix, carry):
+        """One iteration of the loop: feeds the last token of each active row, samples the next."""
+        step, token, done, record, cache = carry
+        positions = jnp.where(done, -1, _take(lengths, rows) + step - 1)[:, None]
+        out, cache = model.decode(weights, token[:, None], positions, cache, step - 1, prefix)
+        entries, ended = sample_tokens(out.hidden[:, 0], out.head, rows, done, step)
+        record = {
+            name: jax.lax.dynamic_update_index_in_dim(record[name], new, step, axis=1)
+            for name, new in entries.items()
+        }
+        return step + 1, entries["tokens"], ended, record, cache
+
+    full_record, rows, prefix = record, None, prompt_cache  # rows: those in the loop, None for all
+    carry = (jnp.asarray(1), entries["tokens"], done, record, cache)
+    for size in (*(batch >> h for h in range(1, halvings + 1) if batch >> h), 0):
+
+        def more_active(carry, size=size):
+            """Whether the loop continues: more than ``size`` of its rows have not ended."""
+            step, _, done, _, _ = carry
+            return (step < max_new_tokens) & ((~done).sum() > size)
+
+        body = functools.partial(decode_one, rows, prefix)
+        step, token, done, record, cache = jax.lax.while_loop(more_active, body, carry)
+        full_record = (
+            record
+            if rows is None
+            else {name: full_record[name].at[rows].set(values) for name, values in record.items()}
+        )
+        if size:  # continue with the rows that have not ended, in their order
+            active = jnp.argsort(done, stable=True)[:size]
+            rows = active if rows is None else rows[active]
+            prefix = take_rows(prompt_cache, rows // group_size)
+            record = {name: values[active] for name, values in record.items()}
+            carry = (step, token[active], done[active], record, take_rows(cache, active))
+
+    tokens = jnp.repeat(prompts.tokens, group_size, axis=0).astype(jnp.int32)
+    mask = jnp.repeat(prompts.mask, group_size, axis=0)
+    return Rollout(
+        tokens=jnp.concatenate([tokens, full_record["tokens"]], axis=1),
+        prompt_mask=jnp.pad(mask, ((0, 0), (0, max_new_tokens))),
+        completion_mask=jnp.pad(full_record["mask"], ((0, 0), (prompt_length, 0))),
+        logps=jnp.pad(full_record["logps"], ((0, 0), (prompt_length, 0))),
+    )
+
+
+def _take(x: Shaped[Array, "B"], rows: Int[Array, "R"] | None) -> Shaped[Array, "..."]:
+    """The given rows, or all; taking all by index would gather them across the mesh."""
+    return x if rows is None else x[rows]
+
+
+def _check_options(group_size: int, max_new_tokens: int, top_k: int, top_p: Any, halvings: int):
+    if group_size < 1 or max_new_tokens < 1 or top_k < 0 or halvings < 0:
+        raise ValueError(
+            f"group_size={group_size}, max_new_tokens={max_new_tokens}, top_k={top_k}, "
+            f"halvings={halvings}: expected at least 1, 1, 0 and 0"
+        )
+    if isinstance(top_p, int | float):
+        if not 0 < top_p <= 1:
+            raise ValueError(f"top_p={top_p}: expected a share in (0, 1]")
+        if top_p < 1 and top_k == 0:
+            raise ValueError(f"top_p={top_p} with top_k=0: set top_k, top_p narrows the top k only")
+
+
+def draw_tokens(
+    logits: Float32[Array, "B V"],
+    uniform: Float32[Array, "B"],
+    temperature: float | Float[Array, ""],
+    top_p: float | Float[Array, ""] = 1.0,
+    *,
+    top_k: int = 0,
+    banned: int | None = None,
+) -> tuple[Int[Array, "B"], Float32[Array, "B"]]:
+    """Draws one token per row by inverting the cumulative distribution at one uniform per row.
+
+    Args:
+      logits: of the policy.
+      uniform: in [0, 1).
+      temperature, top_p, top_k: as for ``sample``.
+      banned: a token id that is never drawn, or None.
+
+    Returns:
+      Token ids, and their log-probabilities over the whole vocabulary at the temperature.
+    """
+    greedy = jnp.asarray(temperature) == 0
+    scale = 1.0 / jnp.where(greedy, 1.0, temperature)
+    blocks = _blocks(logits)
+    is_banned = _banned_mask(banned, *blocks.shape[1:])
+    peaks = jnp.where(is_banned, -jnp.inf, blocks).max(axis=2)
+    # Relative to the best allowed token: relative to a banned one far above, all would round to 0.
+    best = peaks.max(axis=1, keepdims=True)
+    masses = jnp.exp((blocks - best[:, :, None]) * scale)
+    sums = jnp.where(is_banned, 0.0, masses).sum(axis=2)
+    norm = jnp.log(sums.sum(axis=1)) + best[:, 0] * scale
+    if banned is not None:
+        norm = jnp.logaddexp(norm, logits[:, banned] * scale)
+    if top_k:
+        allowed = logits if banned is None else logits.at[:, banned].set(-jnp.inf)
+        values, ids = jax.lax.top_k(allowed, min(top_k, logits.shape[1]))
+        probs = jnp.exp((values - best) * scale)
+        preceding = jnp.cumsum(probs, axis=1) - probs
+        in_nucleus = preceding < top_p * probs.sum(axis=1, keepdims=True)
+        index, _ = _invert_cdf(jnp.where(in_nucleus, probs, 0.0), uniform)
+        token = jnp.take_along_axis(ids, jnp.where(greedy, 0, index)[:, None], axis=1)
+    else:
+        # Two levels, a block and a token in it: a cumulative sum over the whole vocabulary costs
+        # several passes over it, and an argmax over all of it is slow on any device.
+        block, rest = _invert_cdf(sums, uniform)
+        block = jnp.where(greedy, jnp.argmax(peaks, axis=1), block)[:, None]
+        within = jnp.take_along_axis(blocks, block[:, :, None], axis=1)[:, 0]
+        if banned is not None:
+            token_ids = block * within.shape[1] + jnp.arange(within.shape[1])[None]
+            within = jnp.where(token_ids == banned, -jnp.inf, within)
+        index, _ = _invert_cdf(jnp.exp((within - best) * scale), rest)
+        index = jnp.where(greedy, jnp.argmax(within, axis=1), index)
+        token = block * within.shape[1] + index[:, None]
+    logp = jnp.take_along_axis(logits, token, axis=1)[:, 0] * scale - norm
+    return token[:, 0], logp
+
+
+def _blocks(logits: Float32[Array, "B V"]) -> Float32[Array, "B N X"]:
+    """Splits the vocabulary into blocks of about sqrt(V), padded only if no such size divides V."""
+    vocab = logits.shape[1]
+    root = 1 << math.ceil(math.log2(vocab) / 2)
+    size = math.gcd(vocab, root)
+    size = size if 8 * size >= root else root
+    padded = jnp.pad(logits, ((0, 0), (0, -vocab % size)), constant_values=-jnp.inf)
+    return padded.reshape(logits.shape[0], -1, size)
+
+
+def _banned_mask(banned: int | None, blocks: int, size: int) -> Bool[Array, "1 N X"] | bool:
+    """True at the banned token, in the layout of ``_blocks``."""
+    if banned is None:
+        return False
+    return (jnp.arange(blocks * size) == banned).reshape(1, blocks, size)
+
+
+def _invert_cdf(
+    probs: Float32[Array, "B X"], uniform: Float32[Array, "B"]
+) -> tuple[Int[Array, "B"], Float32[Array, "B"]]:
+    """The first index whose cumulative sum exceeds ``uniform`` times the total.
+
+    Returns:
+      The index, and the relative position of the target within its mass, which is again uniform.
+    """
+    cumulative = jnp.cumsum(probs, axis=1)
+    target = uniform[:, None] * cumulative[:, -1:]
+    # Rounding may raise the sum at an entry of probability 0, which must not be drawn. If rounding
+    # leaves no entry at all, the argmax is the most probable one.
+    reached = (cumulative > target) & (probs > 0)
+    index = jnp.argmax(jnp.where(reached, jnp.inf, probs), axis=1, keepdims=True)
+    mass = jnp.take_along_axis(probs, index, axis=1)
+    offset = target - (jnp.take_along_axis(cumulative, index, axis=1) - mass)
+    rest = jnp.where(mass > 0, offset / mass, 0.0)
+    return index[:, 0], jnp.clip(rest, 0.0, 1.0 - 2.0**-24)[:, 0]
+
+
+def jit_sample(
+    model: Model,
+    *,
+    group_size: int,
+    max_new_tokens: int,
+    eos_id: int | tuple[int, ...],
+    pad_id: int,
+    top_k: int = 0,
+    halvings: int = 0,
+    mesh: Mesh | None = None,
+) -> Callable[..., Rollout]:
+    """Compiles ``sample``, once per shape of the prompts.
+
+    Args:
+      model, group_size, max_new_tokens, eos_id, pad_id, top_k, halvings: as for ``sample``.
+        ``halvings`` is ignored if a mesh shards the rows, which would have to move between devices.
+      mesh: prompts and rollouts are sharded over its ``data`` and ``fsdp`` axes; the parameters
+        keep their sharding. None for one device.
+
+    Returns:
+      ``(params, prompts, key, temperature, top_p=1.0) -> Rollout``. It raises ValueError if the
+      number of prompts is not divisible by the mesh.
+
+    Raises:
+      ValueError: as ``sample`` does.
+    """
+    eos_ids = (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
+    row_sharding = batch_sharding(mesh) if mesh is not None else None
+    if mesh is not None and mesh.shape["data"] * mesh.shape["fsdp"] > 1:
+        halvings = 0
+
+    @functools.partial(jax.jit, out_shardings=row_sharding)
+    def compiled(params, prompts, key, temperature, top_p):
+        return sample(
+            model,
+            params,
+            prompts,
+            key,
+            group_size=group_size,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            eos_id=eos_ids,
+            pad_id=pad_id,
+            top_k=top_k,
+            top_p=top_p,
+            halvings=halvings,
+        )
+
+    def sample_prompts(
+        params: Mapping[str, Any],
+        prompts: PromptBatch,
+        key: Array,
+        temperature: float | Float[Array, ""],
+        top_p: float | Float[Array, ""] = 1.0,
+    ) -> Rollout:
+        _check_options(group_size, max_new_tokens, top_k, top_p, halvings)
+        if mesh is not None:
+            check_batch(prompts.tokens.shape[0], mesh)
+            prompts = jax.device_put(prompts, row_sharding)
+        # As arrays of one dtype, so that a Python number and an array share one compilation.
+        return compiled(params, prompts, key, jnp.float32(temperature), jnp.float32(top_p))
+
+    return sample_prompts
