@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
+from she_jax.filtering.near_duplicates import near_duplicates, signatures
+from she_jax.filtering.records import PromptRecord, distinct_n, read_columns, write_records
 from she_jax.filtering.select import (
     REASONS,
     FilterConfig,
@@ -32,8 +34,6 @@ from she_jax.filtering.select import (
     select,
     survey,
 )
-from she_jax.filtering.near_duplicates import near_duplicates, signatures
-from she_jax.filtering.records import PromptRecord, distinct_n, read_columns, write_records
 
 FLAGS = flags.FLAGS
 STEPS = ("query", "product", "category", "attributes", "label")

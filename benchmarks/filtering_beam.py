@@ -22,6 +22,7 @@ from absl import flags
 from apache_beam.options.pipeline_options import PipelineOptions
 from filtering import config, sign
 
+from she_jax.filtering.near_duplicates import near_duplicates
 from she_jax.filtering.select import (
     FilterConfig,
     Survey,
@@ -29,7 +30,6 @@ from she_jax.filtering.select import (
     select,
     survey,
 )
-from she_jax.filtering.near_duplicates import near_duplicates
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("dir", "runs/records", "Where the shards are.")

@@ -23,12 +23,11 @@ from jaxtyping import Bool
 from ml_collections import ConfigDict
 
 from she_jax.cot import Chain, CotSchema
-from she_jax.rewards.prm.dataset import FULL_MARKS, with_all_truth
-from she_jax.rewards.verifier import verify
-from she_jax.evaluation.metrics import right_verdicts
 from she_jax.evaluation.evaluate import take
-from she_jax.training.logging import Progress
+from she_jax.evaluation.metrics import right_verdicts
 from she_jax.generate.generator import Judge
+from she_jax.rewards.verifier import FULL_MARKS, verify, with_all_truth
+from she_jax.training.logging import Progress
 from she_jax.training.setup import load_policy, make_data
 from she_jax.types import Example
 

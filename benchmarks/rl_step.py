@@ -24,12 +24,12 @@ import numpy as np
 import optax
 from absl import app, flags
 
-from she_jax.models.sharding import make_mesh, shardings
+from she_jax.generate.sampler import jit_sample
 from she_jax.models.decoder import Model, ModelConfig, build_model, init_params
+from she_jax.models.sharding import make_mesh, shardings
 from she_jax.models.weights import load_model
 from she_jax.rl.advantages import srpo_advantages, token_advantages
 from she_jax.rl.losses import LossConfig
-from she_jax.generate.sampler import jit_sample
 from she_jax.rl.update import jit_update_step, make_scorer, make_update_step
 from she_jax.types import PromptBatch, Rollout, TrainBatch, TrainState
 

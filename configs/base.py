@@ -136,7 +136,7 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     # Diversified data filtering; see she_jax.filtering.select.FilterConfig.
     config.filter = filtering()
 
-    # The hybrid examination; see she_jax.rewards.verifier.combine_rewards. With method=sft and
+    # The hybrid examination; see she_jax.rewards.hybrid.combine_rewards. With method=sft and
     # offline.chains=rejection the examiner has a say in what is imitated.
     config.reward = ConfigDict()
     config.reward.model = ""  # folder of an examiner, from configs/reward_model.py; "" for none

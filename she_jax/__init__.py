@@ -46,9 +46,9 @@ from she_jax.types import (
 )
 
 if TYPE_CHECKING:
+    from she_jax.generate.sampler import sample
     from she_jax.models.decoder import ModelConfig, build_model, init_params
     from she_jax.models.weights import load_model
-    from she_jax.generate.sampler import sample
 
 _LAZY = {
     "ModelConfig": "she_jax.models.decoder",

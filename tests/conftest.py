@@ -38,7 +38,6 @@ install_import_hook(["she_jax.rl", "she_jax.models"], "beartype.beartype")
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
-
 from she_jax.train import sft  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from she_jax.cot import ATTRIBUTES, CotSchema, Step
-from she_jax.data.rationales import implied_steps, write_chain
 from she_jax.data.intake import hygiene
+from she_jax.data.rationales import implied_steps, write_chain
 from she_jax.rewards.verifier import verify
 from she_jax.types import Example
 

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from she_jax.data.dataset import open_split, prepare
-from she_jax.data.readers.esci import Esci, EsciConfig
 from she_jax.data.intake import hygiene
+from she_jax.data.readers.esci import Esci, EsciConfig
 from she_jax.types import BadRow, Example
 
 EXAMPLES = "shopping_queries_dataset_examples.parquet"

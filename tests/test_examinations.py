@@ -9,6 +9,7 @@ import pytest
 
 from she_jax.cot import CotSchema
 from she_jax.data.rationales import write_chain
+from she_jax.data.shopworld.builder import World, generate
 from she_jax.rewards.prm.dataset import (
     POLICY,
     SPOILT,
@@ -17,11 +18,9 @@ from she_jax.rewards.prm.dataset import (
     judged,
     put_right,
     right_evidence,
-    with_all_truth,
 )
-from she_jax.data.shopworld.builder import World, generate
 from she_jax.rewards.prm.step_query import Examination
-from she_jax.rewards.verifier import verify
+from she_jax.rewards.verifier import verify, with_all_truth
 from she_jax.types import Example
 
 SCHEMA = CotSchema()

@@ -9,19 +9,15 @@ import numpy as np
 import pytest
 
 from she_jax.cot import CotSchema
+from she_jax.generate.language_model import Policy
 from she_jax.generate.prompts import EOS, PAD, PromptFormat, positions, train_tokenizer
-from she_jax.rewards.prm.step_query import VERDICT, Examination
-from she_jax.models.sharding import make_mesh, shardings
-from she_jax.models.decoder import ModelConfig, build_model, init_params
 from she_jax.generate.sampler import jit_sample
+from she_jax.models.decoder import ModelConfig, build_model, init_params
+from she_jax.models.sharding import make_mesh, shardings
 from she_jax.rewards.prm import model as module
-from she_jax.rewards.prm.model import (
-    Examiner,
-    Scores,
-    contradictions,
-    examine_chains,
-)
-from she_jax.training.setup import Policy
+from she_jax.rewards.prm.metrics import contradictions
+from she_jax.rewards.prm.model import Examiner, Scores, examine_chains
+from she_jax.rewards.prm.step_query import VERDICT, Examination
 from she_jax.types import Example, Rollout
 
 SCHEMA = CotSchema()

@@ -11,11 +11,11 @@ import matplotlib
 import numpy as np
 import pytest
 
-from she_jax.filtering import select as filtering
-from she_jax.filtering.select import REASONS, FilterConfig, Quota, Selection
-from she_jax.filtering.records import PromptRecord, write_records
 from she_jax.filtering import page as filter_page
+from she_jax.filtering import select as filtering
+from she_jax.filtering.records import PromptRecord, write_records
 from she_jax.filtering.report import write_filter_report
+from she_jax.filtering.select import REASONS, FilterConfig, Quota, Selection
 
 STEPS = ("category", "label")
 NONE = (None, None)

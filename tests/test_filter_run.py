@@ -10,11 +10,11 @@ from test_run import config as small
 
 from configs import filter as recipe
 from she_jax.data.dataset import open_split
-from she_jax.filtering.records import read_records
 from she_jax.filtering import measure as filter_run
 from she_jax.filtering.measure import _looked_at
-from she_jax.runs.policy_run import begin
+from she_jax.filtering.records import read_records
 from she_jax.generate.generator import Judge
+from she_jax.runs.policy_run import begin
 from she_jax.runs.run import run
 
 SMALL = {

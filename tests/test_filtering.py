@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from she_jax.filtering.near_duplicates import near_duplicates, signatures
+from she_jax.filtering.records import PromptRecord, write_records
 from she_jax.filtering.select import (
     DIFFICULTIES,
     REASONS,
@@ -21,8 +23,6 @@ from she_jax.filtering.select import (
     survey,
     water_fill,
 )
-from she_jax.filtering.near_duplicates import near_duplicates, signatures
-from she_jax.filtering.records import PromptRecord, write_records
 
 
 def make_survey(count: int = 1, **columns) -> Survey:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from she_jax.models.gguf import read_gguf
 from she_jax.models.decoder import RopeScaling
+from she_jax.models.gguf import read_gguf
 from she_jax.models.weights import load_model
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -13,13 +13,13 @@ from test_run import config, lines
 
 from she_jax.cot import CotSchema
 from she_jax.data.shopworld.builder import World, generate
-from she_jax.rollouts import online
-from she_jax.runs.validate import _check_method
-from she_jax.rewards.prm.model import Scores
-from she_jax.rollouts.offline import agreeing, approved, offline_prompts, preferred, shuffled
-from she_jax.rollouts.online import make_pool
 from she_jax.generate.generator import Judge, Sample
+from she_jax.rewards.prm.model import Scores
+from she_jax.rollouts import online
+from she_jax.rollouts.offline import agreeing, approved, offline_prompts, preferred, shuffled
+from she_jax.rollouts.prompt_source import make_pool
 from she_jax.runs.run import run
+from she_jax.runs.validate import _check_method
 
 SCHEMA = CotSchema()
 GOLD = World(seed=4, pairs=(40, 0, 0, 0), chains="gold")

@@ -10,9 +10,10 @@ import pytest
 from test_run import config
 
 from she_jax.cot import CotSchema
-from she_jax.rollouts.batch import Experience, refilled
+from she_jax.rollouts.batch import Experience
+from she_jax.rollouts.diagnostics import exploration
+from she_jax.rollouts.dynamic_sampling import refilled
 from she_jax.rollouts.online import Online
-from she_jax.rollouts.collector import exploration
 from she_jax.types import Example, Rollout, StepBatch, TrainBatch, TrainState
 
 G, S, T = 2, 5, 3

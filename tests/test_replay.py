@@ -10,8 +10,8 @@ import pytest
 from test_run import assert_same_run, config, lines
 
 from she_jax.cot import CotSchema
-from she_jax.rollouts import self_imitation as replay
 from she_jax.rollouts import collector as rollouts
+from she_jax.rollouts import self_imitation as replay
 from she_jax.rollouts.batch import Experience
 from she_jax.rollouts.self_imitation import Replay, nothing_wrong
 from she_jax.runs.run import run

@@ -8,8 +8,10 @@ import pytest
 from rich.console import Console
 
 from she_jax.cot import CotSchema
+from she_jax.evaluation.report import before_after_table
 from she_jax.rollouts import page as report
-from she_jax.rollouts.page import before_after_table, write_json, write_samples, write_text
+from she_jax.rollouts.page import write_samples
+from she_jax.training.files import write_json, write_text
 from she_jax.training.workdir import claim_workdir
 from she_jax.types import Example
 

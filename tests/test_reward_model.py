@@ -11,19 +11,15 @@ from test_dataset import make, rows
 from test_run import FOUR_STEPS, changed, config, lines
 
 from configs import reward_model
+from she_jax.generate.generator import Judge, Sample
 from she_jax.generate.prompts import PromptFormat
+from she_jax.rewards.prm.metrics import calibration_error, examiner_figures, first_errors
+from she_jax.rewards.prm.model import Scores, load_examiner
 from she_jax.rewards.prm.step_query import Examination
 from she_jax.rollouts import offline
 from she_jax.runs import process_reward as reward_model_run
-from she_jax.rewards.prm.model import Scores, load_examiner
 from she_jax.runs.policy_run import INHERITED
-from she_jax.generate.generator import Judge, Sample
-from she_jax.runs.process_reward import (
-    calibration_error,
-    examiner_figures,
-    first_errors,
-    some_pairs,
-)
+from she_jax.runs.process_reward import some_pairs
 from she_jax.runs.run import run
 from she_jax.training.setup import policy_mesh
 from she_jax.types import Example

@@ -10,15 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from she_jax.cot import CotSchema
+from she_jax.rewards.hybrid import COMBINATIONS, combine_rewards
+from she_jax.rewards.verifier import left_out, outcome_reward, step_batch, verify
 from she_jax.rl.advantages import srpo_advantages
-from she_jax.rewards.verifier import (
-    COMBINATIONS,
-    combine_rewards,
-    left_out,
-    outcome_reward,
-    step_batch,
-    verify,
-)
 from she_jax.types import Example, StepBatch
 
 SCHEMA = CotSchema()

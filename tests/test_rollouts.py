@@ -6,7 +6,8 @@ import pytest
 from test_run import config
 
 from she_jax.cot import CotSchema
-from she_jax.rollouts.collector import assignment, make_creditor
+from she_jax.rollouts.credit import make_creditor
+from she_jax.rollouts.diagnostics import assignment
 from she_jax.types import StepBatch
 
 VERIFIER = jnp.array([[1.0, 1.0], [0.5, 1.0]])

@@ -15,12 +15,13 @@ import pytest
 
 from configs import base, evaluate, stage1
 from she_jax.cot import CotSchema
-from she_jax.models.weights import load_model
 from she_jax.generate import generator as predict
-from she_jax.training.checkpoint import Checkpoints
-from she_jax.runs.validate import check, finite
 from she_jax.generate.generator import Judge
+from she_jax.models.weights import load_model
 from she_jax.runs.run import run
+from she_jax.runs.validate import check
+from she_jax.training.checkpoint import Checkpoints
+from she_jax.training.loop import finite
 from she_jax.training.setup import load_policy, make_optimizer, make_policy
 from she_jax.training.sft import new_state
 from she_jax.training.workdir import held

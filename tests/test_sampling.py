@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from she_jax.models.sharding import make_mesh, shardings
-from she_jax.models.decoder import Model, ModelConfig, build_model, init_params
 from she_jax.generate.sampler import draw_tokens, jit_sample, sample
+from she_jax.models.decoder import Model, ModelConfig, build_model, init_params
+from she_jax.models.sharding import make_mesh, shardings
 from she_jax.types import PromptBatch
 
 CONFIG = ModelConfig(vocab_size=24, dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=32)

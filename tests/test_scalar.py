@@ -9,8 +9,8 @@ import optax
 import pytest
 from test_update import assert_trees_close, new_state
 
-from she_jax.models.sharding import make_mesh
 from she_jax.models.decoder import ModelConfig, build_model, init_params
+from she_jax.models.sharding import make_mesh
 from she_jax.rewards.orm.loss import (
     chain_scores,
     make_scalar_step,

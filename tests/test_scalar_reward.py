@@ -13,13 +13,14 @@ from test_dataset import make, rows
 from test_run import FOUR_STEPS, changed, config, lines
 
 from configs import scalar_reward
+from she_jax.generate.language_model import Policy
 from she_jax.rewards.orm.dataset import Drawer, Outcome, as_rollout, mixed_pairs, read_outcomes
+from she_jax.rewards.orm.metrics import scalar_figures
+from she_jax.rewards.orm.model import SCALAR, load_scalar
 from she_jax.runs import outcome_reward as scalar_training
 from she_jax.runs.policy_run import INHERITED
 from she_jax.runs.run import run
-from she_jax.rewards.orm.model import SCALAR, load_scalar
-from she_jax.runs.outcome_reward import scalar_figures
-from she_jax.training.setup import Policy, make_policy
+from she_jax.training.setup import make_policy
 from she_jax.types import Example, Rollout
 
 SCALAR_RUN = FOUR_STEPS | {

@@ -12,7 +12,7 @@ from she_jax.generate.prompts import positions
 from she_jax.models.decoder import ModelConfig, build_model, init_params
 from she_jax.rl.update import make_sft_step
 from she_jax.training import sft
-from she_jax.training.sft import WIDTHS, two_a_row
+from she_jax.training.packing import WIDTHS, two_a_row
 from she_jax.types import SftBatch, TrainState
 
 PROMPT, CHAIN, VOCAB = 6, 18, 40

@@ -7,8 +7,8 @@ import optax
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from she_jax.models.sharding import AXES, batch_sharding, check_batch, make_mesh, shardings
 from she_jax.models.decoder import ModelConfig, build_model, init_params
+from she_jax.models.sharding import AXES, batch_sharding, check_batch, make_mesh, shardings
 
 CONFIG = ModelConfig(
     vocab_size=64,

@@ -9,9 +9,7 @@ import pytest
 
 from configs.base import get_config
 from she_jax.cot import CotSchema
-from she_jax.data.shopworld.catalogue import ATTRIBUTES, BRANDS, DEPARTMENTS, DETAILS
 from she_jax.data.dataset import open_split, prepare
-from she_jax.data.shopworld.generator import is_doubtful
 from she_jax.data.shopworld.builder import (
     SPLITS,
     ShopWorld,
@@ -20,6 +18,8 @@ from she_jax.data.shopworld.builder import (
     World,
     generate,
 )
+from she_jax.data.shopworld.catalogue import ATTRIBUTES, BRANDS, DEPARTMENTS, DETAILS
+from she_jax.data.shopworld.generator import is_doubtful
 from she_jax.rewards.verifier import verify
 from she_jax.training.setup import make_builder
 

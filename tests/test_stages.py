@@ -13,8 +13,8 @@ from test_run import config as small
 
 from configs import curriculum, stage2, stage3
 from she_jax.filtering import measure as filter_run
-from she_jax.runs import policy as learn
 from she_jax.rollouts import collector as rollouts
+from she_jax.runs import policy as learn
 from she_jax.runs import run as runs
 from she_jax.runs.run import run
 from she_jax.training.setup import load_policy

@@ -10,8 +10,8 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from she_jax.models.sharding import make_mesh
 from she_jax.models.decoder import ModelConfig, build_model, init_params
+from she_jax.models.sharding import make_mesh
 from she_jax.rl.logprobs import token_logps
 from she_jax.rl.losses import LossConfig
 from she_jax.rl.update import (

@@ -14,7 +14,7 @@ from benchmarks.evidence.summarize import (
     comparisons,
     leads,
 )
-from she_jax.rollouts.page import write_json, write_text
+from she_jax.training.files import write_json, write_text
 from she_jax.training.workdir import Config
 
 MOST_COLUMNS = 6  # of figures in one table

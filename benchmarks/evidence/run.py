@@ -34,8 +34,8 @@ from benchmarks.evidence.plan import (
     tried,
     worth_trying,
 )
+from she_jax.training.files import write_json
 from she_jax.training.logging import Progress, say
-from she_jax.rollouts.page import write_json
 from she_jax.training.stop import StopSignal
 from she_jax.training.workdir import Config, held
 

@@ -387,3 +387,8 @@ def open_split(path: str | Path, split: str) -> ExampleSource:
     if split.partition("[")[0] not in builder.info.splits:
         raise ValueError(f"no split {split!r} in {path}, only {sorted(builder.info.splits)}")
     return ExampleSource(builder.as_data_source(split))
+
+
+def fingerprint(made: Prepared) -> str:
+    """Tells one data set from another: its options, and the size and time of its files."""
+    return made.path.parent.name

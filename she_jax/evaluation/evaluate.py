@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from she_jax.data.dataset import Prepared, open_split, spread_out
-from she_jax.training.checkpoint import Checkpoints
 from she_jax.evaluation.metrics import score
-from she_jax.training.logging import Progress
 from she_jax.generate.generator import Judge
-from she_jax.rollouts.page import write_json
+from she_jax.training.checkpoint import Checkpoints
+from she_jax.training.files import write_json
+from she_jax.training.logging import Progress
 from she_jax.training.workdir import Config
 from she_jax.types import Example
 

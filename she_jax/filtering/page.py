@@ -16,9 +16,9 @@ from matplotlib import style
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from she_jax.filtering.select import REASONS, FilterConfig, Survey
 from she_jax.filtering.records import PromptRecord
-from she_jax.rollouts.page import shown
+from she_jax.filtering.select import REASONS, FilterConfig, Survey
+from she_jax.training.files import shown
 
 LONGEST = 1500  # characters of a text shown on the page
 MOST_ROWS = 40  # rows of a table

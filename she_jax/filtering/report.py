@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int64
 
+from she_jax.filtering.page import page
+from she_jax.filtering.records import PromptRecord, read_columns, read_records, read_step_names
 from she_jax.filtering.select import DIFFICULTIES, REASONS, FilterConfig, Selection, Survey
 from she_jax.filtering.select import difficulty as difficulty_of
-from she_jax.filtering.records import PromptRecord, read_columns, read_records, read_step_names
-from she_jax.filtering.page import page
-from she_jax.rollouts.page import write_json, write_text
+from she_jax.training.files import write_json, write_text
 
 EXAMPLES = 3  # pairs shown on the page for each reason, "kept" included
 MOST_ROLLOUTS = 16  # up to this many rollouts per pair, the histogram has a bar per pass rate

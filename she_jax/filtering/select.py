@@ -4,8 +4,8 @@ Near-duplicates are dropped first. Then prompts are dropped on which the policy 
 pass rate is too high or too low, or whose rollouts take too few paths. The rest is selected evenly
 over class, kind, difficulty and cluster of the policy's embeddings, most diverse rollouts first.
 
-All functions are pure. They read ``she_jax.filtering.records`` shards and return arrays sorted by row,
-so the result does not depend on how rows are split into shards or on the order of the shards.
+All functions are pure. They read shards of ``she_jax.filtering.records`` and return arrays sorted
+by row, so the result does not depend on how rows are split into shards or on their order.
 
 Reconstruction: the paper (arXiv 2510.07972) names diversified data filtering, without details in
 what could be obtained.

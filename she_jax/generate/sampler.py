@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Float32, Int, Shaped
 
-from she_jax.models.sharding import batch_sharding, check_batch
 from she_jax.models.decoder import Model, take_rows
+from she_jax.models.sharding import batch_sharding, check_batch
 from she_jax.types import PromptBatch, Rollout
 
 

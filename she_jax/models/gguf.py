@@ -24,8 +24,8 @@ from tokenizers import (
     processors,
 )
 
-from she_jax.models.huggingface import FAMILIES, StoredModel, StoredTensor
 from she_jax.models.decoder import ModelConfig, RopeScaling
+from she_jax.models.huggingface import FAMILIES, StoredModel, StoredTensor
 
 # Tensor names of GGUF to those of Hugging Face, inside a layer and outside.
 _IN_LAYER = {

@@ -21,6 +21,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
+from she_jax.models.decoder import ModelConfig, init_params
 from she_jax.models.gguf import read_gguf, smollm2_file
 from she_jax.models.huggingface import (
     SPECIALS,
@@ -30,7 +31,6 @@ from she_jax.models.huggingface import (
     write_config,
 )
 from she_jax.models.tokenizer import choose_pad
-from she_jax.models.decoder import ModelConfig, init_params
 
 # Parameter names of this library to those of Hugging Face, inside a layer and outside.
 _IN_LAYER = {

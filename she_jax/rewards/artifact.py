@@ -10,8 +10,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from she_jax.cot import CotSchema
+from she_jax.generate.language_model import Policy
 from she_jax.training.checkpoint import Checkpoints
-from she_jax.training.setup import Policy
 from she_jax.training.workdir import Config
 
 

@@ -4,19 +4,18 @@ The offline verifier compares a chain with human annotation, on the host. The hy
 rewards with the scores of a process reward model. Every function here is pure.
 """
 
+import dataclasses
 import re
 from collections import Counter
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int
+from jaxtyping import Array, Bool, Float32, Int
 
 from she_jax.cot import Chain, CotSchema, ParsedStep, Step
 from she_jax.rl.steps import step_ids
 from she_jax.types import Example, StepBatch
-
-COMBINATIONS = ("precedence", "mean", "gate", "verifier_only", "model_only")
 
 
 def verify(
@@ -142,55 +141,6 @@ def step_batch(
     )
 
 
-def combine_rewards(
-    steps: StepBatch, how: str, model_weight: float | Float[Array | np.ndarray, "S"] = 0.5
-) -> tuple[Float[Array, "B S"], Bool[Array, "B S"]]:
-    """Combines verifier reward v and process reward model score m into one reward per step.
-
-    - ``precedence``: v if known, else m.
-    - ``mean``: (1 - w) v + w m if both are known, else whichever is known.
-    - ``gate``: v if known, else m, but m only in rollouts whose label is correct (outcome 1). In
-      other rollouts the step is unknown.
-    - ``verifier_only``, ``model_only``: the other source is ignored.
-
-    A step that the rollout lacks is known only if it was left out (see ``step_batch``). An unknown
-    reward is 0, and stays out of its group's statistics if the mask is passed to the estimator.
-
-    Reconstruction: the abstract of SHE (arXiv 2510.07972) names both parts of the hybrid. How they
-    are combined could not be obtained. That a gated step is unknown, not wrong, is a guess.
-
-    Args:
-      steps: the rollouts' steps with verifier rewards and model scores.
-      how: one of the above.
-      model_weight: w in [0, 1], for all steps or one per step; used by ``mean`` only.
-
-    Returns:
-      Rewards in [0, 1], and a mask of the known ones.
-
-    Raises:
-      ValueError: if ``how`` is unknown.
-    """
-    verified = steps.step_mask & steps.verifier_known
-    scored = steps.step_mask & steps.model_known
-    if how == "verifier_only":
-        weight, known = jnp.zeros(verified.shape), verified
-    elif how == "model_only":
-        weight, known = jnp.ones(verified.shape), scored
-    elif how == "mean":
-        shared = jnp.broadcast_to(jnp.asarray(model_weight, jnp.float32), verified.shape[1:])[None]
-        weight, known = jnp.where(verified & scored, shared, scored * 1.0), verified | scored
-    elif how in ("precedence", "gate"):
-        if how == "gate":
-            scored = scored & (steps.outcome >= 1)[:, None]
-        weight, known = jnp.where(verified, 0.0, 1.0), verified | scored
-    else:
-        raise ValueError(f"combine={how!r}: expected one of {COMBINATIONS}")
-    # Unknown entries may hold anything, NaN included, which a weight of 0 would not remove.
-    verifier = jnp.where(verified, steps.verifier, 0.0)
-    score = jnp.where(scored, steps.model_score, 0.0)
-    return jnp.where(known, (1 - weight) * verifier + weight * score, 0.0), known
-
-
 def _step_reward(step: Step, parsed: ParsedStep, example: Example) -> float | None:
     """Returns the verifier's reward of a step that the chain has, None if unknown."""
     truth = _annotation(step, example)
@@ -240,3 +190,11 @@ def _item_overlap(truth: str, text: str) -> float:
 
 def _items(text: str) -> list[str]:
     return [item for part in text.lower().split(";") if (item := " ".join(part.split()))]
+
+
+FULL_MARKS = 1 - 1e-6
+
+
+def with_all_truth(example: Example) -> Example:
+    """Returns the example with all known steps marked as annotated, so the verifier uses them."""
+    return dataclasses.replace(example, annotations=tuple(example.steps or ()))

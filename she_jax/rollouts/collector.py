@@ -3,32 +3,27 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array
 
 from she_jax.cot import Chain, CotSchema
-from she_jax.rewards.prm.dataset import FULL_MARKS, with_all_truth
-from she_jax.rl.advantages import (
-    ESTIMATORS,
-    STEPWISE,
-    informative_groups,
-    limited,
-    token_advantages,
-)
-from she_jax.rl.losses import row_counts, token_weights
-from she_jax.rewards.verifier import combine_rewards, step_batch, verify
+from she_jax.generate.language_model import Policy
 from she_jax.generate.sampler import jit_sample
-from she_jax.rl.steps import step_token_counts
-from she_jax.rl.update import make_scorer
-from she_jax.rewards.prm.model import Examiner, contradictions, examine_chains
-from she_jax.rollouts.batch import Experience
+from she_jax.rewards.hybrid import combine_rewards
 from she_jax.rewards.orm.model import ScalarReward
-from she_jax.training.setup import Policy
+from she_jax.rewards.prm.metrics import contradictions
+from she_jax.rewards.prm.model import Examiner, examine_chains
+from she_jax.rewards.verifier import step_batch
+from she_jax.rl.losses import row_counts
+from she_jax.rl.update import make_scorer
+from she_jax.rollouts.batch import Experience
+from she_jax.rollouts.credit import make_creditor
+from she_jax.rollouts.diagnostics import _rewards, _truth, assignment, exploration
 from she_jax.training.workdir import Config
 from she_jax.types import Example, Rollout, StepBatch, TrainBatch
 
@@ -198,103 +193,6 @@ class Collector:
         )
 
 
-def exploration(
-    chains: Sequence[Chain], rollout: Rollout, steps: StepBatch, schema: CotSchema, groups: int
-) -> dict[str, float]:
-    """How far the policy still explores.
-
-    Returns:
-      ``paths``, the mean number of different paths (tuples of the steps' verdicts) in a group;
-      ``entropy/<step>``, the mean of -log p over the tokens sampled in a step, in nats: an estimate
-      of the policy's entropy there, at the sampling temperature.
-    """
-    taken = np.array([schema.path(chain) for chain in chains]).reshape(groups, -1)
-    figures = {"paths": float(np.mean([len(set(own)) for own in taken.tolist()]))}
-    surprise, ids = -np.asarray(rollout.logps), np.asarray(steps.step_ids)
-    for k, name in enumerate(schema.names):
-        if (own := ids == k).any():
-            figures[f"entropy/{name}"] = float(surprise[own].mean())
-    return figures
-
-
-def assignment(
-    advantages: Float[np.ndarray, "B S"], steps: StepBatch, schema: CotSchema
-) -> dict[str, float]:
-    """Whether credit goes to the steps that earn it, whatever estimator gave it.
-
-    Returns:
-      Of the written steps whose verdict the verifier knows: ``credit/<step>``, the share that has
-      an advantage, and ``astray/<step>``, the share whose advantage is of the wrong sign, that of a
-      right step below 0 or that of a wrong one above.
-    """
-    sizes = step_token_counts(steps.step_ids, steps.step_ids >= 0, len(schema.names))
-    judged = np.asarray(steps.step_mask & steps.verifier_known & (sizes > 0))
-    right = np.asarray(steps.verifier) >= FULL_MARKS
-    wrong_way = np.where(right, advantages < 0, advantages > 0)
-    figures = {}
-    for k, name in enumerate(schema.names):
-        if (own := judged[:, k]).any():
-            figures[f"credit/{name}"] = float((advantages[own, k] != 0).mean())
-            figures[f"astray/{name}"] = float(wrong_way[own, k].mean())
-    return figures
-
-
-def make_creditor(config: Config) -> Callable[..., tuple[Array, Array, Array, Array]]:
-    """Advantages by step and by token, token weights, and which groups carry signal."""
-    rl = config.rl
-
-    def credit(
-        steps: StepBatch,
-        rewards: Float[Array, "B S"],
-        known: Bool[Array, "B S"],
-        outcome: Float[Array, "B"],
-        completion_mask: Bool[Array, "B T"],
-    ):
-        """Credits ``rewards`` and ``outcome`` of steps that stand where ``steps`` says."""
-        told = rewards, known, outcome
-        sizes = step_token_counts(steps.step_ids, completion_mask, rewards.shape[1])
-        own: dict[str, Any] = {}
-        if rl.estimator == "srpo":
-            # The threshold is for the verifier's word; an examiner's is a probability.
-            mixed = config.reward.combine == "mean"
-            exact = steps.verifier_known & ~(mixed & steps.model_known)
-            exact &= config.reward.combine != "model_only"
-            own = rl.srpo.to_dict()
-            own["correct_from"] = jnp.where(exact, min(rl.srpo.correct_from, FULL_MARKS), 0.5)
-        advantages = ESTIMATORS[rl.estimator](
-            *told, group_size=rl.group_size, step_tokens=sizes, tol=rl.tol, **own
-        )
-        bounds = {"clamp": rl.clamp, "negative": rl.negative}
-        by_step = limited(advantages.step + advantages.outcome[:, None], **bounds)
-        by_token = token_advantages(advantages, steps.step_ids, completion_mask, **bounds)
-        weights = token_weights(completion_mask, steps.step_ids, rl.normalisation)
-        # By the verifier's word: a model's scores differ between any two rollouts.
-        seen = steps.step_mask & steps.verifier_known & (rl.estimator in STEPWISE)
-        informative = informative_groups(
-            steps.outcome, steps.verifier, seen, group_size=rl.group_size, tol=rl.tol
-        )
-        return by_step, by_token, weights, informative
-
-    return credit
-
-
-def _rewards(
-    rewards: Float[Array, "B S"],
-    known: Bool[Array, "B S"],
-    outcome: Float[Array, "B"],
-    schema: CotSchema,
-) -> dict[str, float]:
-    """Mean outcome reward, and the mean of each step's rewards where they are known."""
-    counts = np.asarray(known).sum(axis=0)
-    means = np.asarray(rewards).sum(axis=0) / np.maximum(counts, 1)  # unknown rewards are 0
-    by_step = {
-        f"reward/{name}": float(mean)
-        for name, mean, count in zip(schema.names, means, counts, strict=True)
-        if count
-    }
-    return {"reward": float(jnp.mean(outcome)), **by_step}
-
-
 def _examined(
     examiner: Examiner,
     steps: StepBatch,
@@ -316,27 +214,3 @@ def _examined(
     }
     scores = {"model_score": jnp.asarray(told.score), "model_known": jnp.asarray(told.known)}
     return dataclasses.replace(steps, **scores), figures
-
-
-def _truth(
-    chains: Sequence[Chain],
-    examples: Sequence[Example],
-    schema: CotSchema,
-    examined: Bool[np.ndarray, "B S"],
-) -> dict[str, float]:
-    """The share of steps that are truly right among those that were examined.
-
-    Beside the examiner's mean score it tells whether the score can be trusted. A data set that
-    knows no more than its annotation says the same as the verifier.
-    """
-    told = [
-        verify(chain, with_all_truth(example), schema)
-        for chain, example in zip(chains, examples, strict=True)
-    ]
-    right = np.stack([rewards for rewards, _ in told]) >= FULL_MARKS
-    both = np.stack([known for _, known in told]) & examined
-    return {
-        f"truth/{name}": float((right & both)[:, k].sum() / count)
-        for k, name in enumerate(schema.names)
-        if (count := both[:, k].sum())
-    }

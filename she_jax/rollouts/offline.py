@@ -15,19 +15,18 @@ import numpy as np
 from jaxtyping import Array
 
 from she_jax.cot import CotSchema
-from she_jax.data.rationales import write_chain
 from she_jax.data.dataset import ExampleSource
-from she_jax.rewards.prm.dataset import FULL_MARKS
-from she_jax.generate.prompts import PromptFormat
-from she_jax.rewards.verifier import left_out, verify
-from she_jax.rl.update import make_scorer
-from she_jax.rewards.prm.model import Examiner, examine_chains, load_examiner
-from she_jax.training.logging import Progress, say
-from she_jax.rollouts.online import left_over, make_pool
+from she_jax.data.rationales import write_chain
 from she_jax.generate.generator import Judge, Sample
-from she_jax.rollouts.page import write_json
-from she_jax.training.setup import Policy
-from she_jax.training.sft import completion_batch, two_a_row
+from she_jax.generate.language_model import Policy
+from she_jax.generate.prompts import PromptFormat
+from she_jax.rewards.prm.model import Examiner, examine_chains, load_examiner
+from she_jax.rewards.verifier import FULL_MARKS, left_out, verify
+from she_jax.rl.update import make_scorer
+from she_jax.rollouts.prompt_source import left_over, make_pool
+from she_jax.training.files import write_json
+from she_jax.training.logging import Progress, say
+from she_jax.training.packing import completion_batch, two_a_row
 from she_jax.training.stop import StopSignal
 from she_jax.training.workdir import MISSED, Config
 from she_jax.types import DpoBatch, Example, SftBatch, TrainState

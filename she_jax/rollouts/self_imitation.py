@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jaxtyping import Bool
 
-from she_jax.rewards.prm.dataset import FULL_MARKS
 from she_jax.generate.prompts import positions
+from she_jax.rewards.verifier import FULL_MARKS
 from she_jax.rl.advantages import STEPWISE
 from she_jax.rollouts.batch import Experience
 from she_jax.training.workdir import Config

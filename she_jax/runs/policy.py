@@ -1,51 +1,39 @@
 """What comes after the cold start: updates, judged as they go, the best of them kept."""
 
+import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from rich.console import Console
 
-from she_jax.data.dataset import Prepared
+from she_jax.data.dataset import Prepared, fingerprint, open_split
+from she_jax.data.loader import batches
+from she_jax.evaluation.evaluate import judge_before, judge_validation, judged
+from she_jax.evaluation.report import before_after_table
+from she_jax.generate.generator import Judge
+from she_jax.generate.language_model import Policy
 from she_jax.rl.losses import LossConfig
 from she_jax.rl.update import jit_update_step, make_dpo_step, make_sft_step, make_update_step
+from she_jax.rollouts.offline import Imitation, Preferences
+from she_jax.rollouts.online import Online
+from she_jax.rollouts.prompt_source import training_prompts
+from she_jax.runs.export import export
+from she_jax.runs.validate import check_splits
 from she_jax.training.checkpoint import Checkpoints
-from she_jax.runs.validate import check_data, fingerprint, finite
-from she_jax.evaluation.evaluate import judge_before, judge_validation, judged
+from she_jax.training.files import write_json
 from she_jax.training.logging import MetricsWriter, Progress, say
-from she_jax.generate.generator import Judge
-from she_jax.training.setup import Policy, make_optimizer
-from she_jax.training.sft import leave, new_state
+from she_jax.training.loop import Lessons, check_data, finite
+from she_jax.training.setup import ASKED, make_data, make_optimizer, make_policy
+from she_jax.training.sft import adopt, leave, new_state, sft, sft_batch
 from she_jax.training.stop import StopSignal
 from she_jax.training.workdir import Config
-from she_jax.types import TrainState
-
-
-class Lessons(Protocol):
-    """What a policy learns from: its own rollouts (``online``), or chains kept (``offline``)."""
-
-    title: str  # of the work, for the screen
-    shown: tuple[str, ...]  # figures of an update that the screen shows
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as JSON can: ``sampled_tokens`` so far is always there."""
-        ...
-
-    def begin(self, state: Mapping[str, Any], start: int) -> None:
-        """Makes ready for update ``start``, from the state a checkpoint kept."""
-        ...
-
-    def batch(self, state: TrainState, step: int) -> tuple[Any, dict[str, float]]:
-        """What update ``step`` reads, and figures about it."""
-        ...
-
-    def after(self, step: int, params: Any, figures: Mapping[str, float], last: bool) -> bool:
-        """Takes note of ``step`` updates being done; says whether a checkpoint is due."""
-        ...
+from she_jax.types import SftBatch, TrainState
 
 
 def learn(
@@ -177,3 +165,68 @@ def _updates(
 def settled(rl: Config, stale: int) -> bool:
     """Whether the validation split has not got better for as long as the config has patience."""
     return 0 < rl.patience <= stale
+
+
+def train(config: Config, workdir: Path) -> None:
+    """Trains a policy and judges it, as far as that is not done; prints before and after.
+
+    Raises:
+      SystemExit: when a signal asked to stop, after saving.
+    """
+    console = Console(highlight=False)
+    summary = workdir / "summary.json"
+    exported = not config.export or (workdir / "export" / ASKED).is_file()
+    if not summary.is_file() or not exported:
+        with StopSignal() as stop:
+            made = make_data(config, workdir)
+            policy = make_policy(config, workdir, made)
+            check_splits(config, made)
+            reference, lines = cold_start(config, workdir, policy, made, stop)
+            make = partial(lessons, config, workdir, policy, reference, made, stop)
+            figures, params = learn(config, workdir, policy, reference, lines, made, make, stop)
+            if config.export:
+                export(config, workdir / "export", policy, params)
+            write_json(summary, figures)
+        if stop:  # too late for this run, but not for one that would come after it
+            raise SystemExit(stop.exit_code)
+    else:
+        console.print(f"all is done: the figures are in {summary}", soft_wrap=True)
+    after = json.loads(summary.read_text(encoding="utf-8"))
+    console.print(before_after_table(after["before"], after))
+
+
+def cold_start(
+    config: Config, workdir: Path, policy: Policy, made: Prepared, stop: StopSignal
+) -> tuple[Any, int]:
+    """Imitates the chains of the training split, or begins where another run ended.
+
+    Returns:
+      The parameters, and how many lines ``metrics.jsonl`` has by then.
+    """
+    if config.start:
+        return adopt(config, workdir, policy), 0
+    source = open_split(made.path, "train")
+    data = batches(source, config.sft.batch_size, seed=config.seed, balance=config.data.balance)
+
+    def batch_at(position: int) -> tuple[SftBatch, dict[str, int]]:
+        examples: Any = data[position]
+        return sft_batch(policy.format, examples, (config.seed, position))
+
+    return sft(config, workdir, policy, batch_at, fingerprint(made), stop)
+
+
+def lessons(
+    config: Config,
+    workdir: Path,
+    policy: Policy,
+    reference: Any,
+    made: Prepared,
+    stop: StopSignal,
+    judge: Judge,
+) -> Lessons:
+    """What the policy learns from after its cold start, as ``method`` says."""
+    source, rates = training_prompts(config, workdir, policy, reference, made, stop)
+    if config.method == "online":
+        return Online(config, workdir, policy, reference, source, rates, judge)
+    offline = Imitation if config.method == "sft" else Preferences
+    return offline(config, workdir, policy, reference, source, judge, stop)

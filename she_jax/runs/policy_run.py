@@ -7,10 +7,11 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from she_jax.data.dataset import Prepared
-from she_jax.training.logging import Progress, say
 from she_jax.generate.generator import Judge, Sample
-from she_jax.rollouts.page import write_text
-from she_jax.training.setup import Policy, load_policy, make_data
+from she_jax.generate.language_model import Policy
+from she_jax.training.files import write_text
+from she_jax.training.logging import Progress, say
+from she_jax.training.setup import load_policy, make_data
 from she_jax.training.workdir import Config
 from she_jax.types import Example
 

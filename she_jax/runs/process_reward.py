@@ -8,7 +8,7 @@ are the run's.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -17,36 +17,35 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from rich import box
 from rich.console import Console
-from rich.table import Column, Table
-from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
 from she_jax.cot import CotSchema
-from she_jax.data.dataset import Prepared, in_no_order, open_split
+from she_jax.data.dataset import Prepared, fingerprint, in_no_order, open_split
+from she_jax.generate.language_model import Policy
 from she_jax.rewards.prm.dataset import (
     POLICY,
     Balanced,
     demonstrated,
     judged,
     put_right,
+    read_examinations,
     right_evidence,
-    with_all_truth,
+    save_examinations,
 )
+from she_jax.rewards.prm.metrics import examiner_figures, figures_table
+from she_jax.rewards.prm.model import EXAMINER, SOLVE, Examiner, describe_examiner
 from she_jax.rewards.prm.packing import QuestionFormat
 from she_jax.rewards.prm.step_query import Examination
-from she_jax.runs.validate import fingerprint
-from she_jax.rewards.prm.model import EXAMINER, SOLVE, Examiner, Scores, describe_examiner
-from she_jax.training.logging import Progress, say
+from she_jax.rewards.verifier import with_all_truth
 from she_jax.runs.policy_run import begin, policy_samples
-from she_jax.rollouts.page import write_json, write_text
-from she_jax.training.setup import Policy
-from she_jax.training.sft import sft, sft_batch, two_a_row
+from she_jax.training.files import write_json
+from she_jax.training.logging import Progress, say
+from she_jax.training.packing import two_a_row
+from she_jax.training.sft import sft, sft_batch
 from she_jax.training.stop import StopSignal
 from she_jax.training.workdir import Config
 from she_jax.types import Example, SftBatch
 
-BINS = 10  # of the calibration error
 NEARBY = 8  # rows to either side among which pairs of the same query are looked for
 BESIDE = 4  # rows that stay together where pairs are drawn, so that there are some
 
@@ -238,28 +237,6 @@ def policy_steps(
     ]
 
 
-def save_examinations(path: Path, found: Iterable[Examination]) -> None:
-    """Writes examinations as JSON lines, for people and for ``read_examinations``."""
-    lines = []
-    for one in found:
-        pair = {"uid": one.example.uid, "query": one.example.query}
-        rest = {name: value for name, value in vars(one).items() if name != "example"}
-        record = pair | {"product": dict(one.example.product)} | rest
-        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
-    write_text(path, "".join(lines))
-
-
-def read_examinations(path: Path) -> list[Examination]:
-    """Reads them back; of a pair there is its ``uid``, query and product."""
-    found = []
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            record = json.loads(line)
-            pair = {name: record.pop(name) for name in ("uid", "query", "product")}
-            found.append(Examination(example=Example(**pair), **record))
-    return found
-
-
 # -------------------------------------------------------------------------- how good it is
 
 
@@ -284,134 +261,3 @@ def measure(
                 progress.update(len(pool))
             figures[way][split] = examiner_figures(pool, told)
     return figures
-
-
-def examiner_figures(pool: Sequence[Examination], told: Scores) -> dict[str, Any]:
-    """Scores against the truth, all of them, by step and by source.
-
-    Returns:
-      ``n``, ``unreadable`` (left out of the rest), ``incorrect`` (share of wrong steps),
-      ``accuracy``, ``f1_incorrect``, ``auroc``, ``ece`` (see ``calibration_error``),
-      ``agreement`` (with the verifier, over the steps that humans annotated); the same in
-      ``by_step`` and ``by_source``, and for the policy's own steps ``policy_by_step`` and
-      ``policy_by_phase`` (``sft`` is its cold start, ``srpo`` its best); and ``first_errors``, see
-      there. A figure over nothing, or of one verdict alone where it needs both, is None.
-    """
-    steps = np.array([one.step for one in pool])
-    sources = np.array([one.source for one in pool])
-    truth = np.array([one.correct for one in pool], bool)
-    annotated = np.array([one.annotated for one in pool], bool)
-
-    def of(chosen: np.ndarray) -> dict[str, Any]:
-        """The figures of some of the examinations."""
-        return _figures(truth[chosen], annotated[chosen], told, chosen)
-
-    own = sources == POLICY
-    phases = np.array([one.chain.split("/")[-2] if one.source == POLICY else "" for one in pool])
-    return of(np.ones(len(pool), bool)) | {
-        "by_step": {str(name): of(steps == name) for name in dict.fromkeys(steps)},
-        "by_source": {str(name): of(sources == name) for name in dict.fromkeys(sources)},
-        "policy_by_step": {
-            str(name): of(own & (steps == name)) for name in dict.fromkeys(steps[own])
-        },
-        "policy_by_phase": {str(name): of(phases == name) for name in dict.fromkeys(phases[own])},
-        "first_errors": first_errors(pool, told),
-    }
-
-
-def _figures(
-    truth: np.ndarray, annotated: np.ndarray, told: Scores, chosen: np.ndarray
-) -> dict[str, Any]:
-    known = told.known[chosen]
-    both = annotated & known
-    agree = (told.score[chosen] >= 0.5) == truth
-    score, right = told.score[chosen][known], truth[known]
-    return {
-        "n": len(truth),
-        "unreadable": int((~known).sum()),
-        "incorrect": float(1 - truth.mean()) if len(truth) else None,
-        "f1_incorrect": float(f1_score(~right, score < 0.5)) if not right.all() else None,
-        "agreement": float(agree[both].mean()) if both.any() else None,
-    } | score_figures(right, score)
-
-
-def score_figures(right: np.ndarray, score: np.ndarray) -> dict[str, float | None]:
-    """``accuracy`` from one half on, ``auroc`` and ``ece`` of probabilities of being right.
-
-    A figure over nothing, or of one outcome alone where it needs both, is None.
-    """
-    both = len(set(right.tolist())) == 2
-    return {
-        "accuracy": float(accuracy_score(right, score >= 0.5)) if len(right) else None,
-        "auroc": float(roc_auc_score(right, score)) if both else None,
-        "ece": calibration_error(right, score) if len(right) else None,
-    }
-
-
-def calibration_error(right: np.ndarray, score: np.ndarray) -> float:
-    """Expected calibration error: |share right - mean score| over equal bins, weighted by size.
-
-    Guo et al. (arXiv 1706.04599), equation 3, for P(correct) in ``BINS`` bins.
-    """
-    place = np.minimum((score * BINS).astype(int), BINS - 1)
-    gaps = np.bincount(place, right, BINS) - np.bincount(place, score, BINS)
-    return float(np.abs(gaps).sum() / len(right))
-
-
-def first_errors(pool: Sequence[Examination], told: Scores) -> dict[str, Any]:
-    """How well the first error of the policy's chains is found.
-
-    Returns:
-      ``found``: the share, among chains with a wrong step, of those whose first wrong step is the
-      first that the examiner calls incorrect; ``spared``: the share, among the others, of those in
-      which it calls none incorrect; ``wrong`` and ``right``, how many of each there are. An unknown
-      step is not called incorrect.
-    """
-    chains: dict[str, list[tuple[bool, bool]]] = {}
-    for one, score, known in zip(pool, told.score, told.known, strict=True):
-        if one.source == POLICY:
-            called = bool(known and score < 0.5)
-            chains.setdefault(one.chain, []).append((not one.correct, called))
-    hits: dict[bool, list[bool]] = {True: [], False: []}
-    for steps in chains.values():
-        wrong, called = ([n for n, step in enumerate(steps) if step[i]][:1] for i in (0, 1))
-        hits[bool(wrong)].append(wrong == called)
-    share = {flag: float(np.mean(own)) if own else None for flag, own in hits.items()}
-    return {
-        "found": share[True],
-        "spared": share[False],
-        "wrong": len(hits[True]),
-        "right": len(hits[False]),
-    }
-
-
-def figures_table(title: str, told: dict[str, Any]) -> Table:
-    """The figures of one split for the screen."""
-    columns = ("n", "incorrect", "accuracy", "f1_incorrect", "auroc", "ece", "agreement")
-    columns += ("unreadable",)
-    rows = {"all": told}
-    rows |= {f"step {name}": own for name, own in told["by_step"].items()}
-    rows |= {f"source {name}": own for name, own in told["by_source"].items()}
-    rows |= {f"policy's {name}": own for name, own in told["policy_by_step"].items()}
-    rows |= {f"policy after {name}": own for name, own in told["policy_by_phase"].items()}
-    table = rows_table(title, columns, rows)
-    first = told["first_errors"]
-    if first["found"] is not None:
-        table.caption = f"first errors found: {first['found']:.3f} of {first['wrong']} chains"
-    return table
-
-
-def rows_table(title: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Figures for the screen: a row each under its name, a column a figure, a dash for None."""
-    # In 80 columns there is room for the names and the figures; longer headings are folded.
-    figure = {"min_width": 5, "justify": "right", "overflow": "fold"}
-    headings = [Column(name.replace("_", " "), **figure) for name in columns]
-    style = {"box": box.SIMPLE, "padding": (0, 1, 0, 0)}
-    table = Table(Column(no_wrap=True), *headings, title=title, **style)
-    for name, own in rows.items():
-        cells = [own[column] for column in columns]
-        table.add_row(
-            name,
-            *("-" if c is None else f"{c:.3f}" if isinstance(c, float) else str(c) for c in cells),
-        )
-    return table

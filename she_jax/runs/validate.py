@@ -10,22 +10,20 @@ from jax.sharding import Mesh
 
 from she_jax.data.curriculum import AIMS
 from she_jax.data.dataset import Prepared, open_prepared
-from she_jax.filtering.select import FilterConfig
-from she_jax.rewards.orm.dataset import LOSSES
+from she_jax.filtering.measure import filter_config
 from she_jax.models.sharding import check_batch
+from she_jax.rewards.hybrid import COMBINATIONS
+from she_jax.rewards.orm.dataset import LOSSES
+from she_jax.rewards.orm.model import SCALAR
+from she_jax.rewards.prm.model import EXAMINER
 from she_jax.rl.advantages import CRITICAL, ESTIMATORS
 from she_jax.rl.losses import NORMALISATIONS, LossConfig
-from she_jax.rewards.verifier import COMBINATIONS
-from she_jax.training.checkpoint import Checkpoints
-from she_jax.rewards.prm.model import EXAMINER
 from she_jax.training.logging import say
-from she_jax.rewards.orm.model import SCALAR
 from she_jax.training.setup import examiner_mesh, make_builder, policy_mesh
 from she_jax.training.workdir import MISSED, Config
 
 METHODS = ("online", "sft", "dpo")
 CHAINS = ("rejection", "written")
-FILTER_RUN = ("pairs", "skip", "rollouts", "records", "part", "parts")  # not FilterConfig's
 
 
 def check(config: Config, workdir: Path) -> None:
@@ -195,16 +193,6 @@ def _check_filter(config: Config) -> None:
         raise ValueError(f"filter.part={own.part}: expected 0 to {own.parts - 1}, of filter.parts")
 
 
-def filter_config(config: Config) -> FilterConfig:
-    """The thresholds and quotas of a run's config.
-
-    Raises:
-      ValueError: if one is out of its range.
-    """
-    own = {k: v for k, v in config.filter.items() if k not in FILTER_RUN}
-    return FilterConfig(**own | {"front": tuple(own["front"]), "seed": config.seed})
-
-
 def _check_start(config: Config) -> None:
     if not config.start:
         return
@@ -297,41 +285,3 @@ def check_splits(config: Config, made: Prepared) -> None:
                 f"no pairs in the split {split!r}, only in {sorted(made.splits)}: a run trains on "
                 "train, picks its checkpoint on validation and reports on data.eval_split"
             )
-
-
-def fingerprint(made: Prepared) -> str:
-    """Tells one data set from another: its options, and the size and time of its files."""
-    return made.path.parent.name
-
-
-def check_data(host: Mapping[str, Any], data: str) -> None:
-    """Checks that a checkpoint goes on with the data it began with.
-
-    Raises:
-      ValueError: if they have changed, for the position in them would mean nothing.
-    """
-    if host["data"] != data:
-        raise ValueError(
-            f"the pairs changed since the last checkpoint (data set {host['data']} then, "
-            f"{data} now): put the old files back, or start anew in another --workdir"
-        )
-
-
-def finite(
-    figures: Mapping[str, Any], phase: str, step: int, saved: Checkpoints
-) -> dict[str, float]:
-    """The figures as numbers.
-
-    Raises:
-      ValueError: if the loss or the gradient is no longer a number; nothing is saved after that.
-    """
-    part = "rl" if phase == "srpo" else "sft"
-    numbers = {name: float(value) for name, value in figures.items()}
-    if not math.isfinite(numbers["loss"]) or not math.isfinite(numbers["grad_norm"]):
-        raise ValueError(
-            f"{phase} step {step + 1}: loss {numbers['loss']}, gradient norm "
-            f"{numbers['grad_norm']}. Stopped; the last good checkpoint is step "
-            f"{saved.latest_step} in {saved.directory}. As a rule a lower "
-            f"{part}.learning_rate helps, in another --workdir"
-        )
-    return numbers

@@ -5,15 +5,17 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
+from rich.table import Column, Table
 from tensorboardX import SummaryWriter
 
 _LOG = logging.getLogger("she_jax")
@@ -199,3 +201,19 @@ def _clock(seconds: float) -> str:
 def say(text: str) -> None:
     """Prints a line for the user."""
     Console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def rows_table(title: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Figures for the screen: a row each under its name, a column a figure, a dash for None."""
+    # In 80 columns there is room for the names and the figures; longer headings are folded.
+    figure = {"min_width": 5, "justify": "right", "overflow": "fold"}
+    headings = [Column(name.replace("_", " "), **figure) for name in columns]
+    style = {"box": box.SIMPLE, "padding": (0, 1, 0, 0)}
+    table = Table(Column(no_wrap=True), *headings, title=title, **style)
+    for name, own in rows.items():
+        cells = [own[column] for column in columns]
+        table.add_row(
+            name,
+            *("-" if c is None else f"{c:.3f}" if isinstance(c, float) else str(c) for c in cells),
+        )
+    return table

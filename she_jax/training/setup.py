@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +16,21 @@ from she_jax.cot import CotSchema
 from she_jax.data.dataset import ExampleBuilder, Prepared, open_prepared, open_split, prepare
 from she_jax.data.readers.esci import Esci, EsciConfig
 from she_jax.data.readers.jsonl import Jsonl, JsonlConfig
-from she_jax.generate.prompts import EOS, PAD, PromptFormat, train_tokenizer, training_texts
-from she_jax.data.shopworld.builder import CHECKS, ShopWorld, ShopWorldConfig, TeacherErrors, World
 from she_jax.data.readers.wands import Wands, WandsConfig
+from she_jax.data.shopworld.builder import CHECKS, ShopWorld, ShopWorldConfig, TeacherErrors, World
+from she_jax.generate.language_model import Policy
+from she_jax.generate.prompts import EOS, PAD, PromptFormat, train_tokenizer, training_texts
+from she_jax.models.decoder import ModelConfig, build_model, init_params
 from she_jax.models.sharding import make_mesh, shardings
-from she_jax.models.decoder import Model, ModelConfig, build_model, init_params
 from she_jax.models.weights import load_model
 from she_jax.training.checkpoint import Checkpoints
+from she_jax.training.files import write_text
 from she_jax.training.logging import Progress, say
-from she_jax.rollouts.page import write_text
 from she_jax.training.workdir import Config
 
 TOKENIZER_PAIRS = 8_000  # enough to see every word of ShopWorld
 ASKED = "she_jax.json"  # beside an exported model: what it was trained to be asked
 SETS = ("shopworld", "esci", "wands", "jsonl", "made")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Policy:
-    """A language model with all it takes to ask it: parameters, prompts, devices."""
-
-    model: Model
-    params: Any
-    format: PromptFormat
-    mesh: Mesh
 
 
 def make_data(config: Config, workdir: Path) -> Prepared:

@@ -1,6 +1,5 @@
 """Supervised fine-tuning (SFT) with checkpoints and metrics, and its batches."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,22 +9,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Bool, Int
 
 from she_jax.data.rationales import write_chain
-from she_jax.generate.prompts import PromptFormat, positions
+from she_jax.generate.language_model import Policy
+from she_jax.generate.prompts import PromptFormat
 from she_jax.models.sharding import shardings
 from she_jax.rl.update import jit_update_step, make_sft_step
 from she_jax.training.checkpoint import Checkpoints
-from she_jax.runs.validate import check_data, finite
 from she_jax.training.logging import MetricsWriter, Progress, say
-from she_jax.training.setup import Policy, make_optimizer
+from she_jax.training.loop import check_data, finite
+from she_jax.training.packing import completion_batch, two_a_row
+from she_jax.training.setup import make_optimizer
 from she_jax.training.stop import StopSignal
 from she_jax.training.workdir import Config
 from she_jax.types import Example, OutcomeBatch, SftBatch, TrainState
-
-# Lengths of a packed row, relative to an unpacked row; few, since each is compiled separately.
-WIDTHS = (1.0, 1.2, 1.3, 1.4, 2.0)
 
 
 def sft(
@@ -101,59 +98,6 @@ def sft_batch(
     completions, mask, cut_chains = prompts.chains(texts)
     batch, cut_prompts = completion_batch(prompts, examples, completions, mask)
     return two_a_row(batch), {"cut_prompts": cut_prompts, "cut_chains": cut_chains}
-
-
-def two_a_row(batch: SftBatch) -> SftBatch:
-    """Packs a batch into half as many rows, the longest row with the shortest, and so on.
-
-    The two do not attend to each other, so loss and gradient are unchanged. Rows are seldom full,
-    so a packed batch has fewer tokens to compute. Its row length is one of ``WIDTHS``.
-
-    Args:
-      batch: an even number of rows; without a mask, attention is causal.
-    """
-    arrays = [np.asarray(x) for x in (batch.tokens, batch.positions, batch.weights)]
-    attended = None if batch.mask is None else np.asarray(batch.mask)
-    real = arrays[1] >= 0
-    sizes = real.sum(axis=1)
-    order = np.argsort(sizes, kind="stable")
-    sources = np.stack([order[::-1], order], axis=1)[: len(order) // 2]  # of each packed row
-    widths = [math.ceil(share * real.shape[1]) for share in WIDTHS]
-    shape = len(sources), next(w for w in widths if w >= sizes[sources].sum(axis=1).max())
-    packed = [np.full(shape, fill, x.dtype) for x, fill in zip(arrays, (0, -1, 0), strict=True)]
-    mask = np.zeros((*shape, shape[1]), bool)
-    for row, source_rows in enumerate(sources):
-        end = 0
-        for source in source_rows:
-            start, end = end, end + sizes[source]
-            for target, array in zip(packed, arrays, strict=True):
-                target[row, start:end] = array[source, real[source]]
-            if attended is None:
-                block = np.tri(end - start, dtype=bool)
-            else:
-                block = attended[source][np.ix_(real[source], real[source])]
-            mask[row, start:end, start:end] = block
-    tokens, positions, weights, mask = map(jnp.asarray, (*packed, mask))
-    return SftBatch(tokens=tokens, positions=positions, weights=weights, mask=mask)
-
-
-def completion_batch(
-    prompts: PromptFormat,
-    examples: Sequence[Example],
-    completions: Int[np.ndarray, "B C"],
-    mask: Bool[np.ndarray, "B C"],
-) -> tuple[SftBatch, int]:
-    """A batch of prompts and completions, trained on the latter; and the number of cut prompts."""
-    prompt, cut = prompts.prompts(examples)
-    real = np.concatenate([prompt.mask, mask], axis=1)
-    trained = np.concatenate([np.zeros_like(prompt.mask), mask], axis=1)
-    batch = SftBatch(
-        tokens=jnp.asarray(np.concatenate([prompt.tokens, completions], axis=1)),
-        positions=jnp.asarray(positions(real)),
-        weights=jnp.asarray(trained, dtype=jnp.float32),
-        prompt_length=prompts.prompt_length,
-    )
-    return batch, cut
 
 
 def adopt(config: Config, workdir: Path, policy: Policy) -> Any:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from she_jax.rollouts.page import write_json
+from she_jax.training.files import write_json
 
 # While none of these exists, the config may change without loss.
 MADE = ("checkpoints", "predictions.jsonl", "examinations", "outcomes", "filter")

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from she_jax.data.rationales import implied_steps
 from she_jax.data.dataset import ExampleBuilder, ExampleConfig
 from she_jax.data.intake import Row, query_hash
+from she_jax.data.rationales import implied_steps
 from she_jax.types import BadRow, Example
 
 pc: Any = pyarrow.compute  # defines its functions at import, where type checkers miss them

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from she_jax.data.rationales import implied_steps
 from she_jax.data.dataset import CarvedConfig, ExampleBuilder
 from she_jax.data.intake import Row
+from she_jax.data.rationales import implied_steps
 from she_jax.types import BadRow, Example
 
 WANDS_LABELS = {"Exact": 4, "Partial": 3, "Irrelevant": 1}

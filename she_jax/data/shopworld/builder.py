@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from she_jax.cot import CotSchema
-from she_jax.data.shopworld.catalogue import BANDS
 from she_jax.data.dataset import ExampleBuilder, ExampleConfig
 from she_jax.data.intake import Row
+from she_jax.data.shopworld.catalogue import BANDS
 from she_jax.data.shopworld.generator import (
     BAND,
     CATEGORY,

@@ -8,11 +8,12 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
+from she_jax.generate.language_model import Policy
 from she_jax.generate.prompts import positions
 from she_jax.models.sharding import batch_sharding, shardings
-from she_jax.rewards.orm.loss import chain_scores, with_value
 from she_jax.rewards.artifact import RewardFolder, tokenizer_digest
-from she_jax.training.setup import Policy, make_policy
+from she_jax.rewards.orm.loss import chain_scores, with_value
+from she_jax.training.setup import make_policy
 from she_jax.training.workdir import Config
 from she_jax.types import Rollout
 

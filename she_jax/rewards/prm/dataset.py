@@ -14,26 +14,23 @@ is correct if its reward is 1. Sources:
 """
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from she_jax.cot import ARROW, Chain, CotSchema, ParsedStep
 from she_jax.data.rationales import write_chain
 from she_jax.rewards.prm.step_query import Examination, true_evidence, write_critique, written_steps
-from she_jax.rewards.verifier import verify
+from she_jax.rewards.verifier import FULL_MARKS, verify
+from she_jax.training.files import write_text
 from she_jax.types import Example
 
 POLICY = "policy"
 SPOILT = ("verdict", "attribute", "product", "reason", "evidence")
-FULL_MARKS = 1 - 1e-6
-
-
-def with_all_truth(example: Example) -> Example:
-    """Returns the example with all known steps marked as annotated, so the verifier uses them."""
-    return dataclasses.replace(example, annotations=tuple(example.steps or ()))
 
 
 def put_right(example: Example, schema: CotSchema, evidence: Mapping[str, str]) -> Example | None:
@@ -288,3 +285,25 @@ class Balanced:
 
 def _choose(rng: np.random.Generator, choices):
     return choices[int(rng.integers(len(choices)))]
+
+
+def save_examinations(path: Path, found: Iterable[Examination]) -> None:
+    """Writes examinations as JSON lines, for people and for ``read_examinations``."""
+    lines = []
+    for one in found:
+        pair = {"uid": one.example.uid, "query": one.example.query}
+        rest = {name: value for name, value in vars(one).items() if name != "example"}
+        record = pair | {"product": dict(one.example.product)} | rest
+        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    write_text(path, "".join(lines))
+
+
+def read_examinations(path: Path) -> list[Examination]:
+    """Reads them back; of a pair there is its ``uid``, query and product."""
+    found = []
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            record = json.loads(line)
+            pair = {name: record.pop(name) for name in ("uid", "query", "product")}
+            found.append(Examination(example=Example(**pair), **record))
+    return found

@@ -14,8 +14,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float32, Int
 
 from she_jax.cot import Chain, CotSchema
-from she_jax.rewards.prm.dataset import FULL_MARKS
+from she_jax.generate.generator import Judge
+from she_jax.generate.language_model import Policy
 from she_jax.generate.prompts import positions
+from she_jax.generate.sampler import jit_sample
+from she_jax.models.sharding import batch_sharding
+from she_jax.rewards.artifact import RewardFolder, tokenizer_digest
 from she_jax.rewards.prm.packing import Branch, Question, QuestionFormat
 from she_jax.rewards.prm.step_query import (
     CRITIQUE,
@@ -25,11 +29,7 @@ from she_jax.rewards.prm.step_query import (
     write_critique,
     written_steps,
 )
-from she_jax.models.sharding import batch_sharding
-from she_jax.generate.sampler import jit_sample
-from she_jax.generate.generator import Judge
-from she_jax.rewards.artifact import RewardFolder, tokenizer_digest
-from she_jax.training.setup import Policy, examiner_mesh, make_policy
+from she_jax.training.setup import examiner_mesh, make_policy
 from she_jax.training.workdir import Config
 from she_jax.types import Example
 
@@ -326,41 +326,6 @@ def chain_examinations(
         )
         for b, k in indices
     ]
-
-
-def contradictions(
-    verifier: Float32[np.ndarray, "B S"],
-    verifier_known: Bool[np.ndarray, "B S"],
-    scores: Scores,
-    schema: CotSchema,
-) -> dict[str, float]:
-    """Returns metrics of process reward model scores, and of their disagreement with the verifier.
-
-    A step is correct for the verifier if its reward is 1, for the process reward model if its score
-    is at least 1/2. Reward hacking shows here: the score rises and so does the disagreement.
-
-    Args:
-      verifier: verifier rewards in [0, 1], valid where ``verifier_known``.
-      verifier_known: mask of the known ones.
-      scores: ``[B, S]`` scores of the process reward model.
-      schema: the steps.
-
-    Returns:
-      ``examiner/<step>``, the mean of the known scores. ``disagreement/<step>``, the share of
-      disagreement among the steps that both know. ``examiner`` and ``disagreement`` are the same
-      over all steps. A metric with no such step is left out.
-    """
-    both_known = verifier_known & scores.known
-    disagree = both_known & ((verifier >= FULL_MARKS) != (scores.score >= 0.5))
-    columns = {f"/{name}": slice(k, k + 1) for k, name in enumerate(schema.names)}
-    metrics = {}
-    for name, column in (columns | {"": slice(None)}).items():
-        if known := scores.known[:, column].sum():
-            score = np.where(scores.known, scores.score, 0.0)[:, column].sum() / known
-            metrics[f"examiner{name}"] = float(score)
-        if count := both_known[:, column].sum():
-            metrics[f"disagreement{name}"] = float(disagree[:, column].sum() / count)
-    return metrics
 
 
 # -------------------------------------------------------------------------- on the disk

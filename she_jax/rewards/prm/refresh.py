@@ -13,13 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from she_jax.rewards.prm.dataset import POLICY, Balanced, Examination, judged
+from she_jax.generate.generator import Judge
+from she_jax.rewards.prm.dataset import POLICY, Balanced, Examination, judged, read_examinations
+from she_jax.rewards.prm.model import EXAMINER, Examiner
 from she_jax.rl.update import jit_update_step, make_sft_step
 from she_jax.training.checkpoint import Checkpoints
-from she_jax.rewards.prm.model import EXAMINER, Examiner
 from she_jax.training.logging import say
-from she_jax.generate.generator import Judge
-from she_jax.runs.process_reward import read_examinations
 from she_jax.training.sft import new_state
 from she_jax.training.workdir import Config
 from she_jax.types import Example, TrainState

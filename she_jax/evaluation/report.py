@@ -1,0 +1,35 @@
+"""The table of metrics before and after training."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+
+def before_after_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Table:
+    """A table of the metrics of ``she_jax.evaluation.metrics.score`` before and after training."""
+    table = Table("", "before", "after", "change")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    names = {"macro_f1": "macro F1", "accuracy": "accuracy", "good_f1": "good F1"}
+    rows = [(title, before.get(key), after.get(key)) for key, title in names.items()]
+    for key, title in (("f1", "F1 of class"), ("step_accuracy", "step")):
+        old, new = before.get(key, {}), after.get(key, {})
+        rows += [(f"{title} {k}", old.get(k), new.get(k)) for k in dict.fromkeys([*old, *new])]
+    if "longtail" in before:
+        longtail = [metrics.get("longtail", {}).get("macro_f1") for metrics in (before, after)]
+        rows.append(("macro F1, long tail", *longtail))
+    if before.get("wrong_reason") is not None:
+        rows.append(("wrong reason", before["wrong_reason"], after.get("wrong_reason")))
+    rows.append(("parse rate", before.get("parse_rate"), after.get("parse_rate")))
+    sampled = [key for key in before if key.startswith("pass_at_")]
+    rows += [(key.replace("_at_", "@"), before[key], after.get(key)) for key in sampled]
+    for title, old, new in rows:
+        change = f"{new - old:+.3f}" if old is not None and new is not None else "-"
+        table.add_row(title, _format(old), _format(new), change)
+    table.add_row("pairs", str(before.get("n", "-")), str(after.get("n", "-")), "")
+    return table
+
+
+def _format(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
