@@ -69,9 +69,9 @@ def find_run(kind: str | None) -> Callable[[ConfigDict, Path], None]:
             "benchmarks/evidence"
         )
     sys.path.insert(0, str(ROOT))  # whatever the working folder is
-    from benchmarks.evidence.run import run_evidence
+    from benchmarks.evidence.run import run_study
 
-    return run_evidence
+    return run_study
 
 
 def default_workdir() -> str:

@@ -1,67 +1,44 @@
-"""The evidence: arms x seeds from the same cold starts, and the tables and plots that compare them.
+"""The study of the paper's claim: arms x seeds from the same cold starts, in tables and plots.
 
     python launch.py --config=configs/evidence.py --workdir=runs/evidence
 
-runs what is not done yet, most important arms first, two runs side by side, and writes
-``evidence.json``, ``tables.md`` and plots into the folder. What was stopped, killed or failed goes
-on with the same command. ``--config.only=srpo,grpo`` runs these arms and what they need. On an
-accelerator set ``--config.workers=1``.
+runs every job that is not done yet, the most important arms first, two jobs side by side, and
+writes ``evidence.json``, ``tables.md`` and plots into the folder. The same command resumes jobs
+that were stopped, killed or failed. ``--config.only=srpo,grpo`` runs these arms and what they need.
+On an accelerator set ``--config.workers=1``. The code is in ``benchmarks/evidence``.
 
-Humans gave every training pair its label and annotated steps: every one for the arms that have
-``ALL`` among their settings, the main ones, none with a coverage of 0, a fifth for the others. The
-examiner, one for all seeds, knows a fifth of the steps of the first seed's pairs.
+Every training pair is labeled, and its steps are annotated: all of them for arms with ``ALL`` in
+their settings (the main ones), none with a coverage of 0, a fifth for the others. The examiner (a
+process reward model, one for all seeds) is trained on a fifth of the steps of the first seed's
+pairs.
 
-Every arm begins with the cold start of its seed and takes 240 updates of 64 rows, or 60: so many
-take the runs on which rates are chosen, and the variants. All draw their prompts from the same
+Every arm begins with the cold start of its seed and takes 240 updates of 64 rows, or 60: the runs
+on which learning rates are chosen, and the variants. All arms draw their prompts from the same
 split, sixteen an update, in the same order, and sample four rollouts of each. Exceptions: full SHE
-and SFT in rounds choose their prompts, no more of them, by how the ones before went; written chains
-(the teacher's, or gold ones) are not sampled; and of the teacher's there is a new pair for every
-row.
+and SFT in rounds choose their prompts by earlier results, without drawing more of them. Written
+chains (the teacher's, or gold ones) are not sampled. Each row of the teacher's is a new pair.
 
-An arm's learning rate is the one of ``rates`` that does best on the first seed's validation split,
-or that of the arm it is a variant of: the three in the middle are tried, and the next one as long
-as the outermost is best. Nothing is chosen on a test split.
+An arm's learning rate is the one of ``rates`` that is best on the first seed's validation split, or
+that of the arm it is a variant of. The three in the middle are tried first, then the next one as
+long as the outermost is best. Nothing is chosen on a test split.
 
-On 2 cores of an Intel Xeon, jax 0.10.2, it takes 2 h 26 min from nothing, added up over three
-sittings (2026-11-29 and 30): macro F1 0.56 after the cold start, 0.76 after GRPO, 0.87 after SRPO
-with every step annotated (docs/results.md).
+On 2 cores of an Intel Xeon, jax 0.10.2, it takes 2 h 26 min from nothing, the sum of three sittings
+(2026-11-29 and 30): macro F1 0.56 after the cold start, 0.76 after GRPO, 0.87 after SRPO with every
+step annotated (docs/evidence.md).
 
     python launch.py --config=configs/evidence.py:model=smollm2,data=esci \\
         --config.recipe.data.path=DIR
 
-compares SFT on own right chains, DPO, GRPO and SRPO on other pairs, of the sizes that
-``configs/stage1.py`` has for that argument, from three cold starts. SmolLM2 wants an accelerator.
+compares rejection-sampling SFT, DPO, GRPO and SRPO on other pairs, with the sizes that
+``configs/stage1.py`` has for that argument, from three cold starts. SmolLM2 needs an accelerator.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from configs import reward_model, scalar_reward, stage1
-
-# Beside ``recipe.reward.model`` and ``.scalar``: the reward models trained for an arm's cold start.
-EXAMINER, SCALAR = "{examiner}", "{scalar}"
-# An examiner's scores are never quite equal: what deviates less teaches nothing.
-TOL = {"rl.tol": 0.05}
-HYBRID = {"reward.model": EXAMINER} | TOL  # it speaks of the steps that humans did not annotate
-ALL = {"shopworld.coverage": 1.0}  # every step is annotated
-# Conditions a query besides the recipe's, and the room that prompts and chains of them take.
-CHECKS = {2: (36, 92), 8: (56, 188)}
-COVERAGE = 0.2  # share of the steps that humans annotated
-SHORT = {"rl.steps": 60, "rl.eval_every": 30}
-STAGE = {"rl.steps": 80, "rl.eval_every": 80}  # of three: no more judgings than other arms have
-REPLAY = 1.0  # advantage of what is imitated in the places of silent groups
-# SRPO moves towards what did better than its group and leaves alone what did worse: that was better
-# on the validation splits of other seeds. GRPO and the other estimators take both, as published.
-SRPO = {"rl.estimator": "srpo", "rl.negative": 0.0}
-GRPO = {"rl.estimator": "grpo"}
-# Compared over and over: title and settings.
-COMPARED: dict[str, tuple[str, dict[str, Any]]] = {
-    "grpo": ("GRPO", GRPO),
-    "srpo": ("SRPO", SRPO),
-    "sft": ("SFT, own right chains", {"method": "sft", "offline.chains": "rejection"}),
-}
-ALL_FOUR = COMPARED | {"dpo": ("DPO", {"method": "dpo"})}
 
 
 def get_config(arg: str = "") -> Any:
@@ -72,8 +49,8 @@ def get_config(arg: str = "") -> Any:
     """
     config: Any = ConfigDict()
     config.kind = "evidence"
-    # On the first one the rates are chosen; with 0 to 7 this plan was made. They are added to
-    # those of the reward models: examiner.seed=1 is another examiner, of the same pairs.
+    # On the first one the rates are chosen. This plan was made with seeds 0 to 7. A seed is added
+    # to those of the reward models: examiner.seed=1 is another examiner, of the same pairs.
     config.seeds = (10, 11, 12, 13, 14)
     config.workers = 2  # runs side by side, each with its share of the CPUs
     config.cpu_devices = 1  # of each of them
@@ -81,389 +58,263 @@ def get_config(arg: str = "") -> Any:
     # Learning rates to choose from, rl.learning_rate.
     config.rates = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 
-    config.recipe = _recipe(arg) if arg else _sized(_recipe(arg))
-    config.recipe.cpu_devices = config.get_ref("cpu_devices")
-    config.examiner = _examiner()
-    config.examiner.cpu_devices = config.get_ref("cpu_devices")
-    config.scalar = _scalar()
-    config.scalar.cpu_devices = config.get_ref("cpu_devices")
+    config.recipe = stage1.get_config(arg).unlock()
+    config.recipe.update_from_flattened_dict(PLAIN_PROMPTS | ({} if arg else SIZES))
+    config.examiner = reward_model.get_config().unlock()
+    config.examiner.update_from_flattened_dict(EXAMINER_SIZES)
+    config.scalar = scalar_reward.get_config().unlock()
+    config.scalar.update_from_flattened_dict(SCALAR_SIZES)
+    for part in (config.recipe, config.examiner, config.scalar):
+        part.cpu_devices = config.get_ref("cpu_devices")
 
-    # Worlds and chains that need a cold start of their own: what they change in the recipe.
-    starts: dict[str, Any] = {"main": {}, "label_first": {"chain.label_first": True}}
-    starts |= {
-        f"checks_{n}": {
-            "chain.checks": n,
-            "model.prompt_length": prompt,
-            "model.completion_length": chain,
-        }
-        for n, (prompt, chain) in CHECKS.items()
-    }
-    config.starts = ConfigDict({name: _nested(own) for name, own in starts.items()})
-    arms = _own_pairs() if arg else _arms()
+    config.starts = ConfigDict({name: nested(changes) for name, changes in STARTS.items()})
+    arms = read_arms(OTHER_PAIRS if arg else ARMS)
     config.arms = ConfigDict(arms)
     config.order = tuple(arms)  # in which they are run; a ConfigDict keeps none
-    config.plots = ConfigDict(_own_plots() if arg else _plots())
+    config.plots = ConfigDict(OTHER_PLOTS if arg else PLOTS)
     return config.lock()
 
 
-# -------------------------------------------------------------------------- sizes
+# -------------------------------------------------------------------------- the recipe
+
+# Prompts in the order of the data: selection would give each arm other ones.
+PLAIN_PROMPTS = {"filter.pairs": 0, "rl.aim": "even", "rl.refill": 0, "eval.pass_k": 0}
+# ShopWorld with checks, a model from scratch.
+SIZES = {
+    "chain.checks": 4,
+    "model.prompt_length": 44,
+    "model.completion_length": 120,
+    "shopworld.pairs": (40_000, 1_024, 2_048, 1_024),
+    "shopworld.coverage": 0.2,  # share of the steps that are annotated
+    "sft.steps": 1_500,
+    "sft.micro_batches": 4,
+    "sft.checkpoint_every": 500,
+    "rl.prompts": 16,
+    "rl.group_size": 4,
+    "rl.loss.micro_batches": 16,  # of a group each
+    "rl.steps": 240,
+    "rl.eval_every": 60,
+    "eval.batch_size": 64,  # small enough for the cache: on CPU faster than 256
+}
+EXAMINER_SIZES = {
+    "solve.steps": 0,  # 20 minutes that this study does not have
+    "sft.steps": 1_200,  # its F1 on wrong steps of the policy is 0.77 then
+    "examiner.pairs": 40_000,  # each with a fifth of its steps
+    "examiner.room": 80,  # the least; a fifth of the answers do not fit
+    "examiner.policy_pairs": 20_000,
+    "examiner.eval_pairs": 256,
+    "examiner.votes": 0,
+}
+SCALAR_SIZES = {"sft.steps": 400, "scalar.pairs": 2_000, "scalar.eval_pairs": 256}
+# Cold starts: what they change in the recipe. With checks, prompts and chains have other lengths.
+STARTS: dict[str, dict[str, Any]] = {
+    "main": {},
+    "label_first": {"chain.label_first": True},
+    "checks_2": {"chain.checks": 2, "model.prompt_length": 36, "model.completion_length": 92},
+    "checks_8": {"chain.checks": 8, "model.prompt_length": 56, "model.completion_length": 188},
+}
+
+# -------------------------------------------------------------------------- settings of the arms
+
+# In ``reward.model`` and ``reward.scalar``: the reward models trained for an arm's cold start.
+EXAMINER, SCALAR = "{examiner}", "{scalar}"
+TOL = {"rl.tol": 0.05}  # a model's scores are never quite equal: less carries no learning signal
+HYBRID = {"reward.model": EXAMINER} | TOL  # it scores the steps that are not annotated
+ALL = {"shopworld.coverage": 1.0}  # every step is annotated
+NONE = {"shopworld.coverage": 0.0}
+SHORT = {"rl.steps": 60, "rl.eval_every": 30}
+
+# SRPO moves towards what did better than its group and ignores what did worse, which was better on
+# the validation splits of other seeds. GRPO and the other estimators do both, as published.
+ONE_SIGN = {"rl.negative": 0.0}
+SRPO = {"rl.estimator": "srpo"} | ONE_SIGN
+GRPO = {"rl.estimator": "grpo"}
+DPO = {"method": "dpo"}
+SFT = {"method": "sft", "offline.chains": "rejection"}
+TEACHER = {"method": "sft", "offline.chains": "written", "offline.pairs": 15_360}  # a pair a row
+GOLD = {"method": "sft", "offline.chains": "written", "shopworld.chains": "gold"}
+
+BOTH_SIGNS = {"rl.negative": 1.0}
+STEPS_ALONE = {"rl.srpo.w_outcome": 0.0}
+MODEL_ALONE = HYBRID | STEPS_ALONE | {"reward.combine": "model_only"}
+ORM = {"reward.scalar": SCALAR} | TOL
+# Without its dynamic sampling (rl.refill), which would sample more than the other arms do.
+DAPO = GRPO | {"rl.kl_weight": 0.0, "rl.loss.clip_high": 0.28}
+DR_GRPO = {"rl.estimator": "dr_grpo", "rl.normalisation": "constant"}
+# Sums over steps, which a clamp of 2 would make all alike; its paper has none.
+PROCESS = {"rl.estimator": "process", "rl.clamp": 100.0} | ALL
+PRORAG = {"rl.estimator": "prorag"} | ALL
+
+# Stages of a curriculum. Rejection-sampling SFT in rounds of a third of the updates: a later round
+# is sampled by a better policy, its prompts are first those without a right rollout, then new ones.
+STAGE = {"rl.steps": 80, "rl.eval_every": 80}  # evaluated no more often than other arms
+ROUND_1 = {"method": "sft", "rl.missed": 0.0} | STAGE
+ROUND_2 = ROUND_1 | {"rl.missed": 1.0}
+ROUNDS = {"stage1": ROUND_1, "stage2": ROUND_2, "stage3": ROUND_2}
+# Full SHE: two rounds, then SRPO with self-imitation at a third of SFT's rate, rewarded by the
+# verifier alone. Half of its prompts are those left without a right rollout, as long as there are
+# any, the rest new ones: as many updates and rollouts as the other arms, and no more prompts.
+VERIFIER = {"reward.model": "", "rl.tol": 1e-6}
+PRACTICE = {"rl.missed": 0.5, "rl.learning_rate": 1e-4, "rl.replay": 1.0}  # imitated at +1
+SHE = {"stage1": ROUND_1, "stage2": ROUND_2, "stage3": SRPO | PRACTICE | VERIFIER | STAGE}
+
+# -------------------------------------------------------------------------- the arms
+
+# Tables: heading, and what their rows share: cold start, end of the title, settings.
+MAIN = ("main", "main", "", {})
+FIFTH = ("a fifth annotated", "main", ", a fifth", {})
+EVERY_STEP = ("every step annotated, a quarter of the updates", "main", ", every step", SHORT | ALL)
+QUARTER = ("a quarter of the updates", "main", "", SHORT)
+SHARES = ("coverage, a quarter of the updates", "main", "", SHORT)
+CHECKS_2 = ("checks, a quarter of the updates", "checks_2", ", 2 checks", SHORT)
+CHECKS_8 = ("checks, a quarter of the updates", "checks_8", ", 8 checks", SHORT)
+LONG_2 = ("checks", "checks_2", ", 2 checks", {})
+LONG_8 = ("checks", "checks_8", ", 8 checks", {})
+ABLATIONS = ("ablations, a quarter of the updates", "main", "", SRPO | SHORT | ALL)
+LABEL_FIRST = ("label first", "label_first", ", label first", SHORT)
+ESTIMATORS = ("estimators, a quarter of the updates", "main", "", SHORT)
+
+# The arm on whose runs with the first seed the learning rate is chosen; SELF for the arm itself.
+# COLD marks a cold start, which is a row without further training.
+SELF, COLD = True, False
+BY_SRPO, BY_SFT, BY_GRPO = "short_all_srpo", "short_all_sft", "short_grpo"
+
+# The arms that are compared with an arm: the tables have their figures less its figures.
+FULL = ("annotated_srpo", "annotated_she", "she")
+FEW = ("srpo", "she", "she_verifier")
+EVERY = ("annotated_srpo", "annotated_she", "srpo", "srpo_hybrid", "she", "she_verifier")
+BASE = ("short_all_srpo",)
+SRPOS = ("short_srpo", "short_all_srpo")
+PEERS = ("short_all_srpo", "short_grpo")
+
+# In the order in which they are run. An arm is run with the first of the seeds, as many as it says;
+# one with 0 only where --config.arms.NAME.seeds asks for more. Its settings are what it changes in
+# the recipe. Its stages, if any, make it a curriculum, and are what each stage changes besides: the
+# learning rate of a stage keeps its ratio to the recipe's whatever rate is chosen.
+ARMS = (
+    # name, table, title, seeds, rate, compared arms, settings, stages
+    #
+    # For arms that read steps every step is annotated: an examiner would have nothing to add. GRPO
+    # reads labels alone, so those with a fifth of the steps are compared with it too.
+    ("cold_start", MAIN, "cold start", 5, COLD, ("annotated_srpo",), {}),
+    ("grpo", MAIN, "GRPO", 5, BY_GRPO, EVERY, GRPO),
+    ("annotated_srpo", MAIN, "SRPO", 5, BY_SRPO, ("annotated_she", "she", "srpo"), SRPO | ALL),
+    ("annotated_she", MAIN, "full SHE", 0, BY_SFT, ("she",), ALL, SHE),
+    ("annotated_sft", MAIN, "SFT, own right chains", 3, BY_SFT, FULL, SFT | ALL),
+    ("long_grpo_one_sign", MAIN, "GRPO, one sign", 0, "grpo_one_sign", EVERY, GRPO | ONE_SIGN),
+    ("annotated_rounds", MAIN, "SFT, three rounds", 0, BY_SFT, FULL, ALL, ROUNDS),
+    ("dpo", MAIN, "DPO", 1, "short_dpo", FULL, DPO),
+    ("sft_teacher", MAIN, "SFT, teacher's chains", 1, BY_SFT, FULL, TEACHER),
+    ("sft_gold", MAIN, "SFT, gold chains (ceiling)", 1, BY_SFT, FULL, GOLD),
+    # The examiner has read the annotation of more pairs than an arm meets: hence those without it.
+    ("srpo", FIFTH, "SRPO", 0, BY_SRPO, ("she", "she_verifier"), SRPO),
+    ("srpo_hybrid", FIFTH, "SRPO, hybrid", 0, BY_SRPO, ("she",), SRPO | HYBRID),
+    ("sft", FIFTH, "SFT, own right chains", 0, BY_SFT, FEW, SFT),
+    ("she", FIFTH, "full SHE", 1, BY_SFT, (), HYBRID, SHE),
+    ("she_verifier", FIFTH, "full SHE, verifier only", 0, BY_SFT, ("she",), {}, SHE),
+    ("sft_rounds", FIFTH, "SFT, right by the hybrid, three rounds", 0, BY_SFT, FEW, HYBRID, ROUNDS),
+    # Where steps are read, rates are chosen with every step annotated, as in the main table.
+    ("short_all_srpo", EVERY_STEP, "SRPO", 1, SELF, (), SRPO),
+    ("short_all_sft", EVERY_STEP, "SFT, own right chains", 1, SELF, BASE, SFT),
+    ("short_grpo", QUARTER, "GRPO", 1, SELF, SRPOS, GRPO),
+    ("short_srpo", QUARTER, "SRPO", 1, BY_SRPO, (), SRPO),
+    ("short_sft", QUARTER, "SFT, own right chains", 1, BY_SFT, SRPOS, SFT),
+    ("short_dpo", QUARTER, "DPO", 1, SELF, SRPOS, DPO),
+    ("hybrid_coverage_20", SHARES, "SRPO, hybrid", 1, BY_SRPO, ("short_srpo",), SRPO | HYBRID),
+    ("verifier_coverage_0", SHARES, "SRPO, labels alone", 1, BY_SRPO, ("short_srpo",), SRPO | NONE),
+    ("sft_coverage_0", SHARES, "SFT, own right labels", 0, BY_SFT, ("short_srpo",), SFT | NONE),
+    # The rejection of full SHE by itself: the examiner finds wrong steps in chains to imitate.
+    ("sft_hybrid", SHARES, "SFT, right by the hybrid", 0, BY_SFT, ("short_srpo",), SFT | HYBRID),
+    ("checks_2_start", CHECKS_2, "cold start", 1, COLD, (), {}),
+    ("checks_2_srpo", CHECKS_2, "SRPO", 1, BY_SRPO, (), SRPO | ALL),
+    ("checks_2_grpo", CHECKS_2, "GRPO", 1, BY_GRPO, ("checks_2_srpo",), GRPO),
+    ("checks_2_long_start", LONG_2, "cold start", 0, COLD, (), {}),
+    ("checks_2_long_srpo", LONG_2, "SRPO", 0, BY_SRPO, (), SRPO | ALL),
+    ("checks_2_long_grpo", LONG_2, "GRPO", 0, BY_GRPO, ("checks_2_long_srpo",), GRPO),
+    ("checks_8_start", CHECKS_8, "cold start", 1, COLD, (), {}),
+    ("checks_8_srpo", CHECKS_8, "SRPO", 1, BY_SRPO, (), SRPO | ALL),
+    ("checks_8_grpo", CHECKS_8, "GRPO", 1, BY_GRPO, ("checks_8_srpo",), GRPO),
+    ("checks_8_long_start", LONG_8, "cold start", 0, COLD, (), {}),
+    ("checks_8_long_srpo", LONG_8, "SRPO", 0, BY_SRPO, (), SRPO | ALL),
+    ("checks_8_long_grpo", LONG_8, "GRPO", 0, BY_GRPO, ("checks_8_long_srpo",), GRPO),
+    # Of SRPO where every step is annotated, so that the credit alone makes the difference.
+    ("srpo_all", ABLATIONS, "SRPO, all steps alike", 1, BY_SRPO, BASE, {"rl.srpo.critical": "all"}),
+    ("srpo_half", ABLATIONS, "SRPO, step weight 0.5", 1, BY_SRPO, BASE, {"rl.srpo.w_step": 0.5}),
+    ("srpo_both_signs", ABLATIONS, "SRPO, advantages below 0 too", 1, BY_SRPO, BASE, BOTH_SIGNS),
+    ("srpo_model", ABLATIONS, "SRPO, examiner only", 1, BY_SRPO, BASE, MODEL_ALONE),
+    ("srpo_steps", ABLATIONS, "SRPO, steps alone", 0, BY_SRPO, BASE, STEPS_ALONE),
+    ("label_first_start", LABEL_FIRST, "cold start", 1, COLD, (), {}),
+    ("label_first_srpo", LABEL_FIRST, "SRPO", 1, BY_SRPO, (), SRPO | ALL),
+    ("label_first_grpo", LABEL_FIRST, "GRPO", 1, BY_GRPO, ("label_first_srpo",), GRPO),
+    # The first one waits for its reward model, while the others are run.
+    ("grpo_scalar", ESTIMATORS, "GRPO, scalar reward model", 1, BY_GRPO, PEERS, GRPO | ORM),
+    ("grpo_one_sign", ESTIMATORS, "GRPO, no advantages below 0", 1, SELF, PEERS, GRPO | ONE_SIGN),
+    ("dapo", ESTIMATORS, "DAPO, no resampling", 1, BY_GRPO, PEERS, DAPO),
+    ("dr_grpo", ESTIMATORS, "Dr.GRPO", 1, BY_GRPO, PEERS, DR_GRPO),
+    ("rloo", ESTIMATORS, "RLOO", 1, BY_GRPO, PEERS, {"rl.estimator": "rloo"}),
+    ("process", ESTIMATORS, "process supervision", 1, BY_SRPO, PEERS, PROCESS),
+    ("prorag", ESTIMATORS, "dual granularity (ProRAG)", 1, BY_SRPO, PEERS, PRORAG),
+)
+
+# On other pairs, whose labels are all that is annotated.
+OTHER_PAIRS = (
+    ("cold_start", MAIN, "cold start", 3, COLD, ("srpo",), {}),
+    ("grpo", MAIN, "GRPO", 3, SELF, ("srpo",), GRPO),
+    ("srpo", MAIN, "SRPO", 3, SELF, (), SRPO),
+    ("sft", MAIN, "SFT, own right chains", 3, SELF, ("srpo",), SFT),
+    ("dpo", MAIN, "DPO", 3, SELF, ("srpo",), DPO),
+)
+
+# The arms that the plots show. In ``checks`` and ``coverage`` they are the points of lines, at the
+# number of checks or the coverage of their configs; the lead is the first line's over each other.
+PLOTS = {
+    "curves": ("annotated_srpo", "grpo", "dpo", "annotated_sft", "she"),
+    "confusion": ("cold_start", "grpo", "annotated_sft", "annotated_srpo", "she"),
+    "checks": (
+        ("SRPO", ("checks_2_srpo", "short_all_srpo", "checks_8_srpo")),
+        ("GRPO", ("checks_2_grpo", "short_grpo", "checks_8_grpo")),
+    ),
+    "coverage": (
+        ("SRPO, verifier only", ("verifier_coverage_0", "short_srpo", "short_all_srpo")),
+        ("SRPO, hybrid", ("hybrid_coverage_20", "short_all_srpo")),
+        ("SFT, own right chains", ("sft_coverage_0", "short_sft", "short_all_sft")),
+        ("GRPO", ("short_grpo",)),
+    ),
+}
+OTHER_PLOTS = {
+    "curves": ("grpo", "srpo", "sft", "dpo"),
+    "confusion": ("cold_start", "grpo", "srpo", "sft", "dpo"),
+    "checks": (),
+    "coverage": (),
+}
 
 
-def _recipe(arg: str) -> Any:
-    """Prompts as they come: what chooses them gives each arm others."""
-    config = stage1.get_config(arg).unlock()
-    config.update_from_flattened_dict(
-        {"filter.pairs": 0, "rl.aim": "even", "rl.refill": 0, "eval.pass_k": 0}
-    )
-    return config
-
-
-def _sized(config: Any) -> Any:
-    """For ShopWorld with checks, from scratch."""
-    config.update_from_flattened_dict(
-        {
-            "chain.checks": 4,
-            "model.prompt_length": 44,
-            "model.completion_length": 120,
-            "shopworld.pairs": (40_000, 1_024, 2_048, 1_024),
-            "shopworld.coverage": COVERAGE,
-            "sft.steps": 1_500,
-            "sft.micro_batches": 4,
-            "sft.checkpoint_every": 500,
-            "rl.prompts": 16,
-            "rl.group_size": 4,
-            "rl.loss.micro_batches": 16,  # of a group each
-            "rl.steps": 240,
-            "rl.eval_every": 60,
-            "eval.batch_size": 64,  # small enough for the cache: on CPU faster than 256
+def read_arms(rows: Iterable[tuple]) -> dict[str, dict[str, Any]]:
+    """The rows of ``ARMS`` or ``OTHER_PAIRS`` as ``config.arms`` has them, by name."""
+    arms = {}
+    for name, (
+        heading,
+        start,
+        end,
+        shared,
+    ), title, seeds, rate, compared, settings, *stages in rows:
+        trained = rate is not COLD
+        arms[name] = {
+            "title": title + end,
+            "table": heading,
+            "start": start,
+            "seeds": seeds,
+            "tuned": rate,
+            "against": compared,
+            "trained": trained,
+            "settings": nested(shared | settings) if trained else {},
+            "stages": {stage: nested(changes) for stage, changes in dict(*stages).items()},
         }
-    )
-    return config
+    return arms
 
 
-def _examiner() -> Any:
-    config = reward_model.get_config().unlock()
-    config.update_from_flattened_dict(
-        {
-            "solve.steps": 0,  # 20 minutes that an evidence run does not have
-            "sft.steps": 1_200,  # its F1 on wrong steps of the policy is 0.77 then
-            "examiner.pairs": 40_000,  # each with a fifth of its steps
-            "examiner.room": 80,  # the least; a fifth of the answers find none
-            "examiner.policy_pairs": 20_000,
-            "examiner.eval_pairs": 256,
-            "examiner.votes": 0,
-        }
-    )
-    return config
-
-
-def _scalar() -> Any:
-    config = scalar_reward.get_config().unlock()
-    config.update_from_flattened_dict(
-        {"sft.steps": 400, "scalar.pairs": 2_000, "scalar.eval_pairs": 256}
-    )
-    return config
-
-
-def _rounds(count: int) -> dict[str, dict[str, Any]]:
-    """SFT on own right rollouts, a third of the updates a round: the prompts of a round are first
-    those that had no right rollout yet, then new ones, and the policy that samples them is better.
-    """
-    return {
-        f"stage{n}": {"method": "sft", "rl.missed": float(n > 1)} | STAGE
-        for n in range(1, count + 1)
-    }
-
-
-def _stages() -> dict[str, dict[str, Any]]:
-    """Of full SHE: first imitate what goes right, then practise what does not.
-
-    Two rounds of imitation, then SRPO with replay, half of it on the prompts that are left, as far
-    as there are so many, the rest on new ones: as many updates and rollouts as the other arms have,
-    and no more prompts. The rate is that of SFT, and a third of it for SRPO.
-    """
-    last = {"rl.missed": 0.5, "rl.learning_rate": 1e-4, "rl.replay": REPLAY}
-    alone = {"reward.model": "", "rl.tol": 1e-6}  # the verifier's word, without an examiner's
-    return _rounds(2) | {"stage3": SRPO | last | alone | STAGE}
-
-
-# -------------------------------------------------------------------------- arms
-
-
-def _arm(
-    title: str,
-    table: str,
-    settings: dict[str, Any],
-    *,
-    start: str = "main",
-    seeds: int = 5,
-    tuned: bool | str = True,
-    against: tuple[str, ...] = (),
-    trained: bool = True,
-    stages: dict[str, dict[str, Any]] | None = None,
-) -> dict[str, Any]:
-    return {
-        "title": title,  # in tables and plots
-        "table": table,  # in which it is a row
-        "start": start,  # one of ``starts``
-        # It is run with the first so many: 0, only where --config.arms.NAME.seeds asks for more.
-        "seeds": seeds,
-        "tuned": tuned,  # over ``rates``; or the arm whose rate it takes; or False, the recipe's
-        "against": against,  # the arms that are compared with it
-        "trained": trained,  # False: the cold start itself is the row
-        "settings": _nested(settings),  # what it changes in the recipe
-        # Of a curriculum, what each stage changes besides. A learning rate of its own stands in the
-        # same proportion to the rate that is chosen as to the recipe's.
-        "stages": {name: _nested(own) for name, own in (stages or {}).items()},
-    }
-
-
-def _arms() -> dict[str, dict[str, Any]]:
-    """In the order in which they are run, after what they need."""
-    first = _main() | _fifth() | _short()
-    rest = _coverages() | _checks() | _ablations()
-    return first | rest | _both("label_first", "label first", "label first") | _estimators()
-
-
-def _own_pairs() -> dict[str, dict[str, Any]]:
-    """On pairs of any other kind: what humans said of them is all that there is."""
-    start = _arm("cold start", "main", {}, seeds=3, tuned=False, trained=False, against=("srpo",))
-    return {"cold_start": start} | {
-        name: _arm(title, "main", own, seeds=3, against=() if name == "srpo" else ("srpo",))
-        for name, (title, own) in ALL_FOUR.items()
-    }
-
-
-def _own_plots() -> dict[str, Any]:
-    every = tuple(ALL_FOUR)
-    return {"curves": every, "confusion": ("cold_start", *every), "checks": (), "coverage": ()}
-
-
-def _main() -> dict[str, dict[str, Any]]:
-    """Every step is annotated, for those that read steps; an examiner would have nothing to add."""
-    chains = {"method": "sft", "offline.chains": "written"}
-    gold = chains | {"shopworld.chains": "gold"}
-    teacher = chains | {"offline.pairs": 15_360}  # a new chain for every row
-    srpo, grpo, sft = (COMPARED[name] for name in ("srpo", "grpo", "sft"))
-
-    def arm(title: str, settings: Any, tuned: str, **own: Any) -> Any:
-        usual: dict[str, Any] = {"against": ("annotated_srpo", "annotated_she", "she")}
-        return _arm(title, "main", settings, tuned=tuned, **usual | own)
-
-    # GRPO reads labels alone, and so is what those with a fifth of the steps are compared with too.
-    few = ("srpo", "srpo_hybrid", "she", "she_verifier")
-    own = {"against": ("annotated_srpo", "annotated_she", *few)}
-    start = {"tuned": False, "trained": False, "against": ("annotated_srpo",)}
-    return {
-        "cold_start": _arm("cold start", "main", {}, **start),
-        "grpo": arm(*grpo, "short_grpo", **own),
-        "annotated_srpo": arm(
-            srpo[0], srpo[1] | ALL, "short_all_srpo", against=("annotated_she", "she", "srpo")
-        ),
-        "annotated_she": arm(
-            "full SHE", ALL, "short_all_sft", seeds=0, against=("she",), stages=_stages()
-        ),
-        "annotated_sft": arm(sft[0], sft[1] | ALL, "short_all_sft", seeds=3),
-        # Like for like: with SRPO's one sign.
-        "long_grpo_one_sign": arm(
-            "GRPO, one sign", GRPO | {"rl.negative": 0.0}, "grpo_one_sign", seeds=0, **own
-        ),
-        # Full SHE with a third round of imitation in the place of SRPO.
-        "annotated_rounds": arm(
-            "SFT, three rounds", ALL, "short_all_sft", seeds=0, stages=_rounds(3)
-        ),
-        "dpo": arm("DPO", {"method": "dpo"}, "short_dpo", seeds=1),
-        "sft_teacher": arm("SFT, teacher's chains", teacher, "short_all_sft", seeds=1),
-        "sft_gold": arm("SFT, gold chains (ceiling)", gold, "short_all_sft", seeds=1),
-    }
-
-
-def _fifth() -> dict[str, dict[str, Any]]:
-    """The same where a fifth of the steps are annotated, with and without an examiner."""
-
-    def arm(title: str, settings: Any, tuned: str, **own: Any) -> Any:
-        usual: dict[str, Any] = {"seeds": 1, "against": ("srpo", "she", "she_verifier")}
-        return _arm(f"{title}, a fifth", "a fifth annotated", settings, tuned=tuned, **usual | own)
-
-    title = "SFT, right by the hybrid, three rounds"
-    return {
-        "srpo": arm(*COMPARED["srpo"], "short_all_srpo", seeds=0, against=("she", "she_verifier")),
-        "srpo_hybrid": arm(
-            "SRPO, hybrid", SRPO | HYBRID, "short_all_srpo", seeds=0, against=("she",)
-        ),
-        "sft": arm(*COMPARED["sft"], "short_all_sft", seeds=0),
-        "she": arm("full SHE", HYBRID, "short_all_sft", against=(), stages=_stages()),
-        # No examiner, which has read the annotation of more pairs than an arm meets.
-        "she_verifier": arm(
-            "full SHE, verifier only",
-            {},
-            "short_all_sft",
-            seeds=0,
-            against=("she",),
-            stages=_stages(),
-        ),
-        "sft_rounds": arm(title, HYBRID, "short_all_sft", seeds=0, stages=_rounds(3)),
-    }
-
-
-def _short() -> dict[str, dict[str, Any]]:
-    """The arms on which rates are chosen, and others; SRPO is what its variants are compared with.
-
-    Where steps are read, rates are chosen with every step annotated, as the main table has them.
-    """
-    every = "every step annotated, a quarter of the updates"
-    whole = {
-        f"short_all_{name}": _variant(
-            f"{COMPARED[name][0]}, every step",
-            every,
-            COMPARED[name][1] | ALL,
-            tuned=True,
-            against=() if name == "srpo" else ("short_all_srpo",),
-        )
-        for name in ("srpo", "sft")  # they read steps
-    }
-    return whole | {
-        f"short_{name}": _variant(
-            title,
-            "a quarter of the updates",
-            settings,
-            tuned=f"short_all_{name}" if f"short_all_{name}" in whole else True,
-            against=() if name == "srpo" else ("short_srpo", "short_all_srpo"),
-        )
-        for name, (title, settings) in ALL_FOUR.items()
-    }
-
-
-def _checks() -> dict[str, dict[str, Any]]:
-    """SRPO and GRPO from starts with fewer and more checks, all of their steps annotated."""
-    table, every = "checks, a quarter of the updates", {}
-    for n in CHECKS:
-        start, what = f"checks_{n}", f"{n} checks"
-        every |= _both(start, what, table)
-        every |= _both(start, what, "checks", kind="long_", updates={}, seeds=0)
-    return every
-
-
-def _both(
-    start: str,
-    what: str,
-    table: str,
-    *,
-    kind: str = "",
-    updates: dict[str, Any] = SHORT,
-    seeds: int = 1,
-) -> dict[str, dict[str, Any]]:
-    """A start of their own, and SRPO and GRPO from it, every step annotated; GRPO reads labels."""
-    own: dict[str, Any] = {"start": start, "seeds": seeds}
-    (ours, srpo), (theirs, grpo) = COMPARED["srpo"], COMPARED["grpo"]
-    srpo, first = srpo | ALL | updates, f"{start}_{kind}srpo"
-    tuned = {"tuned": "short_grpo", "against": (first,)}
-    untrained: dict[str, Any] = {"tuned": False, "trained": False}
-    return {
-        f"{start}_{kind}start": _arm(f"cold start, {what}", table, {}, **untrained, **own),
-        first: _arm(f"{ours}, {what}", table, srpo, tuned="short_all_srpo", **own),
-        f"{start}_{kind}grpo": _arm(f"{theirs}, {what}", table, grpo | updates, **tuned, **own),
-    }
-
-
-def _coverages() -> dict[str, dict[str, Any]]:
-    """With and without an examiner, and of labels alone, beside the short arms; SFT's on demand."""
-    table, none = "coverage, a quarter of the updates", {"shopworld.coverage": 0.0}
-    srpo, sft, (_, imitated) = "short_all_srpo", "short_all_sft", COMPARED["sft"]
-    own = {
-        f"hybrid_coverage_{100 * COVERAGE:.0f}": ("SRPO, hybrid", SRPO | HYBRID, srpo),
-        "verifier_coverage_0": ("SRPO, labels alone", SRPO | none, srpo),
-        "sft_coverage_0": ("SFT, own right labels", imitated | none, sft),
-        # The rejection of full SHE by itself: the examiner finds wrong steps in chains to imitate.
-        "sft_hybrid": ("SFT, right by the hybrid", imitated | HYBRID, sft),
-    }
-    return {
-        name: _variant(title, table, settings, seeds=0 if tuned == sft else 1, tuned=tuned)
-        for name, (title, settings, tuned) in own.items()
-    }
-
-
-def _ablations() -> dict[str, dict[str, Any]]:
-    """Of SRPO where every step is annotated, so that the credit alone makes the difference."""
-    critical, table = "rl.srpo.critical", "ablations, a quarter of the updates"
-    model = HYBRID | {"reward.combine": "model_only", "rl.srpo.w_outcome": 0.0}
-    own = {
-        "srpo_all": ("SRPO, all steps alike", {critical: "all"}),
-        "srpo_outcome_consistent": (
-            "SRPO, outcome-consistent steps",
-            {critical: "outcome_consistent"},
-        ),
-        "srpo_half": ("SRPO, step weight 0.5", {"rl.srpo.w_step": 0.5}),
-        "srpo_both_signs": ("SRPO, advantages below 0 too", {"rl.negative": 1.0}),
-        "srpo_model": ("SRPO, examiner only", model),
-        "srpo_steps": ("SRPO, steps alone", {"rl.srpo.w_outcome": 0.0}),
-    }
-    return {
-        name: _variant(
-            title,
-            table,
-            SRPO | values | ALL,
-            seeds=0 if name == "srpo_steps" else 1,
-            against=("short_all_srpo",),
-        )
-        for name, (title, values) in own.items()
-    }
-
-
-def _estimators() -> dict[str, dict[str, Any]]:
-    # Without its dynamic sampling (rl.refill), which would sample more than the others do.
-    dapo = GRPO | {"rl.kl_weight": 0.0, "rl.loss.clip_high": 0.28}
-    constant = {"rl.estimator": "dr_grpo", "rl.normalisation": "constant"}
-    # Sums over steps, which a clamp of 2 would make all alike; its paper has none.
-    process = {"rl.estimator": "process", "rl.clamp": 100.0} | ALL
-    scalar = GRPO | {"reward.scalar": SCALAR} | TOL
-    own = {
-        # First, since it waits for its reward model: the others are run meanwhile.
-        "grpo_scalar": ("GRPO, scalar reward model", scalar, "short_grpo"),
-        "grpo_one_sign": ("GRPO, no advantages below 0", GRPO | {"rl.negative": 0.0}, True),
-        "dapo": ("DAPO, no resampling", dapo, "short_grpo"),
-        "dr_grpo": ("Dr.GRPO", constant, "short_grpo"),
-        "rloo": ("RLOO", {"rl.estimator": "rloo"}, "short_grpo"),
-        "process": ("process supervision", process, "short_all_srpo"),
-        "prorag": ("dual granularity (ProRAG)", {"rl.estimator": "prorag"} | ALL, "short_all_srpo"),
-    }
-    table = "estimators, a quarter of the updates"
-    return {
-        name: _variant(
-            title, table, settings, tuned=tuned, against=("short_all_srpo", "short_grpo")
-        )
-        for name, (title, settings, tuned) in own.items()
-    }
-
-
-def _variant(title: str, table: str, settings: dict[str, Any], **own: Any) -> dict[str, Any]:
-    """One seed and a quarter of the updates, beside SRPO's."""
-    usual = {"seeds": 1, "tuned": "short_all_srpo", "against": ("short_srpo",)}
-    return _arm(title, table, settings | SHORT, **usual | own)
-
-
-def _plots() -> dict[str, Any]:
-    """Which arms the plots show; a line's points are arms, placed by what their config says."""
-    few = f"hybrid_coverage_{100 * COVERAGE:.0f}"
-    return {
-        "curves": ("annotated_srpo", "grpo", "dpo", "annotated_sft", "she"),
-        "confusion": ("cold_start", "grpo", "annotated_sft", "annotated_srpo", "she"),
-        # The lead is that of the first line over each of the others.
-        "checks": (
-            ("SRPO", ("checks_2_srpo", "short_all_srpo", "checks_8_srpo")),
-            ("GRPO", ("checks_2_grpo", "short_grpo", "checks_8_grpo")),
-        ),
-        "coverage": (
-            ("SRPO, verifier only", ("verifier_coverage_0", "short_srpo", "short_all_srpo")),
-            ("SRPO, hybrid", (few, "short_all_srpo")),
-            ("SFT, own right chains", ("sft_coverage_0", "short_sft", "short_all_sft")),
-            ("GRPO", ("short_grpo",)),
-        ),
-    }
-
-
-def _nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """``{"a.b": 1}`` as ``{"a": {"b": 1}}``, the form in which a ConfigDict takes it."""
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """``{"a.b": 1}`` as ``{"a": {"b": 1}}``, the form that a ConfigDict takes."""
     tree: dict[str, Any] = {}
     for key, value in flat.items():
         *parents, name = key.split(".")

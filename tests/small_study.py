@@ -1,4 +1,4 @@
-"""A small study of arms that nobody trains: its config, and its folder made by hand."""
+"""A small study that trains nothing: its config, and a folder with the files of its runs."""
 
 import json
 
@@ -22,15 +22,26 @@ PLOTS = {
 }
 
 
-def small(arms, **changes):
-    """The recipe with other arms: name to what ``_arm`` takes besides title and table."""
+def small_config(arms, **changes):
+    """The study's config with other arms: name to what differs from an arm of one seed, tuned."""
     config = recipe.get_config().copy_and_resolve_references().unlock()
-    own, main = {}, next(iter(arms))
+    main, specs = next(iter(arms)), {}
     for name, values in arms.items():
-        rest = {"seeds": 1, "against": () if name == main else (main,)} | values
-        settings = rest.pop("settings", {})
-        own[name] = recipe._arm(name, "main", settings, **rest)
-    config.arms, config.order = ConfigDict(own), tuple(own)
+        spec = {
+            "title": name,
+            "table": "main",
+            "start": "main",
+            "seeds": 1,
+            "tuned": True,
+            "against": () if name == main else (main,),
+            "trained": True,
+            "settings": {},
+            "stages": {},
+        } | values
+        spec["settings"] = recipe.nested(spec["settings"])
+        spec["stages"] = {stage: recipe.nested(part) for stage, part in spec["stages"].items()}
+        specs[name] = spec
+    config.arms, config.order = ConfigDict(specs), tuple(specs)
     config.plots = {"curves": (), "confusion": (), "checks": (), "coverage": ()}
     config.seeds, config.rates = (0, 1), (1e-4, 3e-4)
     config.update(changes)
@@ -38,7 +49,7 @@ def small(arms, **changes):
 
 
 def scored(macro_f1):
-    """Figures as ``score`` has them; whatever is not macro F1 follows from it."""
+    """Metrics as ``score`` has them; all of them follow from macro F1."""
     return {
         "macro_f1": macro_f1,
         "accuracy": macro_f1 + 0.01,
@@ -53,16 +64,17 @@ def scored(macro_f1):
     }
 
 
-def leave(folder, macro_f1, *, phase="srpo", updates=12, sampled=5_000):
-    """A run: entropies 1, 2, ..., a judging before all and every four updates."""
+def write_run(folder, macro_f1, *, phase="srpo", updates=12, sampled=5_000):
+    """Writes a run's files: entropies 1, 2, ..., evaluated at first and every four updates."""
     folder.mkdir(parents=True)
     metrics = []
     if phase == "srpo":
         metrics.append({"phase": "eval", "step": 0, "validation/macro_f1": 0.5})
     for step in range(1, updates + 1):
-        own = {"loss": 0.5, "tokens": 100, "time/step": 0.5}
-        own |= {"time/lessons": 2.0} if phase == "srpo" and step == 1 else {}
-        metrics.append({"phase": phase, "step": step, "entropy": float(step)} | own)
+        line = {"phase": phase, "step": step, "entropy": float(step)}
+        line |= {"loss": 0.5, "tokens": 100, "time/step": 0.5}
+        line |= {"time/lessons": 2.0} if phase == "srpo" and step == 1 else {}
+        metrics.append(line)
         if step % 4 == 0 and phase == "srpo":
             best = {"validation/macro_f1": macro_f1 - (updates - step) / 100}
             metrics.append({"phase": "eval", "step": step} | best)
@@ -74,20 +86,20 @@ def leave(folder, macro_f1, *, phase="srpo", updates=12, sampled=5_000):
     return summary
 
 
-def make(folder):
-    """Leaves a whole evidence, two seeds; returns its config."""
-    config = small(ARMS).unlock()
+def write_study(folder):
+    """Writes the files of a whole study with two seeds; returns its config."""
+    config = small_config(ARMS).unlock()
     config.plots = PLOTS
-    reached = {
+    scores = {
         "seed{}/srpo-0.0003": (0.8, 0.9),
         "seed{}/grpo-0.0003": (0.7, 0.76),
         "seed{}/few-0.0003": (0.8, 0.81),
         "seed{}/few_grpo-0.0003": (0.8, 0.8),
         "seed{}/half-0.0003": (0.75,),
     }
-    for name, figures in reached.items():
-        for seed, macro_f1 in enumerate(figures):
-            leave(folder / name.format(seed), macro_f1)
+    for name, by_seed in scores.items():
+        for seed, macro_f1 in enumerate(by_seed):
+            write_run(folder / name.format(seed), macro_f1)
     for seed in (0, 1):
-        leave(folder / f"seed{seed}/start-main", 0.5, phase="sft")
+        write_run(folder / f"seed{seed}/start-main", 0.5, phase="sft")
     return config.lock()

@@ -1,4 +1,4 @@
-"""What the evidence's tests run in place of a run, in processes that import little else."""
+"""Stands in for the runs of the study in its tests; the processes of its jobs import only this."""
 
 import json
 import os
@@ -7,11 +7,11 @@ import time
 
 from she_jax.training.stop import StopSignal
 
-MACRO_F1 = {"grpo": 0.6, "srpo": 0.7, "rloo": 0.5}  # what the stand-in reaches
+MACRO_F1 = {"grpo": 0.6, "srpo": 0.7, "rloo": 0.5}  # what the stand-in scores
 
 
 def stand_in(config, folder):
-    """Leaves what a run would, or what ``data.path`` says instead; notes that it was there."""
+    """Writes what a run would, or does what ``data.path`` says; appends its name to ``started``."""
     with (folder.parents[1] / "started").open("a") as file:
         file.write(f"{folder.relative_to(folder.parents[1])}\n")
     fate = "" if config.kind != "train" else config.data.path
@@ -28,11 +28,11 @@ def stand_in(config, folder):
         (folder.parent / f"{folder.name}.saved").touch()
         raise SystemExit(stop.exit_code)
     print("all went well")
-    leave(folder, MACRO_F1[config.rl.estimator] - config.rl.learning_rate)
+    write_metrics(folder, MACRO_F1[config.rl.estimator] - config.rl.learning_rate)
 
 
-def leave(folder, macro_f1):
-    """A run's figures, as far as the plan reads them."""
+def write_metrics(folder, macro_f1):
+    """Writes the metrics of a run that the plan reads."""
     folder.mkdir(parents=True)
     line = {"phase": "eval", "step": 20, "validation/macro_f1": macro_f1}
     (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")

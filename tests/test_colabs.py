@@ -7,12 +7,12 @@ import pathlib
 import nbclient
 import nbformat
 import pytest
-from small_study import make, small
+from small_study import small_config, write_study
 from test_run import SMALL
 
-from benchmarks.evidence.plots import PICTURES
+from benchmarks.evidence.plots import FIGURES
 from benchmarks.evidence.report import write_report
-from benchmarks.evidence.run import run_evidence
+from benchmarks.evidence.run import run_study
 
 COLABS = sorted((pathlib.Path(__file__).parent.parent / "colabs").glob("*.ipynb"))
 
@@ -41,8 +41,8 @@ def execute(monkeypatch, tmp_path):
         (path,) = (path for path in COLABS if path.stem == name)
         root = str(path.parent.parent)
         python_path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
-        own = {"MPLBACKEND": "agg", "IPYTHONDIR": str(tmp_path), "PYTHONPATH": python_path}
-        for key, value in (own | environment).items():
+        variables = {"MPLBACKEND": "agg", "IPYTHONDIR": str(tmp_path), "PYTHONPATH": python_path}
+        for key, value in (variables | environment).items():
             monkeypatch.setenv(key, value)
         notebook = read(path)
         folder = {"metadata": {"path": str(path.parent)}}
@@ -70,10 +70,10 @@ def test_trap_12_every_cell_of_the_step_notebook_runs(execute):
 @pytest.mark.filterwarnings("ignore")
 def test_trap_12_every_cell_of_the_evidence_notebook_runs(execute, tmp_path):
     folder = tmp_path / "evidence"
-    write_report(make(folder), folder)
+    write_report(write_study(folder), folder)
     cells = execute("evidence", EVIDENCE=str(folder))
     assert "11 of 11 runs are done" in printed(cells[1])
-    assert len(shown(cells, "image/png")) == len(PICTURES)
+    assert len(shown(cells, "image/png")) == len(FIGURES)
     *_, paired, everything = shown(cells, "text/markdown")
     assert "| grpo | +0.120 [-0.134, +0.374], p=0.11, n=2 |" in paired
     assert "### Reasoning" not in paired
@@ -83,7 +83,7 @@ def test_trap_12_every_cell_of_the_evidence_notebook_runs(execute, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_the_evidence_notebook_shows_a_folder_that_is_half_finished(execute, tmp_path):
     folder = tmp_path / "evidence"
-    config = make(folder)
+    config = write_study(folder)
     for seed in (0, 1):
         (folder / f"seed{seed}/srpo-0.0003/summary.json").unlink()
         (folder / f"seed{seed}/few-0.0003/summary.json").unlink()
@@ -95,24 +95,26 @@ def test_the_evidence_notebook_shows_a_folder_that_is_half_finished(execute, tmp
     assert "- srpo: 2 of 2 seeds" in absent
     assert "- seed1/grpo-0.0003: JSONDecodeError" in bad
     assert checks == paired == "*Not there yet: the runs it needs are not done.*"
-    assert len(shown(cells, "image/png")) == len(PICTURES) - 1
+    assert len(shown(cells, "image/png")) == len(FIGURES) - 1
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_two_rows_from_the_cold_start_to_the_tables_and_the_notebook(execute, tmp_path):
     """The smallest real runs there are: the cold start, and an arm that begins with it."""
     settings = {"rl.estimator": "grpo"}
-    config = small({"grpo": {"settings": settings, "tuned": False}, "base": {"trained": False}})
+    config = small_config(
+        {"grpo": {"settings": settings, "tuned": False}, "base": {"trained": False}}
+    )
     config.unlock().recipe.update_from_flattened_dict(
         SMALL | {"chain.checks": 0, "rl.steps": 2, "rl.eval_every": 1, "eval.pass_k": 0}
     )
     config.plots.curves = ("grpo",)
     config.plots.confusion = ("base", "grpo")
     folder = tmp_path / "evidence"
-    run_evidence(config.lock(), folder)
-    found = json.loads((folder / "evidence.json").read_text())
-    assert found["bad"] == {}
-    grpo, base = (found["arms"][name]["seeds"]["0"] for name in ("grpo", "base"))
+    run_study(config.lock(), folder)
+    results = json.loads((folder / "evidence.json").read_text())
+    assert results["bad"] == {}
+    grpo, base = (results["arms"][name]["seeds"]["0"] for name in ("grpo", "base"))
     assert [step for step, _ in grpo["curve"]] == [0, 1, 2]
     assert min(grpo["sampled_tokens"], grpo["trained_tokens"], grpo["entropy"]) > 0
     assert (base["sampled_tokens"], base["entropy"], base["curve"]) == (None, None, [])

@@ -1,6 +1,7 @@
 """The command line: what is wrong with it is said at once and in a line."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,8 @@ def get_config(arg=""):
     if arg == "bug":
         raise TypeError("a bug in the recipe")
     optim = {"lr": 1e-3, "steps": 3}
-    return ConfigDict({"seed": 1, "optim": optim, "arg": arg, "cpu_devices": 2})
+    kind = "evidence" if arg.startswith("study") else "train"
+    return ConfigDict({"kind": kind, "seed": 1, "optim": optim, "arg": arg, "cpu_devices": 2})
 """
 
 # Stands in for she_jax.runs.run, so that these tests train nothing.
@@ -39,6 +41,14 @@ def run(config, workdir):
     print(workdir, config.optim.lr, config.seed)
 """
 
+# Stands in for benchmarks.evidence.run.
+STUDY = """
+def run_study(config, workdir):
+    if config.arg == "study_bad":
+        raise ValueError("the study's mistake")
+    print(workdir, config.kind)
+"""
+
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
@@ -53,10 +63,26 @@ def project(tmp_path_factory):
     return folder
 
 
-def launch(project, *arguments):
-    command = [sys.executable, "launch.py", *arguments]
-    env = {**os.environ, "PYTHONPATH": str(project)}
-    return subprocess.run(command, cwd=project, env=env, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def checkout(project, tmp_path_factory):
+    """The same with a study in its benchmarks."""
+    folder = tmp_path_factory.mktemp("checkout")
+    shutil.copytree(project, folder, dirs_exist_ok=True)
+    write_study(folder, STUDY)
+    return folder
+
+
+def write_study(folder, text):
+    (folder / "benchmarks" / "evidence").mkdir(parents=True)
+    for package in ("benchmarks", "benchmarks/evidence"):
+        (folder / package / "__init__.py").touch()
+    (folder / "benchmarks" / "evidence" / "run.py").write_text(text)
+
+
+def launch(project, *arguments, cwd=None, path=None):
+    command = [sys.executable, project / "launch.py", *arguments]
+    env = {**os.environ, "PYTHONPATH": str(path or project)}
+    return subprocess.run(command, cwd=cwd or project, env=env, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(
@@ -130,3 +156,24 @@ def test_a_bug_shows_its_traceback(project, kind, word):
 
 def test_a_stopped_run_has_the_shells_code(project):
     assert launch(project, "--config=recipe.py:stop").returncode == 143
+
+
+def test_the_study_is_that_of_the_checkout_whatever_the_folder(checkout, tmp_path):
+    """Another benchmarks, in the working folder and on Python's path, is not it."""
+    write_study(tmp_path, "raise RuntimeError('another one')")
+    recipe = f"--config={checkout / 'recipe.py'}:study"
+    done = launch(checkout, recipe, cwd=tmp_path, path=tmp_path)
+    assert (done.stdout.strip(), done.stderr, done.returncode) == (
+        "runs/recipe-study evidence",
+        "",
+        0,
+    )
+    done = launch(checkout, f"{recipe}_bad", cwd=tmp_path)
+    assert (done.stderr, done.returncode) == ("launch.py: the study's mistake\n", 1)
+
+
+def test_the_study_needs_a_checkout(project):
+    done = launch(project, "--config=recipe.py:study")
+    assert done.returncode == 1
+    assert "kind='evidence': the study needs a checkout of the repository; " in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr

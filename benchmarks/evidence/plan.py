@@ -1,4 +1,4 @@
-"""What the evidence consists of: jobs, their order, folders, configs and learning rates.
+"""The plan of the study: its jobs in order, their folders, configs and learning rates.
 
 Nothing here runs anything. A job is a config for ``she_jax.runs.run.run``, made of the recipe and
 of what its arm changes in it, and a folder that it alone writes to.
@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 from she_jax.training.workdir import Config
 
-PLACES = {"examiner": "{examiner}", "scalar": "{scalar}"}  # in an arm's settings and stages
+# Stand for the folders of reward models in an arm's settings and stages.
+PLACEHOLDERS = {"examiner": "{examiner}", "scalar": "{scalar}"}
 VALIDATION = "validation/macro_f1"
 
 
@@ -24,65 +25,68 @@ class Job:
 
     Attributes:
       kind: ``start``, ``examiner``, ``scalar`` or ``arm``.
-      of: the start that it is or is trained for, or the arm.
+      target: name of the arm, or of the cold start that is trained or that a reward model is for.
       seed: of everything in it.
-      rate: an arm's learning rate; None as long as it is not chosen.
-      like: the arm on whose runs the rate is chosen, where it is None.
+      rate: an arm's learning rate; None until it is chosen.
+      rate_arm: the arm on whose runs the rate is chosen, if it is None.
       needs: names of the jobs that must be done before.
-      after: names of the jobs that must have ended before, well or not. An arm's that has a rate
-        is done only if these show that the rate is worth trying, see ``worth_trying``.
+      after: names of the jobs that must have ended before, with or without success. An arm's job
+        with a rate is run only if their scores make the rate worth trying, see ``rates_to_try``.
     """
 
     kind: str
-    of: str
+    target: str
     seed: int
     rate: float | None = None
-    like: str = ""
+    rate_arm: str = ""
     needs: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """Its folder below the evidence's."""
+        """Its folder within the study's."""
         if self.kind == "arm":
             rate = "rate" if self.rate is None else f"{self.rate:g}"
-            return f"seed{self.seed}/{self.of}-{rate}"
+            return f"seed{self.seed}/{self.target}-{rate}"
         # The examiner reads text, so one serves all seeds. A scalar reward model reads the tokens
         # of its policy, and each seed has its own tokenizer.
-        return f"{'' if self.kind == 'examiner' else f'seed{self.seed}/'}{self.kind}-{self.of}"
+        prefix = "" if self.kind == "examiner" else f"seed{self.seed}/"
+        return f"{prefix}{self.kind}-{self.target}"
 
 
 # -------------------------------------------------------------------------- the jobs
 
 
-def plan(config: Config, names: Iterable[str]) -> list[Job]:
-    """The jobs of some arms in the order in which they are to be started, each after what it needs.
+def plan_jobs(config: Config, arms: Iterable[str]) -> list[Job]:
+    """The jobs of some arms in the order in which they are started, each after what it needs.
 
     Raises:
-      ValueError: if an arm refers to something that is not there.
+      ValueError: if an arm refers to something that does not exist.
     """
     jobs: dict[str, Job] = {}
-    for arm in names:
-        for seed in seeds(config, arm):
-            for job in _jobs(config, arm, seed):
+    for arm in arms:
+        for seed in arm_seeds(config, arm):
+            for job in _seed_jobs(config, arm, seed):
                 jobs.setdefault(job.name, job)
     return list(jobs.values())
 
 
-def arms(config: Config) -> list[str]:
-    """The arms that are asked for, in order.
+def selected_arms(config: Config) -> list[str]:
+    """The arms that ``only`` selects, in order.
 
     Raises:
-      ValueError: for a name that no arm has, an arm that the order leaves out, or one that is asked
-        for and has no seeds.
+      ValueError: for a name that no arm has, an arm missing from the order, or a selected one
+        without seeds.
     """
     only = [name.strip() for name in config.only.split(",") if name.strip()]
-    lines = [arm for key in ("checks", "coverage") for _, own in config.plots[key] for arm in own]
+    points = [
+        arm for key in ("checks", "coverage") for _, arms in config.plots[key] for arm in arms
+    ]
     for key, names in {
         "order": config.order,
         "only": only,
         "against": [name for arm in config.arms.values() for name in arm.against],
-        "plots": [*config.plots.curves, *config.plots.confusion, *lines],
+        "plots": [*config.plots.curves, *config.plots.confusion, *points],
     }.items():
         if unknown := [name for name in names if name not in config.arms]:
             raise ValueError(f"{key}: no arm is named {unknown[0]!r}; there are {config.order}")
@@ -96,8 +100,8 @@ def arms(config: Config) -> list[str]:
     return [name for name in config.order if not only or name in only]
 
 
-def seeds(config: Config, arm: str) -> list[int]:
-    """The seeds of an arm, none of one that is run only where more are asked for.
+def arm_seeds(config: Config, arm: str) -> list[int]:
+    """The seeds that an arm is run with; none for an arm that is run on request only.
 
     Raises:
       ValueError: if it has more than there are.
@@ -108,73 +112,79 @@ def seeds(config: Config, arm: str) -> list[int]:
     return list(config.seeds[:count])
 
 
-def _jobs(config: Config, arm: str, seed: int) -> list[Job]:
-    """What one seed of an arm takes: its start, reward models, rates to choose from, itself."""
-    own, first = config.arms[arm], config.seeds[0]
-    if own.start not in config.starts:
-        raise ValueError(f"arms.{arm}.start={own.start!r}: expected one of {sorted(config.starts)}")
-    start = Job(kind="start", of=own.start, seed=seed)
-    if not own.trained:
+def _seed_jobs(config: Config, arm: str, seed: int) -> list[Job]:
+    """The jobs of one seed of an arm: cold start, reward models, rates to try, the arm itself."""
+    spec, first = config.arms[arm], config.seeds[0]
+    if spec.start not in config.starts:
+        raise ValueError(
+            f"arms.{arm}.start={spec.start!r}: expected one of {sorted(config.starts)}"
+        )
+    start = Job(kind="start", target=spec.start, seed=seed)
+    if not spec.trained:
         return [start]
-    before = [start]
-    for kind, at in (("examiner", first), ("scalar", seed)):
-        if PLACES[kind] in flat(own.to_dict()).values():
-            source = replace(start, seed=at)
-            model = Job(kind=kind, of=own.start, seed=at, needs=(source.name,))
-            before += [source, model]
-    needs = tuple(dict.fromkeys(one.name for one in before))
-    job = Job(kind="arm", of=arm, seed=seed, needs=needs)
-    like = tuned_on(config, arm)
-    if not like:
-        return [*before, replace(job, rate=_own_rate(config, arm))]
-    if (like, seed) == (arm, first):
-        return [*before, *_grid(config, job)]
-    grid = _jobs(config, like, first)
-    tried = tuple(one.name for one in grid if one.of == like and one.kind == "arm")
-    return [*grid, *before, replace(job, like=like, after=tried)]
+    required = [start]
+    for kind, model_seed in (("examiner", first), ("scalar", seed)):
+        if PLACEHOLDERS[kind] in flatten(spec.to_dict()).values():
+            policy = replace(start, seed=model_seed)
+            model = Job(kind=kind, target=spec.start, seed=model_seed, needs=(policy.name,))
+            required += [policy, model]
+    needs = tuple(dict.fromkeys(job.name for job in required))
+    job = Job(kind="arm", target=arm, seed=seed, needs=needs)
+    rate_arm = tuned_on(config, arm)
+    if not rate_arm:
+        return [*required, replace(job, rate=_fixed_rate(config, arm))]
+    if (rate_arm, seed) == (arm, first):
+        return [*required, *_rate_jobs(config, job)]
+    tuning = _seed_jobs(config, rate_arm, first)
+    trials = tuple(job.name for job in tuning if job.kind == "arm" and job.target == rate_arm)
+    return [*tuning, *required, replace(job, rate_arm=rate_arm, after=trials)]
 
 
-def _grid(config: Config, job: Job) -> list[Job]:
+def _rate_jobs(config: Config, job: Job) -> list[Job]:
     """A job with each of the rates, those in the middle first."""
     jobs = [replace(job, rate=rate) for rate in sorted(config.rates)]
     start, end = _middle(len(jobs))
     below = [
-        replace(jobs[n], after=tuple(one.name for one in jobs[n + 1 : end])) for n in range(start)
+        replace(jobs[n], after=tuple(inner.name for inner in jobs[n + 1 : end]))
+        for n in range(start)
     ]
     above = [
-        replace(jobs[n], after=tuple(one.name for one in jobs[start:n]))
+        replace(jobs[n], after=tuple(inner.name for inner in jobs[start:n]))
         for n in range(end, len(jobs))
     ]
     return [*jobs[start:end], *reversed(below), *above]
 
 
 def _middle(count: int) -> tuple[int, int]:
-    """Where the three middle ones of so many begin and end."""
+    """Begin and end of the three in the middle of ``count`` items."""
     return max(count // 2 - 1, 0), min(count // 2 + 2, count)
 
 
-def row(config: Config, arm: str, scores: Mapping[float, float]) -> Job:
-    """The job of the first seed whose figures are the arm's, given what each rate reached.
+def chosen_job(config: Config, arm: str, scores: Mapping[float, float]) -> Job:
+    """The job whose metrics are the arm's on the first seed; other seeds differ in the seed alone.
 
-    Its rate is None as long as none was tried; other seeds differ in the seed alone.
+    Args:
+      config: of the study.
+      arm: its name.
+      scores: each rate that was tried to its score; without any the job's rate is None.
     """
-    own = config.arms[arm]
-    if not own.trained:
-        return Job(kind="start", of=own.start, seed=config.seeds[0])
-    job = Job(kind="arm", of=arm, seed=config.seeds[0])
+    spec = config.arms[arm]
+    if not spec.trained:
+        return Job(kind="start", target=spec.start, seed=config.seeds[0])
+    job = Job(kind="arm", target=arm, seed=config.seeds[0])
     if not tuned_on(config, arm):
-        return replace(job, rate=_own_rate(config, arm))
+        return replace(job, rate=_fixed_rate(config, arm))
     return replace(job, rate=best_rate(scores)) if scores else job
 
 
-def _own_rate(config: Config, arm: str) -> float:
-    """Of an arm whose rate is not chosen."""
-    settings = flat(config.arms[arm].settings.to_dict())
+def _fixed_rate(config: Config, arm: str) -> float:
+    """The learning rate of an arm that is not tuned: its settings', or the recipe's."""
+    settings = flatten(config.arms[arm].settings.to_dict())
     return float(settings.get("rl.learning_rate", config.recipe.rl.learning_rate))
 
 
 def tuned_on(config: Config, arm: str) -> str:
-    """The arm on whose runs the rate of this one is chosen; "" where it is the recipe's.
+    """The arm on whose runs the learning rate of this one is chosen; "" for an arm not tuned.
 
     Raises:
       ValueError: if that arm's rate is not chosen, or there is nothing to choose from.
@@ -182,28 +192,33 @@ def tuned_on(config: Config, arm: str) -> str:
     tuned = config.arms[arm].tuned
     if not tuned:
         return ""
-    like = arm if tuned is True else tuned
-    if like not in config.arms or config.arms[like].tuned is not True:
+    rate_arm = arm if tuned is True else tuned
+    if rate_arm not in config.arms or config.arms[rate_arm].tuned is not True:
         raise ValueError(f"arms.{arm}.tuned={tuned!r}: expected an arm that is tuned itself")
     if not config.rates or len({f"{rate:g}" for rate in config.rates}) < len(config.rates):
-        raise ValueError(f"rates={config.rates}: expected some learning rates, each another one")
-    return like
+        raise ValueError(f"rates={config.rates}: expected some learning rates, all different")
+    return rate_arm
 
 
-# -------------------------------------------------------------------------- their configs
+# -------------------------------------------------------------------------- configs of the jobs
 
 
 def job_config(config: Config, workdir: Path, job: Job) -> Config:
-    """The config of a job whose rate is known; its seed is added to a reward model's own.
+    """The config of a job whose rate is known.
+
+    The seed of a reward model is the job's plus that of its own config.
 
     Raises:
-      ValueError: if the recipe has a seed of its own, or its arm or start changes a key that the
-        recipe does not have.
+      ValueError: if the recipe has a seed, or its arm or start changes a key that the recipe does
+        not have.
     """
     if job.kind in ("examiner", "scalar"):
-        own = _changed(config[job.kind], {"seed": config[job.kind].seed + job.seed}, job.kind)
-        source = Job(kind="start", of=job.of, seed=job.seed)
-        return _changed(own, {"checkpoint": str(workdir / source.name)}, job.kind)
+        policy = Job(kind="start", target=job.target, seed=job.seed)
+        changes = {
+            "seed": config[job.kind].seed + job.seed,
+            "checkpoint": str(workdir / policy.name),
+        }
+        return _changed(config[job.kind], changes, job.kind)
     if config.recipe.seed or config.recipe.shopworld.seed:
         raise ValueError(
             f"recipe.seed={config.recipe.seed}, recipe.shopworld.seed="
@@ -212,82 +227,91 @@ def job_config(config: Config, workdir: Path, job: Job) -> Config:
     seeded = {
         "seed": job.seed,
         "shopworld.seed": job.seed,
-        "data.dir": str(workdir / "data"),  # a set has a folder of its own there
+        "data.dir": str(workdir / "data"),  # each data set has its own folder there
     }
     recipe = _changed(config.recipe, seeded, "recipe")
-    start = job.of if job.kind == "start" else config.arms[job.of].start
-    recipe = _changed(recipe, flat(config.starts[start].to_dict()), f"starts.{start}")
+    start = job.target if job.kind == "start" else config.arms[job.target].start
+    recipe = _changed(recipe, flatten(config.starts[start].to_dict()), f"starts.{start}")
     if job.kind == "start":
         return _changed(recipe, {"rl.steps": 0}, "recipe")
-    arm = config.arms[job.of]
+    arm = config.arms[job.target]
     folders = {
-        PLACES["examiner"]: Job(kind="examiner", of=start, seed=config.seeds[0]),
-        PLACES["scalar"]: Job(kind="scalar", of=start, seed=job.seed),
+        PLACEHOLDERS["examiner"]: Job(kind="examiner", target=start, seed=config.seeds[0]),
+        PLACEHOLDERS["scalar"]: Job(kind="scalar", target=start, seed=job.seed),
     }
 
-    def placed(changes: Config) -> dict[str, Any]:
+    def resolved(changes: Config) -> dict[str, Any]:
         return {
-            key: str(workdir / folders[value].name) if value in PLACES.values() else value
-            for key, value in flat(changes.to_dict()).items()
+            key: str(workdir / folders[value].name) if value in PLACEHOLDERS.values() else value
+            for key, value in flatten(changes.to_dict()).items()
         }
 
-    begin = workdir / Job(kind="start", of=start, seed=job.seed).name / "checkpoints" / "sft"
-    recipe = _changed(recipe, placed(arm.settings), f"arms.{job.of}.settings")
-    recipe = _changed(recipe, {"start": str(begin), "rl.learning_rate": job.rate}, job.of)
+    cold_start = Job(kind="start", target=start, seed=job.seed)
+    checkpoint = workdir / cold_start.name / "checkpoints" / "sft"
+    recipe = _changed(recipe, resolved(arm.settings), f"arms.{job.target}.settings")
+    recipe = _changed(recipe, {"start": str(checkpoint), "rl.learning_rate": job.rate}, job.target)
     if not arm.stages:
         return recipe
-    changes = {name: placed(own) for name, own in arm.stages.items()}
-    return _staged(recipe, changes, job, config.recipe.rl.learning_rate)
+    stages = {name: resolved(changes) for name, changes in arm.stages.items()}
+    return _curriculum(recipe, stages, job, config.recipe.rl.learning_rate)
 
 
-def _staged(
-    recipe: Config, changes: Mapping[str, dict[str, Any]], job: Job, usual: float
+def _curriculum(
+    recipe: Config, changes: Mapping[str, dict[str, Any]], job: Job, recipe_rate: float
 ) -> Config:
-    """A curriculum of stages, in the order of their names; ``usual`` is the recipe's own rate."""
+    """A curriculum of stages, in the order of their names.
+
+    Args:
+      recipe: of the arm, with the chosen rate.
+      changes: what each stage changes in it.
+      job: the arm's.
+      recipe_rate: the learning rate for which those of the stages are given.
+    """
     stages = {}
-    for name, own in changes.items():
-        if (key := "rl.learning_rate") in own:
-            own[key] *= recipe.rl.learning_rate / usual
-        stages[name] = _changed(recipe, own, f"arms.{job.of}.stages.{name}").to_dict()
-        stages[name]["start"] = ""  # the one before's, but for the first
+    for name, flat in changes.items():
+        if (key := "rl.learning_rate") in flat:
+            flat[key] *= recipe.rl.learning_rate / recipe_rate
+        stages[name] = _changed(recipe, flat, f"arms.{job.target}.stages.{name}").to_dict()
+        stages[name]["start"] = ""  # the stage before, except for the first one
     stages[min(stages)]["start"] = recipe.start
     shared = {"seed": recipe.seed, "cpu_devices": recipe.cpu_devices}
     return ConfigDict({"kind": "curriculum", **shared, "stages": stages}).lock()
 
 
-def _changed(config: Config, changes: Mapping[str, Any], where: str) -> Config:
-    own = config.copy_and_resolve_references().lock()
+def _changed(config: Config, changes: Mapping[str, Any], origin: str) -> Config:
+    """A locked copy with some keys changed; ``origin`` names the changes in an error's message."""
+    copy = config.copy_and_resolve_references().lock()
     try:
-        own.update_from_flattened_dict(changes)
+        copy.update_from_flattened_dict(changes)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{where}: {error.args[0]}") from error
-    return own
+        raise ValueError(f"{origin}: {error.args[0]}") from error
+    return copy
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            leaves |= flat(value, f"{prefix}{key}.")
+            leaves |= flatten(value, f"{prefix}{key}.")
         else:
             leaves[f"{prefix}{key}"] = value
     return leaves
 
 
-# -------------------------------------------------------------------------- what is there
+# -------------------------------------------------------------------------- what has been run
 
 
-def done(workdir: Path, job: Job) -> bool:
-    """Whether a job whose rate is known has its figures."""
+def is_done(workdir: Path, job: Job) -> bool:
+    """Whether a job whose rate is known has written its summary."""
     return (workdir / job.name / "summary.json").is_file()
 
 
-def metrics(folder: Path) -> list[list[dict[str, Any]]]:
-    """The lines of ``metrics.jsonl``, of each stage where the run is a curriculum.
+def read_metrics(folder: Path) -> list[list[dict[str, Any]]]:
+    """The lines of ``metrics.jsonl``, one list a run: several for the stages of a curriculum.
 
     Raises:
-      FileNotFoundError: if there are none.
+      FileNotFoundError: if there is no such file.
       ValueError: if a line is not JSON.
     """
     files = [folder / "metrics.jsonl"]
@@ -295,10 +319,10 @@ def metrics(folder: Path) -> list[list[dict[str, Any]]]:
         files = sorted(folder.glob("*/metrics.jsonl"))
     if not files:
         raise FileNotFoundError(f"{folder} has no metrics.jsonl")
-    return [_lines(file) for file in files]
+    return [_read_lines(file) for file in files]
 
 
-def _lines(file: Path) -> list[dict[str, Any]]:
+def _read_lines(file: Path) -> list[dict[str, Any]]:
     lines = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         try:
@@ -308,32 +332,38 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def reached(folder: Path) -> float | None:
-    """The best macro F1 on the validation split that a run saw while it trained."""
-    told = [line.get(VALIDATION) for own in metrics(folder) for line in own if line["step"]]
-    return max((score for score in told if score is not None), default=None)
+def best_score(folder: Path) -> float | None:
+    """The best macro F1 on the validation split during a run's training; None without any."""
+    lines = [line for part in read_metrics(folder) for line in part if line["step"]]
+    scores = [line[VALIDATION] for line in lines if line.get(VALIDATION) is not None]
+    return max(scores, default=None)
 
 
-def tried(config: Config, workdir: Path, arm: str) -> dict[float, float]:
-    """What each rate of an arm reached on the first seed, of the runs that are done.
+def rate_scores(config: Config, workdir: Path, arm: str) -> dict[float, float]:
+    """Learning rate to ``best_score`` on the first seed, of the arm's runs that are done.
 
     Raises:
       ValueError, OSError: if the metrics of a run cannot be read.
     """
     scores = {}
     for rate in sorted(config.rates):
-        job = Job(kind="arm", of=arm, seed=config.seeds[0], rate=rate)
-        if done(workdir, job) and (score := reached(workdir / job.name)) is not None:
+        job = Job(kind="arm", target=arm, seed=config.seeds[0], rate=rate)
+        if is_done(workdir, job) and (score := best_score(workdir / job.name)) is not None:
             scores[rate] = score
     return scores
 
 
-def worth_trying(config: Config, scores: Mapping[float, float]) -> list[float]:
-    """The rates to try, given what some reached: three, and on to where the outermost was best."""
+def rates_to_try(config: Config, scores: Mapping[float, float]) -> list[float]:
+    """The three rates in the middle, and further ones as long as the outermost is the best.
+
+    Args:
+      config: of the study, with its ``rates``.
+      scores: those known so far, by rate.
+    """
     rates = sorted(config.rates)
     start, end = _middle(len(rates))
-    while inner := {rate: scores[rate] for rate in rates[start:end] if rate in scores}:
-        best = best_rate(inner)
+    while known := {rate: scores[rate] for rate in rates[start:end] if rate in scores}:
+        best = best_rate(known)
         if start and best == rates[start]:
             start -= 1
         elif end < len(rates) and best == rates[end - 1]:
@@ -344,5 +374,5 @@ def worth_trying(config: Config, scores: Mapping[float, float]) -> list[float]:
 
 
 def best_rate(scores: Mapping[float, float]) -> float:
-    """The rate that reached most; of equals the lowest."""
+    """The rate with the highest score; of several the lowest."""
     return max(sorted(scores), key=lambda rate: scores[rate])
