@@ -38,7 +38,8 @@ install_import_hook(["she_jax.rl", "she_jax.models"], "beartype.beartype")
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
-from she_jax.train import sft  # noqa: E402
+
+from she_jax.training import packing  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -47,7 +48,7 @@ hypothesis.settings.load_profile("tests")
 
 
 # Files that take minutes go first, so that no core is left alone with one of them at the end.
-LONGEST = ("reward_model", "update", "stages", "run", "offline", "transformer", "sampling")
+LONGEST = ("process_reward", "update", "curriculum", "run", "offline", "decoder", "sampler")
 
 
 def pytest_collection_modifyitems(items):
@@ -58,14 +59,14 @@ def pytest_collection_modifyitems(items):
 def one_width():
     """Rows of one length: the small runs would have them in three, and each is a program more."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sft, "WIDTHS", (2.0,))
+        patch.setattr(packing, "WIDTHS", (2.0,))
         yield
 
 
 @pytest.fixture(scope="session")
 def policy(tmp_path_factory):
     """The folder of a small policy's run, for whoever trains a reward model for it."""
-    from test_run import config
+    from recipes import config
 
     from she_jax.runs.run import run
 

@@ -7,8 +7,8 @@ import pathlib
 import nbclient
 import nbformat
 import pytest
+from recipes import SMALL
 from small_study import small_config, write_study
-from test_run import SMALL
 
 from benchmarks.evidence.plots import FIGURES
 from benchmarks.evidence.report import write_report

@@ -55,10 +55,10 @@ def project(tmp_path_factory):
     """A copy of launch.py beside a package whose run() is the stand-in, and a recipe."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "launch.py").write_bytes((ROOT / "launch.py").read_bytes())
-    (folder / "she_jax" / "train").mkdir(parents=True)
-    for package in ("she_jax", "she_jax/train"):
+    (folder / "she_jax" / "runs").mkdir(parents=True)
+    for package in ("she_jax", "she_jax/runs"):
         (folder / package / "__init__.py").touch()
-    (folder / "she_jax" / "train" / "run.py").write_text(RUN)
+    (folder / "she_jax" / "runs" / "run.py").write_text(RUN)
     (folder / "recipe.py").write_text(RECIPE)
     return folder
 

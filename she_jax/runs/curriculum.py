@@ -1,20 +1,22 @@
 """Runs the stages of a curriculum one after the other."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from ml_collections import ConfigDict
 from rich.console import Console
 
 from she_jax.evaluation.report import before_after_table
-from she_jax.runs.run import run
 from she_jax.runs.validate import check
 from she_jax.training.files import write_json
 from she_jax.training.logging import say
 from she_jax.training.workdir import MADE, Config, claim_workdir, held
 
+Run = Callable[[Config, Path], None]
 
-def run_curriculum(config: Config, workdir: Path) -> None:
+
+def run_curriculum(config: Config, workdir: Path, run: Run) -> None:
     """The stages one after the other, each from the best policy of the one before.
 
     Each has a folder of its own, ``stage1`` and so on; a stage that is done is not done again.
@@ -26,10 +28,10 @@ def run_curriculum(config: Config, workdir: Path) -> None:
             raise ValueError(f"stages.{name}.rl.steps=0: expected at least 1, for the next stage")
     claim_workdir(workdir, config, made=(*MADE, *config.stages))
     with held(workdir):
-        _run_stages(config, workdir)
+        _run_stages(config, workdir, run)
 
 
-def _run_stages(config: Config, workdir: Path) -> None:
+def _run_stages(config: Config, workdir: Path, run: Run) -> None:
     start, figures = "", {}
     for name, stage in config.stages.items():
         own: Config = ConfigDict(stage.to_dict() | {"start": start or stage.start, "before": {}})
@@ -51,7 +53,7 @@ def alone(stage: Config) -> Config:
     return own.lock()
 
 
-def make_start(config: Config, workdir: Path) -> None:
+def make_start(config: Config, workdir: Path, run: Run) -> None:
     """Runs the stage before, or ends it, where what this one starts from is not there yet.
 
     A run that is there already is taken as it is, whatever its options; that they are other ones

@@ -32,12 +32,12 @@ def run(config: Config, workdir: Path) -> None:
     if config.kind not in KINDS:
         raise ValueError(f"kind={config.kind!r}: expected one of {KINDS}")
     if config.kind == "curriculum":
-        run_curriculum(config, workdir)
+        run_curriculum(config, workdir, run)
         return
     if config.kind in ("reward_model", "scalar_reward", "filter"):
         config = inherit(config)
     if config.get("before") and config.start:
-        make_start(config, workdir)
+        make_start(config, workdir, run)
     check(config, workdir)
     claim_workdir(workdir, config)
     own = {

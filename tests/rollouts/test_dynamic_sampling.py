@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_run import config
+from recipes import config
 
 from she_jax.cot import CotSchema
 from she_jax.rollouts.batch import Experience

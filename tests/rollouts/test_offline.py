@@ -9,7 +9,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from test_run import config, lines
+from recipes import config, lines
 
 from she_jax.cot import CotSchema
 from she_jax.data.shopworld.builder import World, generate

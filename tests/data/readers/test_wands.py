@@ -1,6 +1,7 @@
 """WANDS's three files, written small."""
 
 import pytest
+from recipes import SHARED_DATA
 
 from she_jax.data.dataset import open_split, prepare
 from she_jax.data.readers.wands import Wands, WandsConfig
@@ -105,9 +106,8 @@ def test_prepared_set_has_no_query_in_two_splits(tmp_path):
 
 
 def test_the_real_query_file_is_read(tmp_path):
-    from pathlib import Path
 
-    folder = Path(__file__).parents[2] / "shared" / "data" / "wands"
+    folder = SHARED_DATA / "wands"
     if not folder.is_dir():
         pytest.skip(f"the WANDS query file is not at {folder}")
     real = (folder / "query.csv").read_text(encoding="utf-8")

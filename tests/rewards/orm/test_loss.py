@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_update import assert_trees_close, new_state
+from recipes import assert_trees_close, fresh_state
 
 from she_jax.models.decoder import ModelConfig, build_model, init_params
 from she_jax.models.sharding import make_mesh
@@ -137,7 +137,7 @@ def test_one_update_by_hand(group_size, gradient):
         right=jnp.array([1.0, 0.0]),
         group_size=group_size,
     )
-    state = new_state(with_value(table(), 2), optimizer)
+    state = fresh_state(with_value(table(), 2), optimizer)
     new, metrics = jax.jit(make_scalar_step(lookup, optimizer))(state, batch)
     np.testing.assert_allclose(new.params["value"], gradient, rtol=1e-6)
     np.testing.assert_array_equal(new.params["model"]["table"], table()["table"])
@@ -151,7 +151,7 @@ def test_one_update_by_hand(group_size, gradient):
 @pytest.mark.parametrize("group_size", [1, 2])
 @pytest.mark.parametrize("micro_batches", [2, 4])
 def test_micro_batches_equal_the_full_batch(group_size, micro_batches):
-    state, batch = new_state(random_params(), optax.sgd(0.1)), random_batch(group_size=group_size)
+    state, batch = fresh_state(random_params(), optax.sgd(0.1)), random_batch(group_size=group_size)
     whole, parts = (compiled(n)(state, batch) for n in (1, micro_batches))
     assert_trees_close(parts, whole, rtol=1e-4, atol=2e-5)  # of gradients of a hundred
 
@@ -162,7 +162,7 @@ def test_eight_devices_equal_one(group_size):
     found = []
     for devices in (jax.devices()[:1], jax.devices()):
         mesh = make_mesh(data=-1, fsdp=2 if len(devices) > 1 else 1, devices=devices)
-        state = new_state(random_params(), optax.sgd(0.1))
+        state = fresh_state(random_params(), optax.sgd(0.1))
         step = make_scalar_step(model().forward, optax.sgd(0.1), micro_batches=2)
         found.append(jax.device_get(jit_update_step(step, mesh, state)(state, batch)))
     assert_trees_close(found[1], found[0], rtol=1e-4, atol=2e-5)  # of gradients of a hundred
@@ -175,7 +175,7 @@ def test_training_learns_an_outcome_that_the_last_token_tells():
     batch = OutcomeBatch(**vars(batch) | {"right": told.astype(jnp.float32)})
     optimizer = optax.adam(0.03)
     step = jax.jit(make_scalar_step(model().forward, optimizer))
-    state = new_state(random_params(), optimizer)
+    state = fresh_state(random_params(), optimizer)
     for _ in range(60):
         state, metrics = step(state, batch)
     assert metrics["accuracy"] == 1
@@ -185,6 +185,6 @@ def test_training_learns_an_outcome_that_the_last_token_tells():
 def test_errors():
     with pytest.raises(ValueError, match="micro_batches=0: expected at least 1"):
         make_scalar_step(lookup, optax.sgd(1.0), micro_batches=0)
-    state, batch = new_state(random_params(), optax.sgd(0.1)), random_batch(12, group_size=2)
+    state, batch = fresh_state(random_params(), optax.sgd(0.1)), random_batch(12, group_size=2)
     with pytest.raises(ValueError, match="12 rows in groups of 2 do not divide into micro_batches"):
         make_scalar_step(model().forward, optax.sgd(0.1), micro_batches=4)(state, batch)

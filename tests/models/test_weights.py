@@ -3,18 +3,17 @@
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from recipes import GOLDEN
 from safetensors.numpy import load_file, save_file
 
 from she_jax.models.decoder import ModelConfig, init_params
 from she_jax.models.weights import load_model, save_model
 
-GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = ("llama", "qwen2", "qwen3")
 
 

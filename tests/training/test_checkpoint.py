@@ -1,6 +1,5 @@
 """Checkpoints: bit for bit, all or nothing, and damage noticed."""
 
-import functools
 import os
 import shutil
 import signal
@@ -11,52 +10,14 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from recipes import ROOT, make_state, train_some
 
 from she_jax.training import checkpoint
 from she_jax.training.checkpoint import MANIFEST, Checkpoints
 from she_jax.training.stop import StopSignal
 from she_jax.types import TrainState
-
-OPTIMIZER = optax.MultiSteps(
-    optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.linear_schedule(1e-2, 0.0, 50))),
-    every_k_schedule=2,
-)
-
-
-@functools.cache
-def make_state(seed: int = 0, size: int = 40) -> TrainState:
-    key = jax.random.PRNGKey(seed)
-    params = {
-        "embed": jax.random.normal(key, (size, 8)),
-        "layers": {"half": jax.random.normal(key, (3, 8), jnp.bfloat16)},
-        "odd": jnp.array([jnp.nan, jnp.inf, -0.0, 1e-45], jnp.float32),
-    }
-    state = TrainState(
-        step=jnp.zeros((), jnp.int32), params=params, opt_state=OPTIMIZER.init(params), key=key
-    )
-    return train(state, 3)
-
-
-def train(state: TrainState, steps: int) -> TrainState:
-    for _ in range(steps):
-        state = update(state)
-    return state
-
-
-@jax.jit
-def update(state: TrainState) -> TrainState:
-    key = jax.random.fold_in(state.key, state.step)
-    grads = jax.tree.map(lambda p: jax.random.normal(key, p.shape, p.dtype), state.params)
-    updates, opt_state = OPTIMIZER.update(grads, state.opt_state, state.params)
-    return TrainState(
-        step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
-        opt_state=opt_state,
-        key=state.key,
-    )
 
 
 def assert_same(left, right):
@@ -99,7 +60,7 @@ def test_trap_11_a_resumed_loop_equals_the_uninterrupted_one(tmp_path):
             params = dict(state.params)
             params["embed"] = params["embed"] + data[cursor]
             fields = {"step": state.step, "opt_state": state.opt_state, "key": state.key}
-            state = train(TrainState(params=params, **fields), 1)
+            state = train_some(TrainState(params=params, **fields), 1)
             cursor += 1
         return state, cursor
 
@@ -273,7 +234,7 @@ def test_other_arrays_are_one_error_that_lists_them_all(tmp_path):
 FULL = """
 import resource, sys
 sys.path.insert(0, {tests!r})
-from test_checkpoint import make_state
+from recipes import make_state
 from she_jax.training.checkpoint import Checkpoints
 checkpoints = Checkpoints({directory!r})
 checkpoints.save(1, make_state(1), {{"at": 1}}, best=True)
@@ -289,7 +250,7 @@ except OSError as error:
 
 def python(code: str, directory, **values) -> subprocess.Popen:
     """A process of its own: one that is killed, or whose Orbax threads are left in disorder."""
-    code = code.format(tests=os.path.dirname(__file__), directory=str(directory), **values)
+    code = code.format(tests=str(ROOT / "tests"), directory=str(directory), **values)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env
@@ -354,7 +315,7 @@ def test_bad_arguments_are_errors(tmp_path):
 KILLED = """
 import sys
 sys.path.insert(0, {tests!r})
-from test_checkpoint import make_state
+from recipes import make_state
 from she_jax.training.checkpoint import Checkpoints
 checkpoints = Checkpoints({directory!r})
 for step in range(1, 1000):

@@ -11,7 +11,7 @@ import pytest
 from she_jax.generate.prompts import positions
 from she_jax.models.decoder import ModelConfig, build_model, init_params
 from she_jax.rl.update import make_sft_step
-from she_jax.training import sft
+from she_jax.training import packing
 from she_jax.training.packing import WIDTHS, two_a_row
 from she_jax.types import SftBatch, TrainState
 
@@ -36,7 +36,7 @@ def padded_batch(sizes):
 @pytest.fixture(autouse=True)
 def widths(monkeypatch):
     """Those of the package, not the one that the small runs of other tests have."""
-    monkeypatch.setattr(sft, "WIDTHS", WIDTHS)
+    monkeypatch.setattr(packing, "WIDTHS", WIDTHS)
 
 
 def teach_alike(batch, packed):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_run import assert_same_run, config, lines
+from recipes import assert_same_run, config, lines
 
 from she_jax.cot import CotSchema
 from she_jax.rollouts import collector as rollouts

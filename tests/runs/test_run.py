@@ -7,13 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
+from recipes import ROOT, assert_same_run, config, lines
 
-from configs import base, evaluate, stage1
+from configs import evaluate, stage1
 from she_jax.cot import CotSchema
 from she_jax.generate import generator as predict
 from she_jax.generate.generator import Judge
@@ -22,60 +21,9 @@ from she_jax.runs.run import run
 from she_jax.runs.validate import check
 from she_jax.training.checkpoint import Checkpoints
 from she_jax.training.loop import finite
-from she_jax.training.setup import load_policy, make_optimizer, make_policy
-from she_jax.training.sft import new_state
+from she_jax.training.setup import load_policy
 from she_jax.training.workdir import held
 from she_jax.types import Example
-
-ROOT = Path(__file__).parent.parent
-SMALL = {
-    "shopworld.pairs": (200, 16, 32, 16),
-    "model.layers": 1,
-    "model.dim": 32,
-    "model.heads": 2,
-    "model.head_dim": 16,
-    "model.ffn": 32,
-    "model.vocab_size": 700,
-    "model.prompt_length": 48,
-    "model.completion_length": 24,
-    "mesh.data": 1,
-    "mesh.fsdp": -1,
-    "sft.steps": 6,
-    "sft.batch_size": 16,
-    "sft.micro_batches": 1,
-    "sft.checkpoint_every": 2,
-    "rl.steps": 4,
-    "rl.prompts": 8,
-    "rl.group_size": 2,
-    "rl.loss.micro_batches": 1,
-    "rl.eval_every": 2,
-    "rl.checkpoint_every": 1,
-    "rl.sample_every": 2,
-    "eval.batch_size": 16,
-    "eval.pass_k": 2,
-    "eval.pass_pairs": 8,
-}
-
-FOUR_STEPS = {  # of a reward model's training
-    "mesh.data": 1,
-    "mesh.fsdp": -1,
-    "sft.steps": 4,
-    "sft.batch_size": 16,
-    "sft.micro_batches": 1,
-    "sft.checkpoint_every": 2,
-}
-
-
-def changed(made, values, **more):
-    """A recipe with other values, ``more`` of them with ``__`` for the dots."""
-    more = {key.replace("__", "."): value for key, value in more.items()}
-    made.update_from_flattened_dict(values | more)
-    return made.lock()
-
-
-def config(**changes):
-    """A recipe that takes seconds."""
-    return changed(base.get_config(), SMALL, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -84,32 +32,6 @@ def done(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("done") / "run"
     run(config(), workdir)
     return workdir
-
-
-def lines(workdir):
-    """metrics.jsonl without its timings."""
-    with (workdir / "metrics.jsonl").open() as file:
-        rows = [json.loads(line) for line in file]
-    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
-
-
-def last_state(workdir):
-    """The last checkpoint: its step, every array, and the host's part."""
-    own = config()
-    template = new_state(make_policy(own, workdir), make_optimizer(own.rl), 0)
-    found = Checkpoints(workdir / "checkpoints" / "srpo").restore(template)
-    assert found is not None
-    step, state, host = found
-    return step, jax.device_get([state.params, state.opt_state, state.key]), host
-
-
-def assert_same_run(one, other):
-    assert lines(one) == lines(other)
-    (step, state, host), (other_step, other_state, other_host) = map(last_state, (one, other))
-    assert (step, host) == (other_step, other_host)
-    jax.tree.map(np.testing.assert_array_equal, state, other_state)
-    assert (one / "summary.json").read_bytes() == (other / "summary.json").read_bytes()
-    assert (one / "tokenizer.json").read_bytes() == (other / "tokenizer.json").read_bytes()
 
 
 def test_a_run_leaves_what_it_should(done):
@@ -180,9 +102,9 @@ def test_a_folder_is_of_one_command_at_a_time(done):
 
 def test_trap_11_a_resumed_run_equals_the_uninterrupted_one(done, tmp_path, monkeypatch):
     """Killed twice, a step or more after the last checkpoint, then started again."""
-    from she_jax.train import metrics
+    from she_jax.training import logging
 
-    written = metrics.MetricsWriter.write
+    written = logging.MetricsWriter.write
     for dies_after in (("sft", 3), ("srpo", 3)):
 
         def die(self, phase, step, values, dies_after=dies_after):
@@ -190,7 +112,7 @@ def test_trap_11_a_resumed_run_equals_the_uninterrupted_one(done, tmp_path, monk
             if (phase, step) == dies_after:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(metrics.MetricsWriter, "write", die)
+        monkeypatch.setattr(logging.MetricsWriter, "write", die)
         with pytest.raises(KeyboardInterrupt):
             run(config(), tmp_path / "run")
         monkeypatch.undo()
@@ -205,8 +127,8 @@ def test_sigterm_saves_and_the_same_command_goes_on(done, tmp_path):
         "import sys\n"
         f"sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
         "import test_run\n"
-        "from she_jax.train import sft\n"
-        "sft.WIDTHS = (2.0,)  # as all tests have it\n"
+        "from she_jax.training import packing\n"
+        "packing.WIDTHS = (2.0,)  # as all tests have it\n"
         "def get_config():\n"
         "    made = test_run.config()\n"
         "    return made.unlock()\n"

@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from recipes import SHARED_DATA
 
 from she_jax.cot import ATTRIBUTES, CotSchema, Step
 from she_jax.data.intake import hygiene
@@ -219,7 +219,7 @@ def test_an_unlabelled_pair_has_no_chain():
 def test_chains_of_the_real_excerpt_are_short_and_readable():
     from she_jax.data.readers.esci import Esci, EsciConfig
 
-    folder = Path(__file__).parents[2] / "shared" / "data" / "esci_excerpt"
+    folder = SHARED_DATA / "esci_excerpt"
     if not folder.is_dir():
         pytest.skip(f"the ESCI excerpt is not at {folder}")
     rng = np.random.default_rng(0)

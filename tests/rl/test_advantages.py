@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from recipes import random_groups
 
 from she_jax.rl.advantages import (
     grpo_advantages,
@@ -12,15 +13,6 @@ from she_jax.rl.advantages import (
     token_advantages,
 )
 from she_jax.types import Advantages
-
-
-def random_groups(groups=3, size=4, steps=5, seed=0):
-    """Rewards on a coarse grid, so that ties and steps without spread occur."""
-    rng = np.random.default_rng(seed)
-    rewards = rng.integers(0, 3, (groups * size, steps)).astype(np.float32) / 2
-    mask = rng.random((groups * size, steps)) < 0.8
-    outcome = rng.integers(0, 2, groups * size).astype(np.float32)
-    return rewards, mask, outcome
 
 
 def test_grpo_by_hand():

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from recipes import assert_trees_close, fresh_state
 
 from she_jax.models.decoder import ModelConfig, build_model, init_params
 from she_jax.models.sharding import make_mesh
@@ -22,7 +23,7 @@ from she_jax.rl.update import (
     make_update_step,
     split_rows,
 )
-from she_jax.types import DpoBatch, LMOutput, SftBatch, TrainBatch, TrainState
+from she_jax.types import DpoBatch, LMOutput, SftBatch, TrainBatch
 
 B, T, V = 16, 10, 16
 CONFIG = ModelConfig(vocab_size=V, dim=8, layers=2, heads=4, kv_heads=2, head_dim=4, ffn=16)
@@ -42,15 +43,6 @@ def factored(params, tokens, positions):
     """A bigram model as hidden states and a head."""
     del positions
     return LMOutput(hidden=params["embed"][tokens], head=params["head"])
-
-
-def new_state(params, optimizer):
-    return TrainState(
-        step=jnp.zeros((), dtype=jnp.int32),
-        params=params,
-        opt_state=optimizer.init(params),
-        key=jax.random.PRNGKey(7),
-    )
 
 
 def random_params(seed=0):
@@ -77,12 +69,6 @@ def random_batch(seed=0, rows=B, time=T, prompt=3):
     )
 
 
-def assert_trees_close(got, want, rtol=1e-4, atol=1e-6):
-    assert jax.tree.structure(got) == jax.tree.structure(want)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
-
-
 @functools.cache
 def compiled(forward, config):
     return jax.jit(make_update_step(forward, optax.sgd(1.0), config))
@@ -90,14 +76,14 @@ def compiled(forward, config):
 
 def run(batch, forward=factored, **config):
     """One update by plain SGD, from the same parameters every time."""
-    state = new_state(random_params(), optax.sgd(1.0))
+    state = fresh_state(random_params(), optax.sgd(1.0))
     return compiled(forward, LossConfig(**config))(state, batch)
 
 
 def test_one_update_by_hand():
     """Two tokens, even odds, SGD of rate 1: the gradient is -A * (1 - p) / count, and +- alike."""
     optimizer = optax.sgd(1.0)
-    state = new_state({"table": jnp.zeros((2, 2))}, optimizer)
+    state = fresh_state({"table": jnp.zeros((2, 2))}, optimizer)
     batch = TrainBatch(
         tokens=jnp.array([[0, 1], [1, 1]]),
         positions=jnp.array([[0, 1], [0, 1]]),
@@ -145,7 +131,7 @@ def test_jitted_equals_eager():
     batch = random_batch()
     optimizer = optax.sgd(1.0)
     update = make_update_step(factored, optimizer, LossConfig(micro_batches=2))
-    eager = update(new_state(random_params(), optimizer), batch)
+    eager = update(fresh_state(random_params(), optimizer), batch)
     assert_trees_close(run(batch, micro_batches=2), eager)
 
 
@@ -180,7 +166,7 @@ def test_counts_divide_the_loss_once(monkeypatch, micro_batches, logits_bytes):
     plain, metrics = run(batch)
     # Not from the cache, which does not know of the chunks.
     update = make_update_step(factored, optax.sgd(1.0), LossConfig(micro_batches=micro_batches))
-    new, found = jax.jit(update)(new_state(random_params(), optax.sgd(1.0)), constant(batch))
+    new, found = jax.jit(update)(fresh_state(random_params(), optax.sgd(1.0)), constant(batch))
     share = batch.weights.sum() / (B * (T - 3))
     assert share < 0.9
     want = jax.tree.map(lambda p, q: p + share * (q - p), random_params(), plain.params)
@@ -221,7 +207,7 @@ def test_gradients_accumulate_in_float32_for_bfloat16_parameters():
     """2,000 small gradients, one a micro-batch: bfloat16 would stop adding at 256 of them."""
     rows = 2000
     optimizer = optax.sgd(1.0)
-    state = new_state({"table": jnp.zeros((2, 2), dtype=jnp.bfloat16)}, optimizer)
+    state = fresh_state({"table": jnp.zeros((2, 2), dtype=jnp.bfloat16)}, optimizer)
     batch = TrainBatch(
         tokens=jnp.zeros((rows, 2), dtype=jnp.int32),
         positions=jnp.tile(jnp.arange(2), (rows, 1)),
@@ -316,7 +302,7 @@ def grouped(batch, group_size):
 def test_groups_that_share_their_prompts_change_nothing(micro_batches):
     """Of a real model: the update, and the scores, are those of rows that stand alone."""
     optimizer, model = optax.sgd(1.0), build_model(CONFIG)
-    state = new_state(init_params(CONFIG, jax.random.PRNGKey(0)), optimizer)
+    state = fresh_state(init_params(CONFIG, jax.random.PRNGKey(0)), optimizer)
     alone = grouped(random_batch(), 4)
     together = dataclasses.replace(alone, group_size=4)
     update = compiled(model.forward, LossConfig(micro_batches=micro_batches))
@@ -342,7 +328,7 @@ def widened(batch, room):
 def test_room_that_no_completion_takes_changes_nothing():
     """Of a real model with groups: the update and the scores are those of rows without it."""
     optimizer, model = optax.sgd(1.0), build_model(CONFIG)
-    state = new_state(init_params(CONFIG, jax.random.PRNGKey(0)), optimizer)
+    state = fresh_state(init_params(CONFIG, jax.random.PRNGKey(0)), optimizer)
     close = dataclasses.replace(grouped(random_batch(), 4), group_size=4)
     wide = widened(close, 30)
     update = compiled(model.forward, LossConfig(micro_batches=2))
@@ -359,7 +345,7 @@ def test_room_that_no_completion_takes_changes_nothing():
 def test_a_group_reads_its_prompt_once():
     """Four rows of 20 tokens that share the first 15: 35 tokens to read, not 80."""
     model = build_model(CONFIG)
-    state = new_state(init_params(CONFIG, jax.random.PRNGKey(0)), optax.sgd(1.0))
+    state = fresh_state(init_params(CONFIG, jax.random.PRNGKey(0)), optax.sgd(1.0))
     alone = grouped(random_batch(time=20, prompt=15), 4)
     together = dataclasses.replace(alone, group_size=4)
 
@@ -395,7 +381,7 @@ def test_a_micro_batch_is_read_as_far_as_its_longest_completion():
     weights = jnp.zeros((6, 50)).at[:, 10].set(1.0)
     batch = SftBatch(tokens=tokens, positions=positions, weights=weights, prompt_length=10)
     update = jax.jit(make_sft_step(telling_the_width, optax.sgd(1.0), micro_batches=3))
-    _, metrics = update(new_state(params, optax.sgd(1.0)), batch)
+    _, metrics = update(fresh_state(params, optax.sgd(1.0)), batch)
     np.testing.assert_allclose(metrics["loss"], -np.mean(logps[:, 10]), rtol=1e-5)
 
 
@@ -418,7 +404,7 @@ def test_micro_batches_keep_groups_whole():
 def two_updates(mesh):
     """Of a real model, with AdamW, in two micro-batches; the first batch does not fill its room."""
     optimizer = optax.adamw(1e-2, eps=1e-4)
-    state = new_state(init_params(CONFIG, jax.random.PRNGKey(0)), optimizer)
+    state = fresh_state(init_params(CONFIG, jax.random.PRNGKey(0)), optimizer)
     update = make_update_step(build_model(CONFIG).forward, optimizer, LossConfig(micro_batches=2))
     step = jit_update_step(update, mesh, state)
     state, _ = step(state, widened(random_batch(0), 30))
@@ -446,7 +432,7 @@ def test_parameters_of_other_names_lie_where_the_caller_says():
     def forward(params, tokens, positions):
         return params["mine"][tokens]
 
-    state = new_state({"mine": jnp.ones((16, 16))}, optimizer)
+    state = fresh_state({"mine": jnp.ones((16, 16))}, optimizer)
     update = make_update_step(forward, optimizer, LossConfig())
     whole = NamedSharding(mesh, PartitionSpec())
     shared = NamedSharding(mesh, PartitionSpec("fsdp"))
@@ -474,7 +460,7 @@ def test_one_compilation_for_all_steps():
         return factored(params, tokens, positions)
 
     optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=1e-2)
-    state = new_state(random_params(), optimizer)
+    state = fresh_state(random_params(), optimizer)
     update = make_update_step(counted, optimizer, LossConfig(micro_batches=2))
     step = jit_update_step(update, make_mesh(1, 1, 1, jax.devices()[:1]), state)
     losses, first = [], None
@@ -492,7 +478,7 @@ def test_one_compilation_for_all_steps():
 def test_the_state_is_donated():
     """Its buffers are reused, so a second use is an error and not a second copy."""
     optimizer = optax.adam(1e-2)
-    state = new_state(random_params(), optimizer)
+    state = fresh_state(random_params(), optimizer)
     mesh = make_mesh(1, 1, 1, jax.devices()[:1])
     step = jit_update_step(make_update_step(factored, optimizer, LossConfig()), mesh, state)
     step(state, random_batch())
@@ -502,7 +488,7 @@ def test_the_state_is_donated():
 def test_a_few_updates_raise_what_is_rewarded():
     """The token 3 earns +1, every other -1: its probability goes up and up."""
     optimizer = optax.adam(0.1)
-    state = new_state(random_params(), optimizer)
+    state = fresh_state(random_params(), optimizer)
     batch = dataclasses.replace(random_batch(), ref_logps=None, temperature=1.0)
     good = batch.tokens == 3
     batch = dataclasses.replace(batch, advantages=jnp.where(good, 1.0, -1.0))
@@ -540,7 +526,7 @@ def test_sft_gradient_equals_that_of_the_naive_formula():
     loss, grads = jax.jit(jax.value_and_grad(naive))(params)
     for micro_batches in (1, 4):
         update = make_sft_step(factored, optimizer, micro_batches=micro_batches)
-        new, metrics = jax.jit(update)(new_state(params, optimizer), batch)
+        new, metrics = jax.jit(update)(fresh_state(params, optimizer), batch)
         assert set(metrics) == {"loss", "grad_norm", "tokens"}
         np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
         assert_trees_close(new.params, jax.tree.map(jnp.subtract, params, grads))
@@ -557,7 +543,7 @@ def test_sft_on_a_mesh_equals_one_device():
     update = make_sft_step(factored, optimizer, micro_batches=2)
     results = []
     for mesh in (make_mesh(1, 1, 1, jax.devices()[:1]), make_mesh(2, 2, 2)):
-        state = new_state(random_params(), optimizer)
+        state = fresh_state(random_params(), optimizer)
         results.append(jit_update_step(update, mesh, state)(state, sft_batch()))
     assert_trees_close(results[1], results[0])
 
@@ -579,7 +565,7 @@ def dpo(batch, forward=told, micro_batches=1, params=None):
     """One update by plain SGD."""
     optimizer = optax.sgd(1.0)
     update = make_dpo_step(forward, optimizer, beta=0.3, micro_batches=micro_batches)
-    return jax.jit(update)(new_state(params or random_params(), optimizer), batch)
+    return jax.jit(update)(fresh_state(params or random_params(), optimizer), batch)
 
 
 def test_one_dpo_update_by_hand():
@@ -589,7 +575,7 @@ def test_one_dpo_update_by_hand():
     log-probability.
     """
     optimizer = optax.sgd(1.0)
-    state = new_state({"table": jnp.zeros((2, 2))}, optimizer)
+    state = fresh_state({"table": jnp.zeros((2, 2))}, optimizer)
     batch = DpoBatch(
         tokens=jnp.array([[0, 1], [0, 0]]),
         positions=jnp.array([[0, 1], [0, 1]]),
@@ -686,7 +672,7 @@ def test_dpo_on_a_mesh_equals_one_device():
     update = make_dpo_step(told, optimizer, micro_batches=2)
     results = []
     for mesh in (make_mesh(1, 1, 1, jax.devices()[:1]), make_mesh(8), make_mesh(2, 2, 2)):
-        state = new_state(random_params(), optimizer)
+        state = fresh_state(random_params(), optimizer)
         results.append(jax.device_get(jit_update_step(update, mesh, state)(state, dpo_batch())))
     for spread in results[1:]:
         assert_trees_close(spread, results[0])

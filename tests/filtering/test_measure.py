@@ -5,8 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
-from test_run import changed
-from test_run import config as small
+from recipes import changed
+from recipes import config as small
 
 from configs import filter as recipe
 from she_jax.data.dataset import open_split

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from test_run import SMALL, changed, last_state, lines
-from test_run import config as small
+from recipes import SMALL, changed, last_state, lines
+from recipes import config as small
 
 from configs import curriculum, stage2, stage3
 from she_jax.filtering import measure as filter_run

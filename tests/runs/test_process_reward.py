@@ -7,8 +7,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from test_dataset import make, rows
-from test_run import FOUR_STEPS, changed, config, lines
+from recipes import FOUR_STEPS, changed, config, good_rows, lines, make_dataset
 
 from configs import reward_model
 from she_jax.generate.generator import Judge, Sample
@@ -103,15 +102,17 @@ def test_the_pairs_of_a_sorted_file_are_from_all_over_it(tmp_path):
     """And half of them for the policies' steps too; their neighbours have the same query."""
     given = [
         replace(row, example=replace(row.example, query=f"q{n // 8}", label=1 + n // 200))
-        for n, row in enumerate(rows(800))
+        for n, row in enumerate(good_rows(800))
     ]
     own = config(data__name="jsonl")
-    pairs = some_pairs(own, make(tmp_path, given), "train", 160)
+    pairs = some_pairs(own, make_dataset(tmp_path, given), "train", 160)
     assert len({pair.uid for pair in pairs}) == 160
     for some in (pairs, pairs[:80]):
         assert min(np.bincount([pair.label for pair in some], minlength=5)[1:]) >= len(some) // 40
     assert min(np.unique([pair.query for pair in pairs], return_counts=True)[1]) >= 4
-    assert some_pairs(config(), make(tmp_path, given), "train", 3) == [g.example for g in given[:3]]
+    assert some_pairs(config(), make_dataset(tmp_path, given), "train", 3) == [
+        g.example for g in given[:3]
+    ]
 
 
 def test_it_learns_from_no_query_of_the_other_splits(examiner):

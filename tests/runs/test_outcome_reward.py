@@ -9,8 +9,7 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from test_dataset import make, rows
-from test_run import FOUR_STEPS, changed, config, lines
+from recipes import FOUR_STEPS, changed, config, good_rows, lines, make_dataset
 
 from configs import scalar_reward
 from she_jax.generate.language_model import Policy
@@ -81,7 +80,7 @@ def test_it_learns_from_no_query_of_the_other_splits(scalar):
 def test_the_pairs_of_a_sorted_file_are_from_all_over_it(tmp_path, monkeypatch):
     given = [
         dataclasses.replace(row, example=dataclasses.replace(row.example, label=1 + n // 200))
-        for n, row in enumerate(rows(800))
+        for n, row in enumerate(good_rows(800))
     ]
     seen = []
 
@@ -91,7 +90,7 @@ def test_the_pairs_of_a_sorted_file_are_from_all_over_it(tmp_path, monkeypatch):
 
     monkeypatch.setattr(scalar_training, "policy_samples", samples)
     own = ConfigDict({"data": {"name": "jsonl"}, "scalar": {"rollouts": 2, "batch_size": 2}})
-    scalar_training.outcomes(own, tmp_path, make(tmp_path, given), "train", 160)
+    scalar_training.outcomes(own, tmp_path, make_dataset(tmp_path, given), "train", 160)
     assert len({pair.uid for pair in seen}) == 160
     assert min(np.bincount([pair.label for pair in seen], minlength=5)[1:]) >= 20  # 40 in the mean
 

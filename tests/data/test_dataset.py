@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from recipes import EXAMPLE, Given, GivenConfig, good_rows, make_dataset
 
 from she_jax.data.dataset import (
     FEATURES,
     CarvedConfig,
-    ExampleBuilder,
     ExampleConfig,
     decode,
     encode,
@@ -28,17 +28,6 @@ from she_jax.data.dataset import (
 )
 from she_jax.data.intake import Intake, Row, hygiene, query_hash
 from she_jax.types import BadRow, Example
-
-EXAMPLE = Example(
-    uid="a",
-    query="ふちなしメガネ",
-    product={"title": "Gafas sin montura", "brand": "Ñandú", "bullets": "👩‍👩‍👧 light; 10 g"},
-    label=3,
-    steps={"category": "match", "attributes": "unstated"},
-    kind="plain",
-    annotations=("category",),
-    rationale="query: a\nproduct: b\ncategory: match\nattributes: met\nlabel: 3",
-)
 
 TEXT = st.text(st.characters(exclude_categories=()), max_size=40)
 EXAMPLES = st.builds(
@@ -52,39 +41,6 @@ EXAMPLES = st.builds(
     annotations=st.lists(TEXT, max_size=3).map(tuple),
     rationale=st.none() | TEXT.filter(bool),
 )
-
-
-@dataclasses.dataclass(kw_only=True, eq=False)
-class GivenConfig(ExampleConfig):
-    rows: tuple = ()
-    path: str = ""
-
-
-class Given(ExampleBuilder):
-    """Rows that a test gives."""
-
-    def rows(self):
-        for row in self.builder_config.rows:
-            if isinstance(row, Exception):
-                raise row
-            yield row
-
-
-def rows(n: int, **changes) -> tuple[Row, ...]:
-    """n good training rows, each with a uid of its own."""
-    return tuple(
-        Row(
-            split="train",
-            example=dataclasses.replace(EXAMPLE, uid=str(i), **changes),
-            file="f",
-            line=i + 1,
-        )
-        for i in range(n)
-    )
-
-
-def make(tmp_path, given: Iterable, **options):
-    return prepare(Given(data_dir=tmp_path, config=GivenConfig(rows=tuple(given), **options)))
 
 
 def admit(given: Iterable, max_bad_share: float = 0.05) -> tuple[list[Row], Intake, list[dict]]:
@@ -133,13 +89,13 @@ def test_hygiene_cleans_and_keeps_three_languages(dirty, clean):
 
 
 def test_set_is_made_once_and_read_back_identical(tmp_path, capsys):
-    given = (*rows(5), Row(split="test", example=dataclasses.replace(EXAMPLE, uid="t")))
-    made = make(tmp_path, given)
+    given = (*good_rows(5), Row(split="test", example=dataclasses.replace(EXAMPLE, uid="t")))
+    made = make_dataset(tmp_path, given)
     assert (made.splits, made.bad_rows, made.cut_fields) == ({"train": 5, "test": 1}, {}, 0)
     assert not made.reused
     assert list(open_split(made.path, "train")) == [row.example for row in given[:5]]
     assert open_split(made.path, "test")[0].uid == "t"
-    again = make(tmp_path, given)
+    again = make_dataset(tmp_path, given)
     assert again.reused
     assert dataclasses.replace(again, reused=False) == made
     assert "tensorflow" not in sys.modules
@@ -147,7 +103,7 @@ def test_set_is_made_once_and_read_back_identical(tmp_path, capsys):
 
 
 def test_source_feeds_grain_and_travels_to_workers(tmp_path):
-    source = open_split(make(tmp_path, rows(7)).path, "train")
+    source = open_split(make_dataset(tmp_path, good_rows(7)).path, "train")
     assert sorted(e.uid for e in grain.MapDataset.source(source).shuffle(seed=1)) == list("0123456")
     assert pickle.loads(pickle.dumps(source))[3] == source[3]
     with pytest.raises(IndexError, match="index 7 of a split with 7 examples"):
@@ -176,7 +132,7 @@ def test_other_options_or_sources_make_another_folder(tmp_path):
 
 def test_progress_is_reported(tmp_path):
     seen = []
-    config = GivenConfig(rows=rows(4_100))
+    config = GivenConfig(rows=good_rows(4_100))
     prepare(Given(data_dir=tmp_path, config=config), on_progress=seen.append)
     assert seen == [2_000, 4_000, 4_100]
 
@@ -184,7 +140,7 @@ def test_progress_is_reported(tmp_path):
 def test_open_split_names_what_there_is(tmp_path):
     with pytest.raises(FileNotFoundError, match="prepare"):
         open_split(tmp_path, "train")
-    path = make(tmp_path, rows(3)).path
+    path = make_dataset(tmp_path, good_rows(3)).path
     with pytest.raises(ValueError, match=r"no split 'trian' in .*, only \['train'\]"):
         open_split(path, "trian")
     assert len(open_split(path, "train[:2]")) == 2
@@ -205,7 +161,7 @@ def test_rows_in_no_order_are_all_rows_from_all_over_and_neighbours_stay(size, t
 
 
 def test_bad_rows_are_set_aside_with_place_and_reason():
-    good = rows(4)
+    good = good_rows(4)
     ruined = [
         ("empty query", {"query": " \u200b "}),
         ("missing title", {"product": {"brand": "x"}}),
@@ -230,32 +186,32 @@ def test_bad_rows_are_set_aside_with_place_and_reason():
 
 def test_a_row_refused_for_another_reason_does_not_claim_its_uid():
     bad = Row(split="train", example=dataclasses.replace(EXAMPLE, uid="0", query=""))
-    kept, intake, _ = admit([bad, *rows(1)], max_bad_share=0.5)
+    kept, intake, _ = admit([bad, *good_rows(1)], max_bad_share=0.5)
     assert len(kept) == 1
     assert dict(intake.bad) == {"empty query": 1}
 
 
 def test_long_fields_are_cut_and_counted():
     product = {"title": "x" * 100_000, "brand": "y" * 2_000}
-    kept, intake, _ = admit(rows(1, product=product))
+    kept, intake, _ = admit(good_rows(1, product=product))
     assert kept[0].example.product == {"title": "x" * 2_000, "brand": "y" * 2_000}
     assert intake.cut == 1
 
 
 def test_a_rationale_keeps_its_lines():
-    kept, _, _ = admit(rows(1, rationale="query: a\tb\r\nlabel: 4"))
+    kept, _, _ = admit(good_rows(1, rationale="query: a\tb\r\nlabel: 4"))
     assert kept[0].example.rationale == "query: a b\nlabel: 4"
 
 
 def test_too_many_bad_rows_are_an_error_with_counts_and_examples(tmp_path):
     bad = [BadRow(file="f.jsonl", line=i, reason=f"not JSON: {i}") for i in range(6)]
     with pytest.raises(ValueError, match="6 of 100 rows") as caught:
-        make(tmp_path, [*rows(94), *bad])
+        make_dataset(tmp_path, [*good_rows(94), *bad])
     assert "not JSON (6)" in str(caught.value)
     assert "f.jsonl:4: not JSON: 4" in str(caught.value)
     assert "f.jsonl:5" not in str(caught.value)
     assert not list(tmp_path.rglob("*.json"))
-    made = make(tmp_path, [*rows(95), *bad[:5]])
+    made = make_dataset(tmp_path, [*good_rows(95), *bad[:5]])
     assert made.bad_rows == {"not JSON": 5}
     lines = (made.path / "bad_rows.jsonl").read_text().splitlines()
     assert json.loads(lines[4]) == {"file": "f.jsonl", "line": 4, "reason": "not JSON: 4"}
@@ -276,7 +232,7 @@ def test_a_hopeless_stream_is_given_up_early():
 
 def test_an_empty_stream_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no row came in"):
-        make(tmp_path, [])
+        make_dataset(tmp_path, [])
 
 
 @pytest.mark.parametrize(
@@ -288,23 +244,23 @@ def test_an_empty_stream_is_an_error(tmp_path):
 )
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, error):
     with pytest.raises(OSError, match="the disk is full") as caught:
-        make(tmp_path, [*rows(10), error])
+        make_dataset(tmp_path, [*good_rows(10), error])
     assert str(tmp_path) in str(caught.value)
     assert caught.value.errno == errno.ENOSPC
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert make(tmp_path, rows(10)).splits == {"train": 10}
+    assert make_dataset(tmp_path, good_rows(10)).splits == {"train": 10}
 
 
 def test_other_errors_pass_through(tmp_path):
     with pytest.raises(RuntimeError, match="something else"):
-        make(tmp_path, [*rows(10), RuntimeError("something else")])
+        make_dataset(tmp_path, [*good_rows(10), RuntimeError("something else")])
 
 
 def test_an_unfinished_folder_is_refused(tmp_path):
-    made = make(tmp_path, rows(2))
+    made = make_dataset(tmp_path, good_rows(2))
     (made.path / "made.json").unlink()
     with pytest.raises(ValueError, match="not a finished data set"):
-        make(tmp_path, rows(2))
+        make_dataset(tmp_path, good_rows(2))
 
 
 def test_query_hash_ignores_case_and_white_space_and_is_even():

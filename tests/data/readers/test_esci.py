@@ -3,11 +3,11 @@
 import html
 import re
 from collections import Counter
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from recipes import SHARED_DATA
 
 from she_jax.data.dataset import open_split, prepare
 from she_jax.data.intake import hygiene
@@ -16,7 +16,7 @@ from she_jax.types import BadRow, Example
 
 EXAMPLES = "shopping_queries_dataset_examples.parquet"
 PRODUCTS = "shopping_queries_dataset_products.parquet"
-EXCERPT = Path(__file__).parents[2] / "shared" / "data" / "esci_excerpt"
+EXCERPT = SHARED_DATA / "esci_excerpt"
 
 
 def pair(i: int, **changes) -> dict:

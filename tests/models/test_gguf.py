@@ -2,19 +2,18 @@
 
 import importlib.machinery
 import json
-from pathlib import Path
 
 import gguf
 import jax
 import numpy as np
 import pytest
+from recipes import GOLDEN
 from safetensors.numpy import load_file
 
 from she_jax.models.decoder import RopeScaling
 from she_jax.models.gguf import read_gguf
 from she_jax.models.weights import load_model
 
-GOLDEN = Path(__file__).parent / "golden"
 NAMES = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",

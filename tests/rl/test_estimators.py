@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_advantages import random_groups
+from recipes import random_groups
 
 from she_jax.rl.advantages import (
     ESTIMATORS,

@@ -1,0 +1,208 @@
+"""Small recipes, data and states that several tests share."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from configs import base
+from she_jax.data.dataset import ExampleBuilder, ExampleConfig, prepare
+from she_jax.data.intake import Row
+from she_jax.training.checkpoint import Checkpoints
+from she_jax.training.setup import make_optimizer, make_policy
+from she_jax.training.sft import new_state
+from she_jax.types import Example, TrainState
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden"
+SHARED_DATA = ROOT.parent / "shared" / "data"  # real labels, where there are any
+
+SMALL = {
+    "shopworld.pairs": (200, 16, 32, 16),
+    "model.layers": 1,
+    "model.dim": 32,
+    "model.heads": 2,
+    "model.head_dim": 16,
+    "model.ffn": 32,
+    "model.vocab_size": 700,
+    "model.prompt_length": 48,
+    "model.completion_length": 24,
+    "mesh.data": 1,
+    "mesh.fsdp": -1,
+    "sft.steps": 6,
+    "sft.batch_size": 16,
+    "sft.micro_batches": 1,
+    "sft.checkpoint_every": 2,
+    "rl.steps": 4,
+    "rl.prompts": 8,
+    "rl.group_size": 2,
+    "rl.loss.micro_batches": 1,
+    "rl.eval_every": 2,
+    "rl.checkpoint_every": 1,
+    "rl.sample_every": 2,
+    "eval.batch_size": 16,
+    "eval.pass_k": 2,
+    "eval.pass_pairs": 8,
+}
+
+
+FOUR_STEPS = {  # of a reward model's training
+    "mesh.data": 1,
+    "mesh.fsdp": -1,
+    "sft.steps": 4,
+    "sft.batch_size": 16,
+    "sft.micro_batches": 1,
+    "sft.checkpoint_every": 2,
+}
+
+
+def changed(made, values, **more):
+    """A recipe with other values, ``more`` of them with ``__`` for the dots."""
+    more = {key.replace("__", "."): value for key, value in more.items()}
+    made.update_from_flattened_dict(values | more)
+    return made.lock()
+
+
+def config(**changes):
+    """A recipe that takes seconds."""
+    return changed(base.get_config(), SMALL, **changes)
+
+
+def lines(workdir):
+    """metrics.jsonl without its timings."""
+    with (workdir / "metrics.jsonl").open() as file:
+        rows = [json.loads(line) for line in file]
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def last_state(workdir):
+    """The last checkpoint: its step, every array, and the host's part."""
+    own = config()
+    template = new_state(make_policy(own, workdir), make_optimizer(own.rl), 0)
+    found = Checkpoints(workdir / "checkpoints" / "srpo").restore(template)
+    assert found is not None
+    step, state, host = found
+    return step, jax.device_get([state.params, state.opt_state, state.key]), host
+
+
+def assert_same_run(one, other):
+    assert lines(one) == lines(other)
+    (step, state, host), (other_step, other_state, other_host) = map(last_state, (one, other))
+    assert (step, host) == (other_step, other_host)
+    jax.tree.map(np.testing.assert_array_equal, state, other_state)
+    assert (one / "summary.json").read_bytes() == (other / "summary.json").read_bytes()
+    assert (one / "tokenizer.json").read_bytes() == (other / "tokenizer.json").read_bytes()
+
+
+def random_groups(groups=3, size=4, steps=5, seed=0):
+    """Rewards on a coarse grid, so that ties and steps without spread occur."""
+    rng = np.random.default_rng(seed)
+    rewards = rng.integers(0, 3, (groups * size, steps)).astype(np.float32) / 2
+    mask = rng.random((groups * size, steps)) < 0.8
+    outcome = rng.integers(0, 2, groups * size).astype(np.float32)
+    return rewards, mask, outcome
+
+
+OPTIMIZER = optax.MultiSteps(
+    optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.linear_schedule(1e-2, 0.0, 50))),
+    every_k_schedule=2,
+)
+
+
+@functools.cache
+def make_state(seed: int = 0, size: int = 40) -> TrainState:
+    key = jax.random.PRNGKey(seed)
+    params = {
+        "embed": jax.random.normal(key, (size, 8)),
+        "layers": {"half": jax.random.normal(key, (3, 8), jnp.bfloat16)},
+        "odd": jnp.array([jnp.nan, jnp.inf, -0.0, 1e-45], jnp.float32),
+    }
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32), params=params, opt_state=OPTIMIZER.init(params), key=key
+    )
+    return train_some(state, 3)
+
+
+def train_some(state: TrainState, steps: int) -> TrainState:
+    for _ in range(steps):
+        state = _update(state)
+    return state
+
+
+@jax.jit
+def _update(state: TrainState) -> TrainState:
+    key = jax.random.fold_in(state.key, state.step)
+    grads = jax.tree.map(lambda p: jax.random.normal(key, p.shape, p.dtype), state.params)
+    updates, opt_state = OPTIMIZER.update(grads, state.opt_state, state.params)
+    return TrainState(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        opt_state=opt_state,
+        key=state.key,
+    )
+
+
+EXAMPLE = Example(
+    uid="a",
+    query="ふちなしメガネ",
+    product={"title": "Gafas sin montura", "brand": "Ñandú", "bullets": "👩‍👩‍👧 light; 10 g"},
+    label=3,
+    steps={"category": "match", "attributes": "unstated"},
+    kind="plain",
+    annotations=("category",),
+    rationale="query: a\nproduct: b\ncategory: match\nattributes: met\nlabel: 3",
+)
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class GivenConfig(ExampleConfig):
+    rows: tuple = ()
+    path: str = ""
+
+
+class Given(ExampleBuilder):
+    """Rows that a test gives."""
+
+    def rows(self):
+        for row in self.builder_config.rows:
+            if isinstance(row, Exception):
+                raise row
+            yield row
+
+
+def good_rows(n: int, **changes) -> tuple[Row, ...]:
+    """n good training rows, each with a uid of its own."""
+    return tuple(
+        Row(
+            split="train",
+            example=dataclasses.replace(EXAMPLE, uid=str(i), **changes),
+            file="f",
+            line=i + 1,
+        )
+        for i in range(n)
+    )
+
+
+def make_dataset(tmp_path, given: Iterable, **options):
+    return prepare(Given(data_dir=tmp_path, config=GivenConfig(rows=tuple(given), **options)))
+
+
+def fresh_state(params, optimizer):
+    return TrainState(
+        step=jnp.zeros((), dtype=jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        key=jax.random.PRNGKey(7),
+    )
+
+
+def assert_trees_close(got, want, rtol=1e-4, atol=1e-6):
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
