@@ -9,7 +9,6 @@ import errno
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +32,9 @@ def main(argv: list[str]) -> None:
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         # Read once, when JAX starts; no effect on an accelerator.
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(devices))
+    # Imported here, since it takes seconds: a wrong command line has failed by now.
+    from she_jax.types import UserError
+
     try:
         run = find_run(CONFIG.value.get("kind"))
         run(CONFIG.value, Path(workdir))
@@ -40,15 +42,7 @@ def main(argv: list[str]) -> None:
         no_space = error.errno == errno.ENOSPC and not error.filename
         hint = f"; free space for {workdir}, then repeat the command" if no_space else ""
         _exit_with(f"{error}{hint}", 1)
-    except ValueError as error:
-        # Raised by a `raise` of this package, it has a message for the user; else it is a bug.
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        file = Path(frame.filename).resolve()
-        ours = any(
-            file.is_relative_to(ROOT / name) for name in ("she_jax", "benchmarks", "launch.py")
-        )
-        if not (ours and (frame.line or "").startswith("raise ")):
-            raise
+    except UserError as error:
         _exit_with(str(error), 1)
 
 
@@ -56,15 +50,16 @@ def find_run(kind: str | None) -> Callable[[ConfigDict, Path], None]:
     """Returns the function that runs a config of this kind, given the config and the run's folder.
 
     Raises:
-      ValueError: for the study of ``benchmarks/evidence`` where that folder is missing.
+      UserError: for the study of ``benchmarks/evidence`` where that folder is missing.
     """
-    # Imported here, since it takes seconds: a wrong command line has failed by now.
+    from she_jax.types import UserError
+
     if kind != "evidence":
         from she_jax.runs.run import run
 
         return run
     if not (ROOT / "benchmarks" / "evidence" / "run.py").is_file():
-        raise ValueError(
+        raise UserError(
             f"kind='evidence': the study needs a checkout of the repository; {ROOT} has no "
             "benchmarks/evidence"
         )

@@ -60,16 +60,16 @@ def run_arm(seed: str, how: str, share: float) -> dict:
             "shopworld.seed": 100 + int(seed),
             "shopworld.annotated": share,
             "reward.combine": how,
-            "rl.tol": 0.05,
+            "rl.min_std": 0.05,
             "rl.steps": FLAGS.steps,
             "rl.eval_every": FLAGS.steps,
             "eval.pass_k": 0,
-            "rl.aim": "even",
-            "rl.refill": 0,
+            "rl.difficulty": "even",
+            "rl.dynamic_sampling_rounds": 0,
             "filter.pairs": 0,  # unannotated pairs have no pass rate
         }
         if how != "verifier_only":
-            settings["reward.model"] = Path(FLAGS.examiner.format(seed=seed)).absolute()
+            settings["reward.prm"] = Path(FLAGS.examiner.format(seed=seed)).absolute()
         command += [f"--workdir={workdir}"]
         command += [f"--config.{key}={value}" for key, value in settings.items()]
         # All arms are the same program: it is compiled once.

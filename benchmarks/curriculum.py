@@ -36,7 +36,12 @@ flags.DEFINE_string("plot", "", "Draw the figures to this file.")
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("stage1", "stage2", "stage3")
 UPDATES = (60, 30, 30)  # as in their recipes
-OPEN = {"filter.low": 0.0, "filter.high": 1.0, "rl.aim": "even", "rl.refill": 0}
+OPEN = {
+    "filter.low": 0.0,
+    "filter.high": 1.0,
+    "rl.difficulty": "even",
+    "rl.dynamic_sampling_rounds": 0,
+}
 RANDOM = {"filter.balance": False, "filter.clusters": 0, "filter.front": ()}
 ARMS = ("full", "no_difficulty", "no_diversity", "no_curriculum", "plain")
 TITLES = {

@@ -24,9 +24,9 @@ from ml_collections import ConfigDict
 
 from she_jax.cot import Chain, CotSchema
 from she_jax.evaluation.evaluate import take
-from she_jax.evaluation.metrics import right_verdicts
-from she_jax.generate.generator import Judge
-from she_jax.rewards.verifier import FULL_MARKS, verify, with_all_truth
+from she_jax.evaluation.metrics import correct_verdicts
+from she_jax.generate.generator import Generator
+from she_jax.rewards.verifier import FULL_REWARD, fully_annotated, verify
 from she_jax.training.logging import Progress
 from she_jax.training.setup import load_policy, make_data
 from she_jax.types import Example
@@ -42,9 +42,9 @@ WHOLE = "whole chain"
 
 def right(chain: Chain, example: Example, schema: CotSchema) -> dict[str, bool]:
     """Whether each step whose truth is known is right, the label among them, and all of them."""
-    rewards, _ = verify(chain, with_all_truth(example), schema)
+    rewards, _ = verify(chain, fully_annotated(example), schema)
     names = [n for n in schema.names if n in (example.steps or {}) or n == "label"]
-    told = {name: bool(rewards[schema.names.index(name)] >= FULL_MARKS) for name in names}
+    told = {name: bool(rewards[schema.names.index(name)] >= FULL_REWARD) for name in names}
     return told | {WHOLE: all(told.values())}
 
 
@@ -68,7 +68,7 @@ def first_wrong(chain: Chain, example: Example, schema: CotSchema) -> str | None
     """The first step with a verdict, the label aside, that is wrong though the label is right."""
     if chain.label != example.label:
         return None
-    told = right_verdicts(chain, example, schema)
+    told = correct_verdicts(chain, example, schema)
     return next((name for name, right_one in told.items() if not right_one), None)
 
 
@@ -100,7 +100,7 @@ def main(_: Sequence[str]) -> None:
     policy, source = load_policy(config, (FLAGS.phase,))
     examples = take(make_data(config, folder), config.data.eval_split, FLAGS.pairs)
     examples = [one for one in examples if one.label is not None]
-    judge, schema = Judge(policy, FLAGS.batch), policy.format.schema
+    judge, schema = Generator(policy, FLAGS.batch), policy.format.schema
     with Progress(f"greedy chains of {source}", total=len(examples)) as progress:
         greedy = judge.chains(policy.params, examples, progress.update)
     with Progress(f"{FLAGS.k} rollouts each", total=len(examples)) as progress:

@@ -223,12 +223,12 @@ def credit(rollout: Rollout, logps: jax.Array, reference: jax.Array | None) -> T
     return TrainBatch(
         tokens=rollout.tokens,
         positions=places(rollout),
-        weights=rollout.completion_mask.astype(jnp.float32),
+        loss_weights=rollout.completion_mask.astype(jnp.float32),
         advantages=token_advantages(advantages, jnp.asarray(step_ids), rollout.completion_mask),
         old_logps=logps,
         ref_logps=reference,
         temperature=jnp.float32(1.0),
-        kl_weight=jnp.float32(0.01 if FLAGS.reference else 0.0),
+        kl_coef=jnp.float32(0.01 if FLAGS.reference else 0.0),
         prompt_length=FLAGS.prompt_len,
         group_size=FLAGS.group,
     )
@@ -261,7 +261,7 @@ def measure() -> dict[str, Any]:
         max_new_tokens=FLAGS.new_tokens,
         eos_id=tuple(ends),
         pad_id=0,
-        halvings=FLAGS.halvings,
+        compactions=FLAGS.compactions,
         mesh=mesh,
     )
     score = make_scorer(

@@ -1,4 +1,4 @@
-"""Every key of a run, with its default and what it means. The other files say what differs."""
+"""Every key of a run, with its default and its meaning. The other recipes say what differs."""
 
 from typing import Any
 
@@ -8,35 +8,36 @@ from ml_collections import ConfigDict
 def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can follow
     """The defaults: a small decoder from scratch on ShopWorld, sized for two CPU cores."""
     config: Any = ConfigDict()
-    config.kind = "train"  # what launch.py does with it; see she_jax.runs.run.KINDS
-    config.seed = 0  # parameters, order of the data and sampling
-    config.export = False  # also write the judge as a Hugging Face directory, <workdir>/export
+    config.kind = "train"  # what launch.py does with the recipe; see she_jax.runs.run.KINDS
+    config.seed = 0  # of parameters, data order and sampling
+    config.export = False  # also write the policy as a Hugging Face directory, <workdir>/export
     config.checkpoint = ""  # evaluate: a run's folder, a Hugging Face directory or a .gguf file
 
-    # Begin with the best of these checkpoints, in place of a cold start: DIR/checkpoints/sft or
-    # DIR/checkpoints/srpo of another run, of the same chain and model.
-    config.start = ""
+    # Start from the best of these checkpoints in place of a cold start: DIR/checkpoints/sft or
+    # DIR/checkpoints/policy of another run with the same chain and model.
+    config.init_from = ""
 
-    # The recipe of the stage before, which is run where what this one starts from is not there.
-    config.before = ConfigDict()
+    # The recipe of an earlier run, which is run first if its checkpoint (init_from) is missing.
+    config.prerequisite = ConfigDict()
 
     # The pairs.
     config.data = ConfigDict()
-    config.data.name = "shopworld"  # shopworld | esci | wands | jsonl | made
-    config.data.path = ""  # folder (esci, wands, made: of a made data set) or file (jsonl)
-    config.data.dir = ""  # where the TFDS data set goes; "" for <workdir>/data
-    config.data.max_bad_share = 0.05  # share of rows that may be unusable
+    # shopworld | esci | wands | jsonl | prepared, or package.module:Class with examples(split)
+    config.data.name = "shopworld"
+    config.data.path = ""  # folder (esci, wands; prepared: of a prepared data set) or file (jsonl)
+    config.data.dir = ""  # where the TFDS data set is written; "" for <workdir>/data
+    config.data.max_bad_share = 0.05  # largest share of rows that may be unusable
     config.data.balance = False  # draw the classes in equal shares while training
-    config.data.eval_split = "test"  # split that is judged before and after
-    config.data.eval_pairs = 0  # judge so many pairs of it, evenly spread out; 0 for all
+    config.data.eval_split = "test"  # split that is evaluated before and after
+    config.data.eval_pairs = 0  # evaluate this many pairs of it, evenly spaced; 0 for all
 
-    # ShopWorld's options; see she_jax.data.shopworld.builder.World and TeacherErrors.
+    # ShopWorld's options; see World and TeacherErrors in she_jax.data.shopworld.builder.
     config.shopworld = ConfigDict()
     config.shopworld.seed = 0
     config.shopworld.pairs = (40_000, 512, 2_048, 1_024)  # train, validation, test, test_longtail
     config.shopworld.class_balance = (0.25, 0.25, 0.25, 0.25)
-    config.shopworld.annotated = 1.0  # share of the training pairs that humans looked at
-    config.shopworld.coverage = 1.0  # of these, the share of the steps that they annotated
+    config.shopworld.annotated = 1.0  # share of the training pairs that humans annotated
+    config.shopworld.coverage = 1.0  # of these pairs, the share of the steps that is annotated
     config.shopworld.chains = "teacher"  # teacher | gold | none
     config.shopworld.errors = ConfigDict()
     config.shopworld.errors.negation = 0.6
@@ -65,8 +66,8 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.model.head_dim = 32
     config.model.ffn = 384
 
-    # Without an accelerator JAX takes the CPU for so many devices, each with a share of the batch
-    # and all of the parameters: two devices are faster than one with two threads.
+    # Without an accelerator JAX splits the CPU into this many devices, each with a share of the
+    # batch and a copy of the parameters: two devices are faster than one with two threads.
     config.cpu_devices = 2
 
     # The devices: sizes of the mesh, -1 for all that are left.
@@ -82,43 +83,45 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.sft.micro_batches = 2  # small enough for the cache: on CPU faster than one
     config.sft.checkpoint_every = 300
 
-    # What comes after the cold start: rollouts of the policy itself (online), or chains that are
-    # there before (offline); all of them take from rl the updates, the rows of each and the rate.
-    config.method = "online"  # online | sft | dpo
-    config.offline = ConfigDict()  # she_jax.rollouts.offline
+    # What follows the cold start: rl (fresh rollouts of the policy), or sft and dpo (chains that
+    # exist before the first update). All take the updates, their rows and the rate from ``rl``.
+    config.method = "rl"  # rl | sft | dpo
+    config.offline = ConfigDict()  # of sft and dpo; she_jax.rollouts.offline
     config.offline.chains = "rejection"  # for sft: rejection | written
-    config.offline.pairs = 0  # prompts; 0 for as many as learning online would meet
+    config.offline.pairs = 0  # prompts; 0 for as many as rl would draw
     config.offline.beta = 0.1  # of DPO
 
-    # SRPO.
+    # SRPO and its relatives.
     config.rl = _optimizer(learning_rate=3e-4, warmup=5)
     config.rl.steps = 100  # updates; 0 ends with the cold start
-    config.rl.prompts = 32  # N, prompts a step
+    config.rl.prompts = 32  # N, prompts a batch
     config.rl.group_size = 8  # G, rollouts a prompt
     config.rl.temperature = 1.0
     config.rl.top_k = 0  # 0 for the whole vocabulary
     config.rl.top_p = 1.0
-    config.rl.halvings = 1  # on one device, ended rollouts are left behind so many times
-    config.rl.kl_weight = 0.01  # 0 leaves the reference out
-    config.rl.format_weight = 0.1  # outcome of a well-formed chain with the wrong label
-    config.rl.normalisation = "token"  # token | sequence | step | constant
-    config.rl.clamp = 2.0  # of a token's advantage
-    config.rl.negative = 1.0  # weight of advantages below 0; with 0 only what did better counts
-    config.rl.estimator = "srpo"  # srpo | grpo | rloo | dr_grpo | process | prorag
-    # Rewards of a group, of a step or the outcome, that deviate no more than this teach nothing.
-    # With reward.model or reward.scalar set more, 0.05 say: a model's scores are never quite equal.
-    config.rl.tol = 1e-6
-    # Prompts come shuffled (even), or by their running pass rate; she_jax.data.curriculum.
-    config.rl.aim = "even"  # even | easy | medium | hard
-    # The share of the prompts of which the run behind ``start``, an SFT on its own right rollouts,
-    # found no right one; the others are new. 0: prompts of all kinds.
-    config.rl.missed = 0.0
-    # Groups that the verifier cannot tell apart give way to those of so many further batches.
-    config.rl.refill = 0
-    # Groups without any advantage give way to right rollouts of earlier ones, which are imitated
-    # with this advantage; 0 for never. she_jax.rollouts.self_imitation
-    config.rl.replay = 0.0
-    config.rl.patience = 0  # end after so many judgings without a better one; 0 for never
+    config.rl.batch_compactions = 1  # on one device: how often the sampler drops finished rows
+    config.rl.kl_coef = 0.01  # weight of the KL to the reference policy; 0 for none
+    config.rl.format_weight = 0.1  # outcome reward of a well-formed chain with a wrong label
+    config.rl.loss_aggregation = "token"  # token | sequence | step | constant
+    config.rl.advantage_clip = 2.0  # bound on the size of a token's advantage
+    config.rl.negative_advantage_weight = 1.0  # at 0 only what did better than its group counts
+    # srpo | grpo | rloo | dr_grpo | process | prorag, or package.module:function
+    config.rl.estimator = "srpo"
+    # Standard deviations within a group up to this one count as none. Set more, 0.05 say, with
+    # reward.prm or reward.orm: the scores of a model are never quite equal.
+    config.rl.min_std = 1e-6
+    # The order of the prompts: shuffled (even), or by running pass rate; she_jax.data.curriculum.
+    config.rl.difficulty = "even"  # even | easy | medium | hard
+    # Share of the prompts for which the run behind init_from, a rejection-sampling fine-tuning,
+    # found no correct rollout; the others are new ones. 0: all training pairs.
+    config.rl.unsolved_share = 0.0
+    # Groups that the verifier cannot tell apart are replaced by informative groups of other
+    # prompts, in this many further batches at most.
+    config.rl.dynamic_sampling_rounds = 0
+    # Groups without any advantage are replaced by correct rollouts of earlier groups, which are
+    # imitated with this advantage; 0 for never. she_jax.rollouts.self_imitation
+    config.rl.self_imitation = 0.0
+    config.rl.patience = 0  # end after this many evaluations without improvement; 0 for never
     config.rl.eval_every = 50
     config.rl.checkpoint_every = 20
     config.rl.sample_every = 25
@@ -129,32 +132,33 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.rl.srpo = ConfigDict()  # she_jax.rl.advantages.srpo_advantages
     config.rl.srpo.w_outcome = 1.0
     config.rl.srpo.w_step = 1.0
-    config.rl.srpo.critical = "first_error"  # first_error | all | outcome_consistent
+    config.rl.srpo.critical = "first_error"  # first_error | all
     config.rl.srpo.after_error = 0.5
-    config.rl.srpo.correct_from = 1.0  # a step is right from this reward of the verifier's on
+    config.rl.srpo.correct_from = 1.0  # a step is right from this reward of the verifier on
 
     # Diversified data filtering; see she_jax.filtering.select.FilterConfig.
     config.filter = filtering()
 
-    # The hybrid examination; see she_jax.rewards.hybrid.combine_rewards. With method=sft and
-    # offline.chains=rejection the examiner has a say in what is imitated.
+    # Rewards; see she_jax.rewards. With method=sft and offline.chains=rejection the process reward
+    # model has a say in what is imitated.
     config.reward = ConfigDict()
-    config.reward.model = ""  # folder of an examiner, from configs/reward_model.py; "" for none
-    config.reward.combine = "precedence"  # precedence | mean | gate | verifier_only | model_only
-    config.reward.model_weight = 0.5  # of the examiner's word, for mean
-    config.reward.votes = 0  # critiques a step; 0 reads its verdict directly, 1 takes the likeliest
-    # Folder of a scalar reward model, from configs/scalar_reward.py, whose score takes the place of
-    # the outcome reward; "" for none.
-    config.reward.scalar = ""
+    config.reward.step = ""  # package.module:function in place of the verifier
+    config.reward.outcome = ""  # package.module:function in place of the outcome reward
+    config.reward.prm = ""  # folder of a process reward model (configs/reward_model.py)
+    config.reward.combine = "precedence"  # precedence | gate | verifier_only | model_only
+    config.reward.votes = 0  # critiques a step; 0 reads the verdict directly, 1 takes the likeliest
+    # Folder of an outcome reward model (configs/scalar_reward.py), whose score takes the place of
+    # the outcome reward in the advantages.
+    config.reward.orm = ""
     config.reward.batch_size = 16  # chains that a reward model reads at a time; with votes, steps
-    config.reward.devices = 0  # set so many apart for the examiner; 0: it shares the policy's mesh
-    # The examiner may go on learning from annotated steps that the policy writes by now.
-    config.reward.refresh_every = 0  # SRPO updates between two refreshes; 0 for never
-    config.reward.refresh_steps = 50  # updates of the examiner at each refresh
+    config.reward.devices = 0  # devices reserved for the process reward model; 0: shared
+    # The process reward model may keep learning from annotated steps of the current policy.
+    config.reward.refresh_every = 0  # policy updates between two refreshes; 0 for never
+    config.reward.refresh_steps = 50  # updates of the reward model at each refresh
     config.reward.refresh_batch_size = 32  # chains in each of these updates
     config.reward.refresh_learning_rate = 3e-4  # constant
 
-    # Judging.
+    # Evaluation.
     config.eval = ConfigDict()
     config.eval.batch_size = 256
     config.eval.pass_k = 8  # rollouts a pair for pass@k, before and after; 0 leaves it out
@@ -163,29 +167,29 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
 
 
 def filtering() -> Any:
-    """What a filter looks at, and its thresholds and quotas, all of them open."""
+    """What a filter measures, and its thresholds and quotas, all of them open."""
     config: Any = ConfigDict()
-    config.pairs = 0  # look at so many training pairs; 0 leaves filtering out
-    config.skip = 0  # but not at so many others, which an earlier stage has seen
+    config.pairs = 0  # measure this many training pairs; 0 leaves filtering out
+    config.skip = 0  # after skipping this many, which an earlier stage measured
     config.rollouts = 8  # of each of them
-    config.records = ""  # folder of rollouts, kept for other thresholds; "" for <workdir>/filter
-    config.part = 0  # measure only each parts-th block of prompts, this one and on ...
+    config.records = ""  # folder of the rollouts, reusable with other thresholds; "" for the run's
+    config.part = 0  # measure only each parts-th block of prompts, from this one on ...
     config.parts = 1  # ... where several runs share the folder of the records
-    config.similarity = 0.9  # of texts from which on a pair repeats an earlier one; 0 for off
-    config.confidence = 1.0  # drop pairs of whose class the policy is surer than that
+    config.similarity = 0.9  # of texts from which on a pair is a near-duplicate; 0 for off
+    config.confidence = 1.0  # drop pairs of whose label the policy is more confident than this
     config.low = 0.0  # lowest pass rate to keep
     config.high = 1.0  # highest
     config.min_entropy = 0.0  # lowest path entropy to keep, nats
-    config.size = 0  # keep so many; 0 for all that pass
-    config.balance = True  # even quotas over class, kind, difficulty and cluster
+    config.size = 0  # keep this many; 0 for all that pass
+    config.balance = True  # even quotas over label, kind, difficulty and cluster
     config.clusters = 16  # of the embeddings; 0 for none
     config.front = ()  # kinds of query that come first
-    config.front_share = 0.75  # of the size, for the kinds in front
+    config.front_share = 0.75  # of the size, for these kinds
     return config
 
 
 def _optimizer(*, learning_rate: float, warmup: int) -> Any:
-    """AdamW under a cosine schedule with a linear warm-up."""
+    """AdamW with a linear warm-up and a cosine schedule."""
     config: Any = ConfigDict()
     config.learning_rate = learning_rate  # peak
     config.final_share = 0.05  # of the peak, at the end of the cosine

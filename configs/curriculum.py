@@ -25,11 +25,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.seed = last.get_ref("seed")
     for key in SHARED:
         config[key] = last.get_ref(key) if key == "cpu_devices" else last[key]
-    second = last.before
-    stages = {"stage1": second.before, "stage2": second, "stage3": last}
+    second = last.prerequisite
+    stages = {"stage1": second.prerequisite, "stage2": second, "stage3": last}
     config.stages = ConfigDict()
     for name, stage in stages.items():
         config.stages[name] = stage.unlock()
-        stage.before = ConfigDict()
+        stage.prerequisite = ConfigDict()
         stage.lock()
     return config.lock()

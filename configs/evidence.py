@@ -8,9 +8,9 @@ that were stopped, killed or failed. ``--config.only=srpo,grpo`` runs these arms
 On an accelerator set ``--config.workers=1``. The code is in ``benchmarks/evidence``.
 
 Every training pair is labeled, and its steps are annotated: all of them for arms with ``ALL`` in
-their settings (the main ones), none with a coverage of 0, a fifth for the others. The examiner (a
-process reward model, one for all seeds) is trained on a fifth of the steps of the first seed's
-pairs.
+their settings (the main ones), none with a coverage of 0, a fifth for the others. The process
+reward model (one for all seeds) is trained on a fifth of the steps of the
+first seed's pairs.
 
 Every arm begins with the cold start of its seed and takes 240 updates of 64 rows, or 60: the runs
 on which learning rates are chosen, and the variants. All arms draw their prompts from the same
@@ -50,7 +50,7 @@ def get_config(arg: str = "") -> Any:
     config: Any = ConfigDict()
     config.kind = "evidence"
     # On the first one the rates are chosen. This plan was made with seeds 0 to 7. A seed is added
-    # to those of the reward models: examiner.seed=1 is another examiner, of the same pairs.
+    # to those of the reward models: prm.seed=1 is another one, of the same pairs.
     config.seeds = (10, 11, 12, 13, 14)
     config.workers = 2  # runs side by side, each with its share of the CPUs
     config.cpu_devices = 1  # of each of them
@@ -60,11 +60,11 @@ def get_config(arg: str = "") -> Any:
 
     config.recipe = stage1.get_config(arg).unlock()
     config.recipe.update_from_flattened_dict(PLAIN_PROMPTS | ({} if arg else SIZES))
-    config.examiner = reward_model.get_config().unlock()
-    config.examiner.update_from_flattened_dict(EXAMINER_SIZES)
-    config.scalar = scalar_reward.get_config().unlock()
-    config.scalar.update_from_flattened_dict(SCALAR_SIZES)
-    for part in (config.recipe, config.examiner, config.scalar):
+    config.prm = reward_model.get_config().unlock()
+    config.prm.update_from_flattened_dict(PRM_SIZES)
+    config.orm = scalar_reward.get_config().unlock()
+    config.orm.update_from_flattened_dict(ORM_SIZES)
+    for part in (config.recipe, config.prm, config.orm):
         part.cpu_devices = config.get_ref("cpu_devices")
 
     config.starts = ConfigDict({name: nested(changes) for name, changes in STARTS.items()})
@@ -78,7 +78,12 @@ def get_config(arg: str = "") -> Any:
 # -------------------------------------------------------------------------- the recipe
 
 # Prompts in the order of the data: selection would give each arm other ones.
-PLAIN_PROMPTS = {"filter.pairs": 0, "rl.aim": "even", "rl.refill": 0, "eval.pass_k": 0}
+PLAIN_PROMPTS = {
+    "filter.pairs": 0,
+    "rl.difficulty": "even",
+    "rl.dynamic_sampling_rounds": 0,
+    "eval.pass_k": 0,
+}
 # ShopWorld with checks, a model from scratch.
 SIZES = {
     "chain.checks": 4,
@@ -96,16 +101,16 @@ SIZES = {
     "rl.eval_every": 60,
     "eval.batch_size": 64,  # small enough for the cache: on CPU faster than 256
 }
-EXAMINER_SIZES = {
-    "solve.steps": 0,  # 20 minutes that this study does not have
+PRM_SIZES = {
+    "reference_sft.steps": 0,  # 20 minutes that this study does not have
     "sft.steps": 1_200,  # its F1 on wrong steps of the policy is 0.77 then
-    "examiner.pairs": 40_000,  # each with a fifth of its steps
-    "examiner.room": 80,  # the least; a fifth of the answers do not fit
-    "examiner.policy_pairs": 20_000,
-    "examiner.eval_pairs": 256,
-    "examiner.votes": 0,
+    "prm.pairs": 40_000,  # each with a fifth of its steps
+    "prm.room": 80,  # the least; a fifth of the answers do not fit
+    "prm.policy_pairs": 20_000,
+    "prm.eval_pairs": 256,
+    "prm.votes": 0,
 }
-SCALAR_SIZES = {"sft.steps": 400, "scalar.pairs": 2_000, "scalar.eval_pairs": 256}
+ORM_SIZES = {"sft.steps": 400, "orm.pairs": 2_000, "orm.eval_pairs": 256}
 # Cold starts: what they change in the recipe. With checks, prompts and chains have other lengths.
 STARTS: dict[str, dict[str, Any]] = {
     "main": {},
@@ -116,17 +121,17 @@ STARTS: dict[str, dict[str, Any]] = {
 
 # -------------------------------------------------------------------------- settings of the arms
 
-# In ``reward.model`` and ``reward.scalar``: the reward models trained for an arm's cold start.
-EXAMINER, SCALAR = "{examiner}", "{scalar}"
-TOL = {"rl.tol": 0.05}  # a model's scores are never quite equal: less carries no learning signal
-HYBRID = {"reward.model": EXAMINER} | TOL  # it scores the steps that are not annotated
+# In ``reward.prm`` and ``reward.orm``: the reward models trained for an arm's cold start.
+PRM, ORM = "{prm}", "{orm}"
+TOL = {"rl.min_std": 0.05}  # a model's scores are never quite equal
+HYBRID = {"reward.prm": PRM} | TOL  # it scores the steps that are not annotated
 ALL = {"shopworld.coverage": 1.0}  # every step is annotated
 NONE = {"shopworld.coverage": 0.0}
 SHORT = {"rl.steps": 60, "rl.eval_every": 30}
 
 # SRPO moves towards what did better than its group and ignores what did worse, which was better on
 # the validation splits of other seeds. GRPO and the other estimators do both, as published.
-ONE_SIGN = {"rl.negative": 0.0}
+ONE_SIGN = {"rl.negative_advantage_weight": 0.0}
 SRPO = {"rl.estimator": "srpo"} | ONE_SIGN
 GRPO = {"rl.estimator": "grpo"}
 DPO = {"method": "dpo"}
@@ -134,28 +139,28 @@ SFT = {"method": "sft", "offline.chains": "rejection"}
 TEACHER = {"method": "sft", "offline.chains": "written", "offline.pairs": 15_360}  # a pair a row
 GOLD = {"method": "sft", "offline.chains": "written", "shopworld.chains": "gold"}
 
-BOTH_SIGNS = {"rl.negative": 1.0}
+BOTH_SIGNS = {"rl.negative_advantage_weight": 1.0}
 STEPS_ALONE = {"rl.srpo.w_outcome": 0.0}
 MODEL_ALONE = HYBRID | STEPS_ALONE | {"reward.combine": "model_only"}
-ORM = {"reward.scalar": SCALAR} | TOL
-# Without its dynamic sampling (rl.refill), which would sample more than the other arms do.
-DAPO = GRPO | {"rl.kl_weight": 0.0, "rl.loss.clip_high": 0.28}
-DR_GRPO = {"rl.estimator": "dr_grpo", "rl.normalisation": "constant"}
+SCORED = {"reward.orm": ORM} | TOL
+# Without its dynamic sampling, which would sample more than the other arms do.
+DAPO = GRPO | {"rl.kl_coef": 0.0, "rl.loss.clip_high": 0.28}
+DR_GRPO = {"rl.estimator": "dr_grpo", "rl.loss_aggregation": "constant"}
 # Sums over steps, which a clamp of 2 would make all alike; its paper has none.
-PROCESS = {"rl.estimator": "process", "rl.clamp": 100.0} | ALL
+PROCESS = {"rl.estimator": "process", "rl.advantage_clip": 100.0} | ALL
 PRORAG = {"rl.estimator": "prorag"} | ALL
 
 # Stages of a curriculum. Rejection-sampling SFT in rounds of a third of the updates: a later round
 # is sampled by a better policy, its prompts are first those without a right rollout, then new ones.
 STAGE = {"rl.steps": 80, "rl.eval_every": 80}  # evaluated no more often than other arms
-ROUND_1 = {"method": "sft", "rl.missed": 0.0} | STAGE
-ROUND_2 = ROUND_1 | {"rl.missed": 1.0}
+ROUND_1 = {"method": "sft", "rl.unsolved_share": 0.0} | STAGE
+ROUND_2 = ROUND_1 | {"rl.unsolved_share": 1.0}
 ROUNDS = {"stage1": ROUND_1, "stage2": ROUND_2, "stage3": ROUND_2}
 # Full SHE: two rounds, then SRPO with self-imitation at a third of SFT's rate, rewarded by the
 # verifier alone. Half of its prompts are those left without a right rollout, as long as there are
 # any, the rest new ones: as many updates and rollouts as the other arms, and no more prompts.
-VERIFIER = {"reward.model": "", "rl.tol": 1e-6}
-PRACTICE = {"rl.missed": 0.5, "rl.learning_rate": 1e-4, "rl.replay": 1.0}  # imitated at +1
+VERIFIER = {"reward.prm": "", "rl.min_std": 1e-6}
+PRACTICE = {"rl.unsolved_share": 0.5, "rl.learning_rate": 1e-4, "rl.self_imitation": 1.0}
 SHE = {"stage1": ROUND_1, "stage2": ROUND_2, "stage3": SRPO | PRACTICE | VERIFIER | STAGE}
 
 # -------------------------------------------------------------------------- the arms
@@ -194,8 +199,8 @@ PEERS = ("short_all_srpo", "short_grpo")
 ARMS = (
     # name, table, title, seeds, rate, compared arms, settings, stages
     #
-    # For arms that read steps every step is annotated: an examiner would have nothing to add. GRPO
-    # reads labels alone, so those with a fifth of the steps are compared with it too.
+    # For arms that read steps every step is annotated: a reward model would have nothing to add.
+    # GRPO reads labels alone, so those with a fifth of the steps are compared with it too.
     ("cold_start", MAIN, "cold start", 5, COLD, ("annotated_srpo",), {}),
     ("grpo", MAIN, "GRPO", 5, BY_GRPO, EVERY, GRPO),
     ("annotated_srpo", MAIN, "SRPO", 5, BY_SRPO, ("annotated_she", "she", "srpo"), SRPO | ALL),
@@ -206,7 +211,8 @@ ARMS = (
     ("dpo", MAIN, "DPO", 1, "short_dpo", FULL, DPO),
     ("sft_teacher", MAIN, "SFT, teacher's chains", 1, BY_SFT, FULL, TEACHER),
     ("sft_gold", MAIN, "SFT, gold chains (ceiling)", 1, BY_SFT, FULL, GOLD),
-    # The examiner has read the annotation of more pairs than an arm meets: hence those without it.
+    # The process reward model has read the annotation of more pairs than an arm meets: hence those
+    # without it.
     ("srpo", FIFTH, "SRPO", 0, BY_SRPO, ("she", "she_verifier"), SRPO),
     ("srpo_hybrid", FIFTH, "SRPO, hybrid", 0, BY_SRPO, ("she",), SRPO | HYBRID),
     ("sft", FIFTH, "SFT, own right chains", 0, BY_SFT, FEW, SFT),
@@ -223,7 +229,8 @@ ARMS = (
     ("hybrid_coverage_20", SHARES, "SRPO, hybrid", 1, BY_SRPO, ("short_srpo",), SRPO | HYBRID),
     ("verifier_coverage_0", SHARES, "SRPO, labels alone", 1, BY_SRPO, ("short_srpo",), SRPO | NONE),
     ("sft_coverage_0", SHARES, "SFT, own right labels", 0, BY_SFT, ("short_srpo",), SFT | NONE),
-    # The rejection of full SHE by itself: the examiner finds wrong steps in chains to imitate.
+    # The rejection of full SHE by itself: the process reward model finds wrong steps in chains to
+    # imitate.
     ("sft_hybrid", SHARES, "SFT, right by the hybrid", 0, BY_SFT, ("short_srpo",), SFT | HYBRID),
     ("checks_2_start", CHECKS_2, "cold start", 1, COLD, (), {}),
     ("checks_2_srpo", CHECKS_2, "SRPO", 1, BY_SRPO, (), SRPO | ALL),
@@ -241,13 +248,13 @@ ARMS = (
     ("srpo_all", ABLATIONS, "SRPO, all steps alike", 1, BY_SRPO, BASE, {"rl.srpo.critical": "all"}),
     ("srpo_half", ABLATIONS, "SRPO, step weight 0.5", 1, BY_SRPO, BASE, {"rl.srpo.w_step": 0.5}),
     ("srpo_both_signs", ABLATIONS, "SRPO, advantages below 0 too", 1, BY_SRPO, BASE, BOTH_SIGNS),
-    ("srpo_model", ABLATIONS, "SRPO, examiner only", 1, BY_SRPO, BASE, MODEL_ALONE),
+    ("srpo_model", ABLATIONS, "SRPO, process reward model only", 1, BY_SRPO, BASE, MODEL_ALONE),
     ("srpo_steps", ABLATIONS, "SRPO, steps alone", 0, BY_SRPO, BASE, STEPS_ALONE),
     ("label_first_start", LABEL_FIRST, "cold start", 1, COLD, (), {}),
     ("label_first_srpo", LABEL_FIRST, "SRPO", 1, BY_SRPO, (), SRPO | ALL),
     ("label_first_grpo", LABEL_FIRST, "GRPO", 1, BY_GRPO, ("label_first_srpo",), GRPO),
     # The first one waits for its reward model, while the others are run.
-    ("grpo_scalar", ESTIMATORS, "GRPO, scalar reward model", 1, BY_GRPO, PEERS, GRPO | ORM),
+    ("grpo_scalar", ESTIMATORS, "GRPO, outcome reward model", 1, BY_GRPO, PEERS, GRPO | SCORED),
     ("grpo_one_sign", ESTIMATORS, "GRPO, no advantages below 0", 1, SELF, PEERS, GRPO | ONE_SIGN),
     ("dapo", ESTIMATORS, "DAPO, no resampling", 1, BY_GRPO, PEERS, DAPO),
     ("dr_grpo", ESTIMATORS, "Dr.GRPO", 1, BY_GRPO, PEERS, DR_GRPO),

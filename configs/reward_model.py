@@ -6,14 +6,14 @@ It takes its pairs, chain and model from that run, begins as the run's best poli
 examine steps, those that the run's policies wrote among them, and is measured on other queries.
 Then
 
-    python launch.py --config=configs/stage1.py --config.start=runs/stage1/checkpoints/sft \\
+    python launch.py --config=configs/stage1.py --config.init_from=runs/stage1/checkpoints/sft \\
         --config.shopworld.seed=100 --config.shopworld.annotated=0.2 \\
-        --config.reward.model=runs/reward_model --config.rl.tol=0.05 \\
+        --config.reward.prm=runs/reward_model --config.rl.min_std=0.05 \\
         --config.filter.pairs=0 --workdir=runs/hybrid
 
 trains a policy with it, on new pairs of which humans saw a fifth. An examiner took 62 min on one
 busy core of an AMD EPYC (2026-11-26), and finds wrong steps of its policies with an F1 of 0.96
-(seed 0); with ``--config.examiner.votes=0`` on both cores, 25 min (2026-11-24): docs/results.md.
+(seed 0); with ``--config.prm.votes=0`` on both cores, 25 min (2026-11-24): docs/results.md.
 """
 
 from ml_collections import ConfigDict
@@ -30,22 +30,22 @@ def get_config() -> ConfigDict:
     config.cpu_devices = full.cpu_devices
     config.mesh = full.mesh
     # First it learns to judge the pairs itself (0 steps: it does not) ...
-    config.solve = full.sft.copy_and_resolve_references()
-    config.solve.steps = 1_200
-    config.solve.learning_rate = 1e-3
-    config.solve.batch_size = 64
+    config.reference_sft = full.sft.copy_and_resolve_references()
+    config.reference_sft.steps = 1_200
+    config.reference_sft.learning_rate = 1e-3
+    config.reference_sft.batch_size = 64
     # ... and then to examine.
     config.sft = full.sft
     config.sft.steps = 2_000
     config.sft.learning_rate = 1e-3
 
-    config.examiner = ConfigDict()
-    config.examiner.pairs = 40_000  # training pairs that give demonstrated steps, right and spoilt
-    config.examiner.policy_pairs = 20_000  # training pairs on which the policies write steps
-    config.examiner.rollouts = 1  # chains that each policy writes a pair
-    config.examiner.eval_pairs = 512  # pairs of each other split to be measured on
-    config.examiner.answer_length = 40  # tokens of an answer, the end included
-    config.examiner.room = 120  # tokens of the answers to one chain that a step of training holds
-    config.examiner.batch_size = 128  # steps or pairs at a time, when nothing is trained
-    config.examiner.votes = 1  # measure it with so many critiques a step too; 0: directly only
+    config.prm = ConfigDict()
+    config.prm.pairs = 40_000  # training pairs that give demonstrated steps, right and spoilt
+    config.prm.policy_pairs = 20_000  # training pairs on which the policies write steps
+    config.prm.rollouts = 1  # chains that each policy writes a pair
+    config.prm.eval_pairs = 512  # pairs of each other split to be measured on
+    config.prm.answer_length = 40  # tokens of an answer, the end included
+    config.prm.room = 120  # tokens of the answers to one chain that a step of training holds
+    config.prm.batch_size = 128  # steps or pairs at a time, when nothing is trained
+    config.prm.votes = 1  # measure it with so many critiques a step too; 0: directly only
     return config.lock()

@@ -6,8 +6,8 @@ It takes its pairs, chain and model from that run, begins as the run's cold star
 vector, learns from chains of the run's policies which ones came out right, and is measured on other
 queries. Then
 
-    python launch.py --config=configs/stage1.py --config.start=runs/stage1/checkpoints/sft \\
-        --config.reward.scalar=runs/scalar_reward --config.rl.tol=0.05 --workdir=runs/scalar
+    python launch.py --config=configs/stage1.py --config.init_from=runs/stage1/checkpoints/sft \\
+        --config.reward.orm=runs/scalar_reward --config.rl.min_std=0.05 --workdir=runs/scalar
 
 trains a policy with its score as the outcome reward. It takes about 5 min on one core of an AMD
 EPYC (jax 0.10.2, 2026-11-23); docs/results.md has its figures.
@@ -30,10 +30,10 @@ def get_config() -> ConfigDict:
     config.sft.learning_rate = 3e-4  # at 1e-3 it learns the training pairs by heart
     config.sft.steps = 1_200
 
-    config.scalar = ConfigDict()
-    config.scalar.loss = "pointwise"  # pointwise | pairwise
-    config.scalar.pairs = 8_000  # training pairs on which the policies write chains
-    config.scalar.rollouts = 2  # chains that each policy writes a pair
-    config.scalar.eval_pairs = 512  # pairs of each other split to be measured on
-    config.scalar.batch_size = 256  # chains at a time, when nothing is trained
+    config.orm = ConfigDict()
+    config.orm.loss = "pointwise"  # pointwise | pairwise
+    config.orm.pairs = 8_000  # training pairs on which the policies write chains
+    config.orm.rollouts = 2  # chains that each policy writes a pair
+    config.orm.eval_pairs = 512  # pairs of each other split to be measured on
+    config.orm.batch_size = 256  # chains at a time, when nothing is trained
     return config.lock()

@@ -36,8 +36,8 @@ def get_config(arg: str = "") -> Any:
     # Foundation: what the cold start gets right now and then, neither always nor hardly ever.
     config.rl.steps = 60
     config.rl.eval_every = 30
-    config.rl.aim = "medium"
-    config.rl.refill = 1
+    config.rl.difficulty = "medium"
+    config.rl.dynamic_sampling_rounds = 1
     config.filter.pairs = 3_000
     config.filter.size = 1_500
     config.filter.low = 0.2  # of eight rollouts two right

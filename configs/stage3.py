@@ -14,14 +14,14 @@ from configs import stage2
 def get_config(arg: str = "") -> Any:
     """The recipe; ``arg`` as in stage 1."""
     config = stage2.after(stage2.get_config(arg), "stage2", arg)
-    before = config.before
-    config.rl.learning_rate = before.before.rl.learning_rate / 3
+    prerequisite = config.prerequisite
+    config.rl.learning_rate = prerequisite.prerequisite.rl.learning_rate / 3
     config.rl.steps = 30
     config.rl.eval_every = 10
     config.rl.patience = 2
-    config.filter.skip = before.filter.skip + before.filter.pairs
-    config.filter.pairs = before.filter.pairs
-    config.filter.size = before.filter.size
+    config.filter.skip = prerequisite.filter.skip + prerequisite.filter.pairs
+    config.filter.pairs = prerequisite.filter.pairs
+    config.filter.size = prerequisite.filter.size
     config.filter.low = 0.01  # DyKnow-RAG's (arXiv 2510.11122), as is the next
     config.filter.high = 0.9
     config.filter.front = ("negation", "alternative", "question", "knowledge")

@@ -4,11 +4,13 @@ The names below are the whole public interface. The import reads no file and no 
 need more than JAX and optax are imported on first access.
 """
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from she_jax.cot import Chain, CotSchema, ParsedStep, Step
 from she_jax.models.sharding import make_mesh
+from she_jax.rewards.verifier import OutcomeRewardFn, StepRewardFn
 from she_jax.rl.advantages import (
     ESTIMATORS,
     dr_grpo_advantages,
@@ -24,8 +26,8 @@ from she_jax.rl.logprobs import token_logps
 from she_jax.rl.losses import (
     LossConfig,
     dpo_loss,
+    loss_denominators,
     policy_loss,
-    row_counts,
     sft_loss,
     token_weights,
 )
@@ -43,6 +45,7 @@ from she_jax.types import (
     StepBatch,
     TrainBatch,
     TrainState,
+    UserError,
 )
 
 if TYPE_CHECKING:
@@ -58,6 +61,9 @@ _LAZY = {
     "sample": "she_jax.generate.sampler",
 }
 
+# Old names, kept for one release.
+_RENAMED = {"row_counts": "loss_denominators"}
+
 __all__ = [
     "ESTIMATORS",
     "Advantages",
@@ -69,14 +75,17 @@ __all__ = [
     "LMOutput",
     "LossConfig",
     "ModelConfig",
+    "OutcomeRewardFn",
     "ParsedStep",
     "PromptBatch",
     "Rollout",
     "SftBatch",
     "Step",
     "StepBatch",
+    "StepRewardFn",
     "TrainBatch",
     "TrainState",
+    "UserError",
     "build_model",
     "dpo_loss",
     "dr_grpo_advantages",
@@ -85,6 +94,7 @@ __all__ = [
     "init_params",
     "jit_update_step",
     "load_model",
+    "loss_denominators",
     "make_dpo_step",
     "make_mesh",
     "make_sft_step",
@@ -93,7 +103,6 @@ __all__ = [
     "process_advantages",
     "prorag_advantages",
     "rloo_advantages",
-    "row_counts",
     "sample",
     "sft_loss",
     "srpo_advantages",
@@ -105,6 +114,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        warnings.warn(
+            f"she_jax.{name} is now she_jax.{_RENAMED[name]}", DeprecationWarning, stacklevel=2
+        )
+        return globals()[_RENAMED[name]]
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_LAZY[name]), name)

@@ -56,12 +56,14 @@ class Chain:
       well_formed: True if every required step is present, every present step is readable, the steps
         are in order without repetition, and no text is outside the steps.
       label: relevance class 1 to 4, or None if it cannot be read.
+      truncated: True if it reached the token limit before its end; not known to the parser.
     """
 
     steps: tuple[ParsedStep | None, ...]
     line_steps: tuple[int, ...]
     well_formed: bool
     label: int | None
+    truncated: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +114,7 @@ class CotSchema:
         return tuple(step.name for step in self.steps)
 
     @property
-    def switches(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         """The arguments of ``build`` that give this schema."""
         checks = sum(name.startswith("check_") for name in self.names)
         return {"label_first": self.names[0] == "label", "checks": checks}

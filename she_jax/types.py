@@ -13,6 +13,13 @@ import jax
 from jaxtyping import Array, Bool, Float, Int
 
 
+class UserError(ValueError):
+    """Something that the user can correct: its message says what was found, expected, and to do.
+
+    ``launch.py`` prints it as one line; every other exception keeps its traceback.
+    """
+
+
 @dataclass(frozen=True, kw_only=True)
 class Example:
     """A query-product pair, on the host.
@@ -119,18 +126,18 @@ class TrainBatch:
     Attributes:
       tokens: token ids.
       positions: position of each token in its sequence, -1 on padding, whose weight is 0.
-      weights: loss weight of each token, 0 where it is not trained. The loss is divided once by
-        their sum over the whole batch (see ``she_jax.rl.losses.token_weights``), or by the sum of
-        ``counts`` if present.
+      loss_weights: loss weight of each token, 0 where it is not trained. The loss is divided once
+        by their sum over the whole batch (see ``she_jax.rl.losses.token_weights``), or by the sum
+        of ``counts`` if present.
       advantages: advantage of each token.
       old_logps: log-probabilities under the behavior policy.
       ref_logps: log-probabilities under the frozen reference policy, or None for no KL term.
-      counts: what each row adds to the denominator of the loss (see
-        ``she_jax.rl.losses.row_counts``); None for the sum of the row's weights.
+      denominator: what each row adds to the denominator of the loss (see
+        ``she_jax.rl.losses.loss_denominators``); None for the sum of the row's weights.
       imitated: True on tokens of self-imitation: their ratio is 1, whatever ``old_logps`` are, and
         they have no KL term; None for no such tokens.
       temperature: sampling temperature of the behavior policy; traced, so it may change freely.
-      kl_weight: weight of the KL term; traced.
+      kl_coef: weight of the KL term; traced.
       prompt_length: no token before this index carries loss, so the output head skips them; static.
       group_size: number of contiguous rows that are equal before ``prompt_length``, a part that the
         model may then compute once; 1 for no such rows; static.
@@ -138,14 +145,14 @@ class TrainBatch:
 
     tokens: Int[Array, "B T"]
     positions: Int[Array, "B T"]
-    weights: Float[Array, "B T"]
+    loss_weights: Float[Array, "B T"]
     advantages: Float[Array, "B T"]
     old_logps: Float[Array, "B T"]
     ref_logps: Float[Array, "B T"] | None = None
-    counts: Float[Array, "B"] | None = None
-    imitated: Bool[Array, "B T"] | None = None
+    denominator: Float[Array, "B"] | None = None
+    imitation_mask: Bool[Array, "B T"] | None = None
     temperature: Float[Array, ""] | float = 1.0
-    kl_weight: Float[Array, ""] | float = 0.0
+    kl_coef: Float[Array, ""] | float = 0.0
     prompt_length: int = field(default=1, metadata={"static": True})
     group_size: int = field(default=1, metadata={"static": True})
 
@@ -161,7 +168,7 @@ class SftBatch:
 
     tokens: Int[Array, "B T"]
     positions: Int[Array, "B T"]
-    weights: Float[Array, "B T"]
+    loss_weights: Float[Array, "B T"]
     mask: Bool[Array, "B T T"] | None = None
     prompt_length: int = field(default=1, metadata={"static": True})
 
@@ -176,7 +183,7 @@ class DpoBatch:
     Attributes:
       tokens: prompts, padded on the left to ``prompt_length``, with their completions.
       positions: as in ``TrainBatch``.
-      weights: 1 on the tokens of the completions, 0 elsewhere.
+      loss_weights: 1 on the tokens of the completions, 0 elsewhere.
       ref_logps: log-probabilities under the frozen reference policy, at temperature 1.
       prompt_length: as in ``TrainBatch``.
       group_size: number of contiguous rows that are equal before ``prompt_length``: the two rows of
@@ -185,7 +192,7 @@ class DpoBatch:
 
     tokens: Int[Array, "B T"]
     positions: Int[Array, "B T"]
-    weights: Float[Array, "B T"]
+    loss_weights: Float[Array, "B T"]
     ref_logps: Float[Array, "B T"]
     prompt_length: int = field(default=1, metadata={"static": True})
     group_size: int = field(default=2, metadata={"static": True})
@@ -193,7 +200,7 @@ class DpoBatch:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class OutcomeBatch:
+class OrmBatch:
     """The inputs of one update of the outcome reward model: whole chains and their correctness.
 
     Attributes:

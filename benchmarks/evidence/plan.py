@@ -8,14 +8,17 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
 
-from she_jax.training.workdir import Config
+from she_jax.types import UserError
 
 # Stand for the folders of reward models in an arm's settings and stages.
-PLACEHOLDERS = {"examiner": "{examiner}", "scalar": "{scalar}"}
+# A ConfigDict. Its attributes are typed as a union of everything, which no type checker can follow.
+Config: TypeAlias = Any
+
+PLACEHOLDERS = {"prm": "{prm}", "orm": "{orm}"}
 VALIDATION = "validation/macro_f1"
 
 
@@ -24,7 +27,7 @@ class Job:
     """One run.
 
     Attributes:
-      kind: ``start``, ``examiner``, ``scalar`` or ``arm``.
+      kind: ``start``, ``prm``, ``orm`` or ``arm``.
       target: name of the arm, or of the cold start that is trained or that a reward model is for.
       seed: of everything in it.
       rate: an arm's learning rate; None until it is chosen.
@@ -48,9 +51,9 @@ class Job:
         if self.kind == "arm":
             rate = "rate" if self.rate is None else f"{self.rate:g}"
             return f"seed{self.seed}/{self.target}-{rate}"
-        # The examiner reads text, so one serves all seeds. A scalar reward model reads the tokens
-        # of its policy, and each seed has its own tokenizer.
-        prefix = "" if self.kind == "examiner" else f"seed{self.seed}/"
+        # A process reward model reads text, so one serves all seeds. An outcome reward model reads
+        # the tokens of its policy, and each seed has its own tokenizer.
+        prefix = "" if self.kind == "prm" else f"seed{self.seed}/"
         return f"{prefix}{self.kind}-{self.target}"
 
 
@@ -89,12 +92,12 @@ def selected_arms(config: Config) -> list[str]:
         "plots": [*config.plots.curves, *config.plots.confusion, *points],
     }.items():
         if unknown := [name for name in names if name not in config.arms]:
-            raise ValueError(f"{key}: no arm is named {unknown[0]!r}; there are {config.order}")
+            raise UserError(f"{key}: no arm is named {unknown[0]!r}; there are {config.order}")
     if absent := sorted(set(config.arms) - set(config.order)):
-        raise ValueError(f"order: {absent[0]!r} is missing, and so would never be run")
+        raise UserError(f"order: {absent[0]!r} is missing, and so would never be run")
     for name in only:
         if not config.arms[name].seeds:
-            raise ValueError(
+            raise UserError(
                 f"only: {name!r} has no seeds in the plan; set --config.arms.{name}.seeds too"
             )
     return [name for name in config.order if not only or name in only]
@@ -108,7 +111,7 @@ def arm_seeds(config: Config, arm: str) -> list[int]:
     """
     count = config.arms[arm].seeds
     if not 0 <= count <= len(config.seeds):
-        raise ValueError(f"arms.{arm}.seeds={count}: expected 0 to {len(config.seeds)}, of seeds")
+        raise UserError(f"arms.{arm}.seeds={count}: expected 0 to {len(config.seeds)}, of seeds")
     return list(config.seeds[:count])
 
 
@@ -116,14 +119,12 @@ def _seed_jobs(config: Config, arm: str, seed: int) -> list[Job]:
     """The jobs of one seed of an arm: cold start, reward models, rates to try, the arm itself."""
     spec, first = config.arms[arm], config.seeds[0]
     if spec.start not in config.starts:
-        raise ValueError(
-            f"arms.{arm}.start={spec.start!r}: expected one of {sorted(config.starts)}"
-        )
+        raise UserError(f"arms.{arm}.start={spec.start!r}: expected one of {sorted(config.starts)}")
     start = Job(kind="start", target=spec.start, seed=seed)
     if not spec.trained:
         return [start]
     required = [start]
-    for kind, model_seed in (("examiner", first), ("scalar", seed)):
+    for kind, model_seed in (("prm", first), ("orm", seed)):
         if PLACEHOLDERS[kind] in flatten(spec.to_dict()).values():
             policy = replace(start, seed=model_seed)
             model = Job(kind=kind, target=spec.start, seed=model_seed, needs=(policy.name,))
@@ -194,9 +195,9 @@ def tuned_on(config: Config, arm: str) -> str:
         return ""
     rate_arm = arm if tuned is True else tuned
     if rate_arm not in config.arms or config.arms[rate_arm].tuned is not True:
-        raise ValueError(f"arms.{arm}.tuned={tuned!r}: expected an arm that is tuned itself")
+        raise UserError(f"arms.{arm}.tuned={tuned!r}: expected an arm that is tuned itself")
     if not config.rates or len({f"{rate:g}" for rate in config.rates}) < len(config.rates):
-        raise ValueError(f"rates={config.rates}: expected some learning rates, all different")
+        raise UserError(f"rates={config.rates}: expected some learning rates, all different")
     return rate_arm
 
 
@@ -212,7 +213,7 @@ def job_config(config: Config, workdir: Path, job: Job) -> Config:
       ValueError: if the recipe has a seed, or its arm or start changes a key that the recipe does
         not have.
     """
-    if job.kind in ("examiner", "scalar"):
+    if job.kind in ("prm", "orm"):
         policy = Job(kind="start", target=job.target, seed=job.seed)
         changes = {
             "seed": config[job.kind].seed + job.seed,
@@ -220,7 +221,7 @@ def job_config(config: Config, workdir: Path, job: Job) -> Config:
         }
         return _changed(config[job.kind], changes, job.kind)
     if config.recipe.seed or config.recipe.shopworld.seed:
-        raise ValueError(
+        raise UserError(
             f"recipe.seed={config.recipe.seed}, recipe.shopworld.seed="
             f"{config.recipe.shopworld.seed}: expected 0, they are those of seeds={config.seeds}"
         )
@@ -236,8 +237,8 @@ def job_config(config: Config, workdir: Path, job: Job) -> Config:
         return _changed(recipe, {"rl.steps": 0}, "recipe")
     arm = config.arms[job.target]
     folders = {
-        PLACEHOLDERS["examiner"]: Job(kind="examiner", target=start, seed=config.seeds[0]),
-        PLACEHOLDERS["scalar"]: Job(kind="scalar", target=start, seed=job.seed),
+        PLACEHOLDERS["prm"]: Job(kind="prm", target=start, seed=config.seeds[0]),
+        PLACEHOLDERS["orm"]: Job(kind="orm", target=start, seed=job.seed),
     }
 
     def resolved(changes: Config) -> dict[str, Any]:
@@ -249,7 +250,8 @@ def job_config(config: Config, workdir: Path, job: Job) -> Config:
     cold_start = Job(kind="start", target=start, seed=job.seed)
     checkpoint = workdir / cold_start.name / "checkpoints" / "sft"
     recipe = _changed(recipe, resolved(arm.settings), f"arms.{job.target}.settings")
-    recipe = _changed(recipe, {"start": str(checkpoint), "rl.learning_rate": job.rate}, job.target)
+    start_from = {"init_from": str(checkpoint), "rl.learning_rate": job.rate}
+    recipe = _changed(recipe, start_from, job.target)
     if not arm.stages:
         return recipe
     stages = {name: resolved(changes) for name, changes in arm.stages.items()}
@@ -272,8 +274,8 @@ def _curriculum(
         if (key := "rl.learning_rate") in flat:
             flat[key] *= recipe.rl.learning_rate / recipe_rate
         stages[name] = _changed(recipe, flat, f"arms.{job.target}.stages.{name}").to_dict()
-        stages[name]["start"] = ""  # the stage before, except for the first one
-    stages[min(stages)]["start"] = recipe.start
+        stages[name]["init_from"] = ""  # the stage before, except for the first one
+    stages[min(stages)]["init_from"] = recipe.init_from
     shared = {"seed": recipe.seed, "cpu_devices": recipe.cpu_devices}
     return ConfigDict({"kind": "curriculum", **shared, "stages": stages}).lock()
 
@@ -284,7 +286,7 @@ def _changed(config: Config, changes: Mapping[str, Any], origin: str) -> Config:
     try:
         copy.update_from_flattened_dict(changes)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{origin}: {error.args[0]}") from error
+        raise UserError(f"{origin}: {error.args[0]}") from error
     return copy
 
 
@@ -328,7 +330,7 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
         try:
             lines.append(json.loads(line))
         except ValueError as error:
-            raise ValueError(f"{file}, line {number}: {error}") from error
+            raise UserError(f"{file}, line {number}: {error}") from error
     return lines
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.evidence.plan import Config
 from benchmarks.evidence.summarize import (
     MEASURES,
     PairedComparison,
@@ -15,7 +16,6 @@ from benchmarks.evidence.summarize import (
     plot_leads,
 )
 from she_jax.training.files import write_json, write_text
-from she_jax.training.workdir import Config
 
 MOST_COLUMNS = 6  # of values in one table
 SPLITS = {"test": "test", "longtail": "long tail"}
@@ -102,7 +102,7 @@ def _section(arms: Mapping[str, dict[str, Any]]) -> list[str]:
         *_value_tables(
             arms,
             both("step accuracy", "steps")
-            | both("wrong reason", "wrong_reason")
+            | both("wrong reason", "right_for_wrong_reason")
             | both("parse rate", "parse_rate"),
         ),
     ]

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 import she_jax
 from benchmarks.evidence.plan import (
+    Config,
     Job,
     best_rate,
     flatten,
@@ -35,9 +36,10 @@ from benchmarks.evidence.plan import (
     selected_arms,
 )
 from she_jax.training.files import write_json
-from she_jax.training.logging import Progress, say
+from she_jax.training.logging import Progress, log
 from she_jax.training.stop import StopSignal
-from she_jax.training.workdir import Config, held
+from she_jax.training.workdir import lock_workdir
+from she_jax.types import UserError
 
 GRACE = 60.0  # seconds that a job has to save in, once its parent is gone
 TAIL = 5  # lines of a failed job's log to show
@@ -49,15 +51,16 @@ def run_job(config: Config, folder: Path) -> None:
     """Runs a job as ``launch.py`` would, with its data set prepared under a lock."""
     logging.set_verbosity(logging.WARNING)  # Orbax and TFDS log much
     # Imported here, in the process of the job: the parent does not need it.
+    from she_jax.runs.config import parse
     from she_jax.runs.run import run
-    from she_jax.training.setup import make_data
+    from she_jax.training.setup import prepare_dataset
 
     first = next(iter(config.stages.values())) if config.kind == "curriculum" else config
     if "data" in first:  # reward models inherit theirs, which exists by then
         Path(first.data.dir).mkdir(parents=True, exist_ok=True)
         with Path(first.data.dir, "lock").open("w") as lock:  # two arms may need the same new set
             fcntl.flock(lock, fcntl.LOCK_EX)
-            make_data(first, folder)
+            prepare_dataset(parse(first, folder).data)
     run(config, folder)
 
 
@@ -80,7 +83,7 @@ def run_study(config: Config, workdir: Path, job: RunJob = run_job) -> None:
 
     jobs = plan_jobs(config, selected_arms(config))
     if config.workers < 1:
-        raise ValueError(f"workers={config.workers}: expected at least 1")
+        raise UserError(f"workers={config.workers}: expected at least 1")
     _check_done(config, workdir, plan_jobs(config, config.order))
     with _claimed(workdir, config), _environment(config, workdir), StopSignal() as stop:
         queue = JobQueue(config, workdir, jobs, job)
@@ -89,10 +92,10 @@ def run_study(config: Config, workdir: Path, job: RunJob = run_job) -> None:
         finally:
             queue.kill()
         save_plots(write_report(config, workdir), workdir)
-    say(f"tables and plots: {workdir / 'tables.md'}")
+    log(f"tables and plots: {workdir / 'tables.md'}")
     if queue.failed:
         reasons = "\n".join(f"  {name}: {reason}" for name, reason in queue.failed.items())
-        raise ValueError(
+        raise UserError(
             f"{len(queue.failed)} of {len(jobs)} jobs are not done:\n{reasons}\n"
             "The same command tries them again"
         )
@@ -194,7 +197,7 @@ class JobQueue:
             return job
         scores = rate_scores(self._config, self._workdir, job.rate_arm)
         if not scores:
-            raise ValueError(f"none of the runs of {job.rate_arm} that try them is done")
+            raise UserError(f"none of the runs of {job.rate_arm} that try them is done")
         return replace(job, rate=best_rate(scores))
 
     def _start(self) -> None:
@@ -225,12 +228,15 @@ class JobQueue:
         for worker in ended:
             job, folder, process = self._running.pop(worker)
             process.join()
-            summary, log = self._workdir / folder / "summary.json", self._workdir / f"{folder}.log"
+            summary, log_file = (
+                self._workdir / folder / "summary.json",
+                self._workdir / f"{folder}.log",
+            )
             if process.exitcode == 0 and summary.is_file():
                 self._done.add(job.name)
                 continue
-            self.failed[job.name] = f"{_failure(process.exitcode)}, see {log}"
-            progress.print(f"{folder}: {self.failed[job.name]}\n{_tail(log)}")
+            self.failed[job.name] = f"{_failure(process.exitcode)}, see {log_file}"
+            progress.print(f"{folder}: {self.failed[job.name]}\n{_tail(log_file)}")
         return bool(ended)
 
     def _stop(self, stop: StopSignal, progress: Progress) -> None:
@@ -251,13 +257,13 @@ def _run_in_process(
     run_job: RunJob, values: Mapping[str, Any], folder: Path, cpus: set[int]
 ) -> None:
     os.setsid()  # Ctrl-C is the parent's: it passes one signal on
-    log = os.open(f"{folder}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    log_file = os.open(f"{folder}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+    os.dup2(log_file, 1)
+    os.dup2(log_file, 2)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cpus)  # before JAX counts them for its threads
-    fcntl.flock(log, fcntl.LOCK_EX)  # until the same job of a parent that was killed is gone
+    fcntl.flock(log_file, fcntl.LOCK_EX)  # until the same job of a parent that was killed is gone
     run_job(ConfigDict(values).lock(), folder)
 
 
@@ -299,7 +305,7 @@ def _check_done(config: Config, workdir: Path, jobs: list[Job]) -> None:
                 if then.get(key, "absent") != now.get(key, "absent")
             ]
             if lines:
-                raise ValueError(
+                raise UserError(
                     f"{workdir / rated.name} was done with another config:\n"
                     + "\n".join(lines)
                     + "\n"
@@ -307,7 +313,7 @@ def _check_done(config: Config, workdir: Path, jobs: list[Job]) -> None:
                 )
     if names := list(dict.fromkeys(outdated)):
         rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        say(f"done with another version of she_jax, and kept: {', '.join(names[:5])}{rest}")
+        log(f"done with another version of she_jax, and kept: {', '.join(names[:5])}{rest}")
 
 
 def code_version() -> str:
@@ -325,9 +331,9 @@ def _claimed(workdir: Path, config: Config) -> Iterator[None]:
     """
     path = workdir / "config.json"
     if path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("kind") != config.kind:
-        raise ValueError(f"{workdir} belongs to a run of another kind: give a new --workdir")
+        raise UserError(f"{workdir} belongs to a run of another kind: give a new --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
-    with held(workdir):
+    with lock_workdir(workdir):
         write_json(path, config.to_dict())
         yield
 
@@ -369,8 +375,8 @@ def _failure(exitcode: int | None) -> str:
     return f"exit code {exitcode}"
 
 
-def _tail(log: Path) -> str:
-    if not log.is_file():
+def _tail(log_file: Path) -> str:
+    if not log_file.is_file():
         return "    it wrote no log"
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines()
     return "\n".join(f"    {line}" for line in lines[-TAIL:])

@@ -15,6 +15,7 @@ from scipy import stats
 
 from benchmarks.evidence.plan import (
     VALIDATION,
+    Config,
     arm_seeds,
     chosen_job,
     is_done,
@@ -24,15 +25,15 @@ from benchmarks.evidence.plan import (
     read_metrics,
     tuned_on,
 )
-from she_jax.training.workdir import Config
 
 LAST = 10  # updates over which the entropy at the end is a mean
 MEASURES = {
     "macro F1, test": ("test", "macro_f1"),
     "macro F1, long tail": ("longtail", "macro_f1"),
     "step accuracy, test": ("test", "steps"),
-    "wrong reason, test": ("test", "wrong_reason"),
+    "wrong reason, test": ("test", "right_for_wrong_reason"),
 }
+UPDATES = ("rl", "rft", "dpo")  # the phases after the cold start, in metrics.jsonl
 
 
 # -------------------------------------------------------------------------- reading
@@ -108,17 +109,17 @@ def read_run(folder: Path) -> dict[str, Any]:
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     updates, evals, passed = [], [], 0
     for part in read_metrics(folder):
-        trained = [line for line in part if line["phase"] in ("sft", "srpo")]
+        trained = [line for line in part if line["phase"] in ("sft", *UPDATES)]
         updates += [line | {"step": line["step"] + passed} for line in trained]
         evaluated = [line for line in part if line.get(VALIDATION) is not None]
         # A stage begins with what the one before ended with.
         evaluated = [line for line in evaluated if line["step"] or not passed]
         evals += [line | {"step": line["step"] + passed} for line in evaluated]
-        passed += sum(line["phase"] == "srpo" for line in trained)  # the next stage counts on
+        passed += sum(line["phase"] in UPDATES for line in trained)  # the next stage counts on
     entropies = [
         [line["step"], line["entropy"]]
         for line in updates
-        if line["phase"] == "srpo" and line.get("entropy") is not None
+        if line["phase"] in UPDATES and line.get("entropy") is not None
     ]
     sampled = [
         stage["sampled_tokens"]
@@ -132,7 +133,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         "entropy": float(np.mean([value for _, value in entropies[-LAST:]])) if entropies else None,
         "sampled_tokens": sum(sampled) if sampled else None,
         "trained_tokens": sum(line.get("tokens", 0) for line in updates),
-        "seconds": sum(line["time/step"] + line.get("time/lessons", 0) for line in updates),
+        "seconds": sum(line["time/step"] + line.get("time/preparation", 0) for line in updates),
         "curve": [[line["step"], line[VALIDATION]] for line in evals],
         "entropies": entropies,
     }
@@ -143,7 +144,7 @@ def _split_metrics(scored: Mapping[str, Any]) -> dict[str, Any]:
     metrics = {name: scored[name] for name in names}
     steps = list(metrics["step_accuracy"].values())
     return metrics | {
-        "wrong_reason": scored.get("wrong_reason"),
+        "right_for_wrong_reason": scored.get("right_for_wrong_reason"),
         "steps": float(np.mean(steps)) if steps else None,
     }
 

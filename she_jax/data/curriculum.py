@@ -9,14 +9,14 @@ from jaxtyping import Float, Int
 
 from she_jax.data.dataset import ExampleSource
 from she_jax.data.loader import batches
-from she_jax.types import Example
+from she_jax.types import Example, UserError
 
-AIMS = ("even", "easy", "medium", "hard")
+DIFFICULTIES = ("even", "easy", "medium", "hard")
 LEAST = 0.05  # smallest weight, where the largest is 1, so that every prompt can still be drawn
 LATEST = 0.5  # weight of the latest pass rate in the running average
 
 
-def aim_weight(rate: Float[np.ndarray, "N"], aim: str) -> Float[np.ndarray, "N"]:
+def difficulty_weight(rate: Float[np.ndarray, "N"], difficulty: str) -> Float[np.ndarray, "N"]:
     """Sampling weight in [0, 1] of prompts with pass rate p.
 
         easy:   0 at p = 0, cos(pi (p - 1/2)) up to 1/2, then 1
@@ -29,29 +29,30 @@ def aim_weight(rate: Float[np.ndarray, "N"], aim: str) -> Float[np.ndarray, "N"]
 
     Args:
       rate: pass rates p, in [0, 1].
-      aim: one of ``AIMS``.
+      difficulty: one of ``DIFFICULTIES``.
 
     Raises:
-      ValueError: for an unknown aim.
+      UserError: for an unknown difficulty.
     """
     rise = np.cos(np.pi * (rate - 0.5)).clip(0.0)
-    if aim == "even":
+    if difficulty == "even":
         return np.ones_like(rate)
-    if aim == "easy":
+    if difficulty == "easy":
         return np.where(rate <= 0.5, rise, 1.0)
-    if aim == "medium":
+    if difficulty == "medium":
         return rise
-    if aim == "hard":
+    if difficulty == "hard":
         return np.where(rate <= 0, 0.25, np.where(rate <= 0.5, 1.0, rise))
-    raise ValueError(f"aim={aim!r}: expected one of {AIMS}")
+    raise UserError(f"difficulty={difficulty!r}: expected one of {DIFFICULTIES}")
 
 
 class PromptPool:
     """Endless batches of a stage's prompts, and the running pass rate of each prompt.
 
-    With the aim ``even`` the prompts are shuffled, and each appears once per epoch. With another
-    aim each batch is sampled by ``aim_weight`` of the running pass rate, without replacement if the
-    pool is large enough. A prompt without a pass rate has the largest weight, 1.
+    With the difficulty ``even`` the prompts are shuffled, and each appears once per epoch. With
+    another difficulty each batch is sampled by ``difficulty_weight`` of the running pass rate,
+    without replacement if the pool is large enough. A prompt without a pass rate has the largest
+    weight, 1.
 
     Each next batch is a function of the arguments and of ``state``, which is checkpointed.
 
@@ -59,12 +60,12 @@ class PromptPool:
       source: the examples.
       size: prompts per batch.
       seed: seed of the order.
-      aim: one of ``AIMS``.
+      difficulty: one of ``DIFFICULTIES``.
       balance: draw all labels equally often.
       rates: pass rates measured before this stage, by uid.
 
     Raises:
-      ValueError: if there is nothing to draw from, or for an unknown aim.
+      UserError: if there is nothing to draw from, or for an unknown difficulty.
     """
 
     def __init__(
@@ -73,21 +74,21 @@ class PromptPool:
         size: int,
         *,
         seed: int,
-        aim: str = "even",
+        difficulty: str = "even",
         balance: bool = False,
         rates: Mapping[str, float] | None = None,
     ):
-        self._source, self._size, self._seed, self._aim = source, size, seed, aim
+        self._source, self._size, self._seed, self._difficulty = source, size, seed, difficulty
         self._initial_rates = dict(rates or {})
         self._stage_rates: dict[str, float] = {}  # updated in this stage, so part of the state
         self._position = 0
         self._shuffled = None
-        aim_weight(np.zeros(1), aim)
-        if aim == "even":
+        difficulty_weight(np.zeros(1), difficulty)
+        if difficulty == "even":
             self._shuffled = batches(source, size, seed=seed, balance=balance)
             return
         if not len(source):
-            raise ValueError("no examples: the split is empty")
+            raise UserError("no examples: the split is empty")
         process, processes = jax.process_index(), jax.process_count()
         self._rows = list(range(len(source)))[process::processes]  # of this process
         examples = [source[row] for row in self._rows]
@@ -107,7 +108,7 @@ class PromptPool:
         if self._labels is not None:
             weights = _balance_labels(weights, self._labels)
         if not weights.any():
-            raise ValueError("balance: no example has a label; set it to False")
+            raise UserError("balance: no example has a label; set it to False")
         rng = np.random.default_rng((self._seed, position))
         enough = np.count_nonzero(weights) >= self._size
         rows = rng.choice(
@@ -117,7 +118,7 @@ class PromptPool:
 
     def weights(self) -> Float[np.ndarray, "N"]:
         """Current sampling weight of each prompt, in [``LEAST``, 1]."""
-        weights = np.maximum(aim_weight(self._rates, self._aim), LEAST)
+        weights = np.maximum(difficulty_weight(self._rates, self._difficulty), LEAST)
         return np.where(np.isnan(self._rates), 1.0, weights)
 
     def learn(self, examples: Sequence[Example], rates: Sequence[float]) -> None:

@@ -32,7 +32,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import Int64
 
 from she_jax.data.intake import LABELS, Intake, Row, query_hash
-from she_jax.types import BadRow, Example
+from she_jax.types import BadRow, Example, UserError
 
 # Scalars and text only: TFDS takes twice as long to read nested features and four times as long to
 # write them. So product and steps are JSON objects, annotations a JSON list. Label 0 and "" mean
@@ -59,10 +59,10 @@ def encode(example: Example) -> dict[str, bytes | int]:
     """Converts an example to a record of ``FEATURES``.
 
     Raises:
-      ValueError: if the label is neither None nor 1 to 4.
+      UserError: if the label is neither None nor 1 to 4.
     """
     if example.label is not None and example.label not in LABELS:
-        raise ValueError(f"label {example.label!r} of {example.uid!r}: expected 1 to 4, or None")
+        raise UserError(f"label {example.label!r} of {example.uid!r}: expected 1 to 4, or None")
     texts = {
         "uid": example.uid,
         "query": example.query,
@@ -138,7 +138,7 @@ class ExampleConfig(tfds.core.BuilderConfig):
 
 
 @dataclass(kw_only=True, eq=False)
-class CarvedConfig(ExampleConfig):
+class HashSplitConfig(ExampleConfig):
     """Options of a data set without official splits, which is split by ``query_hash``.
 
     Attributes:
@@ -150,7 +150,7 @@ class CarvedConfig(ExampleConfig):
 
     def __post_init__(self):
         if min(self.validation_share, self.test_share) < 0 or not 0 < self.train_share <= 1:
-            raise ValueError(
+            raise UserError(
                 f"validation_share={self.validation_share}, test_share={self.test_share}: expected "
                 "two shares from 0 on that leave something for training"
             )
@@ -169,7 +169,7 @@ class CarvedConfig(ExampleConfig):
         return "validation" if beyond_train < self.validation_share else "test"
 
 
-def spread_out(size: int, limit: int) -> list[int]:
+def evenly_spaced_rows(size: int, limit: int) -> list[int]:
     """Indices of up to ``limit`` evenly spaced rows, since a file may be sorted.
 
     Args:
@@ -180,22 +180,23 @@ def spread_out(size: int, limit: int) -> list[int]:
     return [n * size // count for n in range(count)]
 
 
-def in_no_order(name: str, size: int, together: int = 1) -> Int64[np.ndarray, "N"]:
+def shuffled_rows(
+    size: int, *, shuffled: bool = False, block_size: int = 1
+) -> Int64[np.ndarray, "N"]:
     """A fixed shuffle of all row indices, since a file may be sorted by query or by class.
 
     Args:
-      name: name of the data set, ``data.name``. ShopWorld's pairs are generated in random order
-        and are not shuffled.
       size: rows of the data set, N.
-      together: length of the blocks of neighboring rows that stay together.
+      shuffled: the rows are in random order already, and stay as they are.
+      block_size: length of the blocks of neighboring rows that stay together.
 
     Returns:
       Every index in [0, N), once.
     """
-    if name == "shopworld":
+    if shuffled:
         return np.arange(size)
-    blocks = np.random.default_rng(0).permutation(-(-size // together))
-    rows = (blocks[:, None] * together + np.arange(together)).ravel()
+    blocks = np.random.default_rng(0).permutation(-(-size // block_size))
+    rows = (blocks[:, None] * block_size + np.arange(block_size)).ravel()
     return rows[rows < size]
 
 
@@ -247,7 +248,7 @@ class ExampleBuilder(tfds.core.DatasetBuilder, skip_registration=True):
                     self._flush(writer, batch)
         self._flush(writer, batch)
         if not counts:
-            raise ValueError(f"{self.name}: no row came in; expected at least one usable pair")
+            raise UserError(f"{self.name}: no row came in; expected at least one usable pair")
         writer.close_all()
         self.info.set_splits(info.splits)
         summary = {
@@ -281,7 +282,7 @@ class ExampleBuilder(tfds.core.DatasetBuilder, skip_registration=True):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
+class PreparedDataset:
     """A data set on disk.
 
     Attributes:
@@ -299,7 +300,9 @@ class Prepared:
     reused: bool
 
 
-def prepare(builder: ExampleBuilder, on_progress: Callable[[int], None] | None = None) -> Prepared:
+def prepare(
+    builder: ExampleBuilder, on_progress: Callable[[int], None] | None = None
+) -> PreparedDataset:
     """Writes a data set, or reuses the one written from the same options and sources.
 
     Args:
@@ -307,7 +310,7 @@ def prepare(builder: ExampleBuilder, on_progress: Callable[[int], None] | None =
       on_progress: called from time to time with the number of rows written so far.
 
     Raises:
-      ValueError: if too many rows are bad, if none is good, or if the folder is unfinished.
+      UserError: if too many rows are bad, if none is good, or if the folder is unfinished.
       OSError: if the disk is full; no folder that looks finished is left.
     """
     path = Path(builder.data_dir)
@@ -330,11 +333,11 @@ def prepare(builder: ExampleBuilder, on_progress: Callable[[int], None] | None =
                 "some space, or choose another data_dir",
             ) from error
     if not (path / _SUMMARY).is_file():
-        raise ValueError(f"{path} is not a finished data set ({_SUMMARY} is missing): delete it")
+        raise UserError(f"{path} is not a finished data set ({_SUMMARY} is missing): delete it")
     return dataclasses.replace(open_prepared(path), reused=reused)
 
 
-def open_prepared(path: str | Path) -> Prepared:
+def open_prepared(path: str | Path) -> PreparedDataset:
     """Opens the data set in a folder that ``prepare`` wrote.
 
     Raises:
@@ -348,7 +351,7 @@ def open_prepared(path: str | Path) -> Prepared:
         )
     summary = json.loads(file.read_text(encoding="utf-8"))
     del summary["options"]
-    return Prepared(path=Path(path), reused=True, **summary)
+    return PreparedDataset(path=Path(path), reused=True, **summary)
 
 
 class ExampleSource:
@@ -374,21 +377,21 @@ def open_split(path: str | Path, split: str) -> ExampleSource:
     """Opens a split of a data set that ``prepare`` wrote.
 
     Args:
-      path: the folder, ``Prepared.path``.
+      path: the folder, ``PreparedDataset.path``.
       split: name of the split, or a TFDS slice of it such as ``train[:100]``.
 
     Raises:
       FileNotFoundError: if there is no data set at ``path``.
-      ValueError: if there is no such split; lists the existing ones.
+      UserError: if there is no such split; lists the existing ones.
     """
     if not (Path(path) / _SUMMARY).is_file():
         raise FileNotFoundError(f"no data set at {path}: make it with prepare() first")
     builder: Any = tfds.builder_from_directory(str(path))
     if split.partition("[")[0] not in builder.info.splits:
-        raise ValueError(f"no split {split!r} in {path}, only {sorted(builder.info.splits)}")
+        raise UserError(f"no split {split!r} in {path}, only {sorted(builder.info.splits)}")
     return ExampleSource(builder.as_data_source(split))
 
 
-def fingerprint(made: Prepared) -> str:
+def fingerprint(made: PreparedDataset) -> str:
     """Tells one data set from another: its options, and the size and time of its files."""
     return made.path.parent.name

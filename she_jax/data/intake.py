@@ -1,6 +1,7 @@
 """Checks and cleans rows on their way into a data set.
 
-All text passes ``hygiene``. A row that cannot be used is set aside with its file, line and reason.
+All text passes ``normalize_text``. A row that cannot be used is set aside with its file, line and
+reason.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from she_jax.types import BadRow, Example
+from she_jax.types import BadRow, Example, UserError
 
 LABELS = (1, 2, 3, 4)
 
@@ -28,7 +29,7 @@ _TO_NOTHING = re.compile(
 )
 
 
-def hygiene(text: str) -> str:
+def normalize_text(text: str) -> str:
     """Text as it is stored: NFC, one line, no control or bidirectional characters.
 
     Control characters and lone surrogates become a space. Bidirectional and zero-width controls
@@ -45,7 +46,7 @@ def query_hash(query: str) -> float:
 
     Splits chosen by this hash never share a query.
     """
-    digest = hashlib.blake2b(hygiene(query).casefold().encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(normalize_text(query).casefold().encode(), digest_size=8).digest()
     return (int.from_bytes(digest) >> 11) / 2**53
 
 
@@ -92,7 +93,7 @@ class Intake:
           max_bad_share: largest allowed share of rejected rows, in [0, 1].
 
         Raises:
-          ValueError: if more than ``max_bad_share`` of the rows are bad, at the end of the stream
+          UserError: if more than ``max_bad_share`` of the rows are bad, at the end of the stream
             or, after the first thousand rows, as soon as more than half are bad as well.
         """
         seen_uids: set[int] = set()
@@ -128,7 +129,7 @@ class Intake:
         if bad > max_share * total:
             reasons = ", ".join(f"{reason} ({n})" for reason, n in self.bad.most_common())
             first = "\n  ".join(f"{row.file}:{row.line}: {row.reason}" for row in self.first)
-            raise ValueError(
+            raise UserError(
                 f"{bad} of {total} rows cannot be used, more than the allowed share of "
                 f"{max_share:g}: {reasons}. The first:\n  {first}\n"
                 "Correct them, or raise max_bad_share."
@@ -141,7 +142,7 @@ def _clean(example: Example, max_chars: int) -> tuple[Example, int]:
 
     def clean(text: str) -> str:
         nonlocal cut_fields
-        text = hygiene(text)
+        text = normalize_text(text)
         if len(text) <= max_chars:
             return text
         cut_fields += 1

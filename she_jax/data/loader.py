@@ -7,7 +7,7 @@ import grain
 import jax
 
 from she_jax.data.dataset import ExampleSource
-from she_jax.types import Example
+from she_jax.types import Example, UserError
 
 
 class Subset:
@@ -40,10 +40,10 @@ def batches(
         every row once in advance, and skips rows without a label.
 
     Raises:
-      ValueError: if there are no examples, or with ``balance`` none that has a label.
+      UserError: if there are no examples, or with ``balance`` none that has a label.
     """
     if not len(source):
-        raise ValueError("no examples: the split is empty")
+        raise UserError("no examples: the split is empty")
     groups = [range(len(source))]
     if balance:
         labels = [source[i].label for i in range(len(source))]
@@ -53,7 +53,7 @@ def batches(
             if (rows := [i for i, row_label in enumerate(labels) if row_label == label])
         ]
         if not groups:
-            raise ValueError("balance: no example has a label; set it to False")
+            raise UserError("balance: no example has a label; set it to False")
     process, processes = jax.process_index(), jax.process_count()
     datasets = [
         grain.MapDataset.source(Subset(source, rows[process::processes]))

@@ -40,8 +40,8 @@ def score(
         step_accuracy: step to the share of correct verdicts, over the examples whose truth for it
           is known; a missing or unreadable verdict is wrong. Excludes the label, which is
           ``accuracy``.
-        wrong_reason: among the pairs with the truth of at least one step, the share with a correct
-          label and a wrong verdict in such a step.
+        right_for_wrong_reason: among the pairs with the truth of at least one step, the share with
+          a correct label and a wrong verdict in such a step.
         parse_rate: share of well-formed chains, over all chains.
         confusion: rows are gold classes 1 to 4, columns predicted classes 1 to 4 and "none".
         n: number of examples scored.
@@ -62,7 +62,7 @@ def score(
         confusion = confusion_matrix(gold, predicted, labels=[*CLASSES, UNREAD])[:4]
     present = confusion.sum(1) > 0
     f1 = _class_f1(confusion)
-    verdicts = [right_verdicts(chain, example, schema) for chain, example in labeled]
+    verdicts = [correct_verdicts(chain, example, schema) for chain, example in labeled]
     return {
         "macro_f1": _macro_f1(gold, predicted),
         "macro_f1_se": _macro_f1_se(confusion),
@@ -70,7 +70,7 @@ def score(
         "good_f1": _good_f1(gold, predicted),
         "f1": {str(c): float(f1[c - 1]) if present[c - 1] else None for c in CLASSES},
         "step_accuracy": _step_accuracy(verdicts, schema),
-        "wrong_reason": _wrong_reason(verdicts, gold == predicted),
+        "right_for_wrong_reason": _right_for_wrong_reason(verdicts, gold == predicted),
         "parse_rate": float(np.mean(parsed)) if parsed else None,
         "confusion": confusion.tolist(),
         "n": len(labeled),
@@ -131,7 +131,7 @@ def _macro_f1_se(confusion: Int[np.ndarray, "4 5"]) -> float | None:
     return float(_class_f1(draws.reshape(-1, 4, 5))[:, present].mean(1).std())
 
 
-def right_verdicts(chain: Chain, example: Example, schema: CotSchema) -> dict[str, bool]:
+def correct_verdicts(chain: Chain, example: Example, schema: CotSchema) -> dict[str, bool]:
     """Whether each verdict is correct, for the steps with known truth; the label is excluded."""
     truth = example.steps or {}
     return {
@@ -146,12 +146,12 @@ def _step_accuracy(verdicts: list[dict[str, bool]], schema: CotSchema) -> dict[s
     return {name: float(np.mean(correct)) for name, correct in by_step.items() if correct}
 
 
-def _wrong_reason(
+def _right_for_wrong_reason(
     verdicts: list[dict[str, bool]], label_correct: Bool[np.ndarray, "M"]
 ) -> float | None:
-    wrong_reason = [
+    right_for_wrong_reason = [
         bool(correct and not all(steps.values()))
         for steps, correct in zip(verdicts, label_correct, strict=True)
         if steps
     ]
-    return float(np.mean(wrong_reason)) if wrong_reason else None
+    return float(np.mean(right_for_wrong_reason)) if right_for_wrong_reason else None

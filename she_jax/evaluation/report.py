@@ -19,8 +19,9 @@ def before_after_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> T
     if "longtail" in before:
         longtail = [metrics.get("longtail", {}).get("macro_f1") for metrics in (before, after)]
         rows.append(("macro F1, long tail", *longtail))
-    if before.get("wrong_reason") is not None:
-        rows.append(("wrong reason", before["wrong_reason"], after.get("wrong_reason")))
+    if before.get("right_for_wrong_reason") is not None:
+        key = "right_for_wrong_reason"
+        rows.append(("right for wrong reason", before[key], after.get(key)))
     rows.append(("parse rate", before.get("parse_rate"), after.get("parse_rate")))
     sampled = [key for key in before if key.startswith("pass_at_")]
     rows += [(key.replace("_at_", "@"), before[key], after.get(key)) for key in sampled]

@@ -1,7 +1,7 @@
-"""Filtering with a policy: measure each prompt by rollouts, keep them, choose, report.
+"""Measures training prompts by rollouts of a policy and selects those worth training on.
 
-The rollouts are kept in blocks of prompts, a file each, so a run that was killed goes on with the
-block it was in, and filters with other thresholds need no new ones (``filter.records``).
+The rollouts are kept in blocks of prompts, one file each: a killed run resumes with the block it
+was in, and filters with other thresholds reuse them (``filter.records``).
 """
 
 import json
@@ -19,26 +19,70 @@ from jaxtyping import Int64
 from she_jax.cot import CotSchema
 from she_jax.data.dataset import (
     ExampleSource,
-    Prepared,
+    PreparedDataset,
     fingerprint,
-    in_no_order,
     open_split,
+    shuffled_rows,
 )
 from she_jax.filtering.near_duplicates import near_duplicates, signatures
 from she_jax.filtering.records import PromptRecord, write_records
 from she_jax.filtering.report import write_filter_report
 from she_jax.filtering.select import FilterConfig, merge, select, survey
-from she_jax.generate.generator import Judge, Sample
-from she_jax.generate.language_model import Policy
-from she_jax.generate.readout import label_tokens, make_look
-from she_jax.rewards.verifier import FULL_MARKS, outcome_reward, verify
+from she_jax.generate.generator import Generator, Sample
+from she_jax.generate.language_model import LanguageModel
+from she_jax.generate.readout import label_tokens, make_readout
+from she_jax.rewards.verifier import FULL_REWARD, outcome_reward, verify
 from she_jax.training.files import write_json
-from she_jax.training.logging import Progress, say
+from she_jax.training.logging import Progress, log
 from she_jax.training.stop import StopSignal
-from she_jax.training.workdir import Config
-from she_jax.types import Example
+from she_jax.types import Example, UserError
 
-BLOCK = 512  # prompts that a killed run has to measure again at most
+BLOCK = 512  # prompts a file; a killed run measures at most this many again
+IDENTITY_FILE = "identity.json"  # what the records of a folder are of
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureConfig:
+    """Which prompts are measured, and how.
+
+    Attributes:
+      pairs: number of training pairs to measure; 0 for no filter.
+      skip: pairs to skip before, which an earlier stage measured.
+      rollouts: of each pair, >= 1.
+      records: folder of the rollouts; "" for one of the run's own.
+      part, parts: measure each ``parts``-th block only, from ``part`` on, where several runs share
+        a folder.
+      seed: of the rollouts.
+      batch_size: rollouts at a time.
+      shuffled: the training pairs are in random order already.
+
+    Raises:
+      ValueError: if a number is out of its range.
+    """
+
+    pairs: int
+    skip: int
+    rollouts: int
+    records: str
+    part: int
+    parts: int
+    seed: int
+    batch_size: int
+    shuffled: bool
+
+    def __post_init__(self):
+        if self.pairs < 0:
+            raise ValueError(
+                f"filter.pairs={self.pairs}: expected 0 (no filter) or the number of pairs"
+            )
+        if self.skip < 0:
+            raise ValueError(f"filter.skip={self.skip}: expected 0 (begin with the first) or more")
+        if self.pairs and self.rollouts < 1:
+            raise ValueError(f"filter.rollouts={self.rollouts}: expected at least 1")
+        if not 0 <= self.part < self.parts:
+            raise ValueError(
+                f"filter.part={self.part}: expected 0 to {self.parts - 1}, of filter.parts"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,114 +94,119 @@ class Kept:
 
 
 def filter_prompts(
-    config: Config, workdir: Path, policy: Policy, params: Any, made: Prepared, stop: StopSignal
+    folder: Path,
+    lm: LanguageModel,
+    params: Any,
+    dataset: PreparedDataset,
+    measure: MeasureConfig,
+    config: FilterConfig,
+    stop: StopSignal,
 ) -> Kept | None:
-    """Chooses among ``filter.pairs`` training pairs, or reads what was chosen before.
+    """Selects among ``measure.pairs`` training pairs, or reads an earlier selection.
 
     Args:
-      config: of the run.
-      workdir: its folder; everything goes to ``filter/`` in it.
-      policy: model, prompts and devices.
+      folder: everything is written here.
+      lm: model, prompts and devices.
       params: of the policy that is measured.
-      made: the pairs.
-      stop: asks to stop; honoured between two blocks.
+      dataset: the pairs.
+      measure: which pairs are measured.
+      config: thresholds and quotas.
+      stop: checked between two blocks.
 
     Returns:
-      What was kept; None where other parts of the records are still to be made by other runs.
+      What was kept; None if other runs still have to measure their parts.
 
     Raises:
-      ValueError: if nothing is left, or the records are of other pairs or rollouts.
+      UserError: if nothing is left, or the records are of other pairs or rollouts.
     """
-    folder = workdir / "filter"
     path = folder / "kept.json"
     if path.is_file():
         return Kept(**json.loads(path.read_text(encoding="utf-8")))
-    own, thresholds = config.filter, filter_config(config)
-    source = open_split(made.path, "train")
-    looked_at = _looked_at(config, len(source))
-    count = len(looked_at)
-    records = Path(own.records or folder / "records")
+    source = open_split(dataset.path, "train")
+    measured = _measured_rows(measure, len(source))
+    count = len(measured)
+    records = Path(measure.records or folder / "records")
     identity = {
-        "data": fingerprint(made),
+        "data": fingerprint(dataset),
         "policy": _digest(params),
-        "steps": list(policy.format.schema.names),
-        "seed": config.seed,
-        "skip": own.skip,
+        "steps": list(lm.prompts.schema.names),
+        "seed": measure.seed,
+        "skip": measure.skip,
         "pairs": count,
-        "rollouts": own.rollouts,
-        "spread": config.data.name != "shopworld",
+        "rollouts": measure.rollouts,
+        "shuffled": measure.shuffled,
     }
-    made_with = _claim(records, identity, thresholds)
-    repeats = _repeats(records, source, looked_at, made_with["similarity"])
-    recorder = Recorder(config, policy, made_with["confidence"])
-    shards = _measure(own, records, recorder, params, source, looked_at, repeats, stop)
+    first = _claim(records, identity, config)
+    duplicates = _duplicates(records, source, measured, first["similarity"])
+    recorder = Recorder(measure, lm, first["confidence"])
+    shards = _measure(measure, records, recorder, params, source, measured, duplicates, stop)
     if missing := [shard.name for shard in shards if not shard.is_file()]:
-        say(
-            f"{len(missing)} of {len(shards)} blocks are not there yet: they are for the other "
-            f"filter.parts. Once they are done, the same command goes on with all of {records}"
+        log(
+            f"{len(missing)} of {len(shards)} blocks are missing: they are for the other "
+            f"filter.parts. Once they are done, the same command continues with all of {records}"
         )
         return None
-    surveyed = merge([survey(shard) for shard in shards])
-    if thresholds.similarity != made_with["similarity"]:
-        # What had no rollouts as a repeat stays one, though what it repeats may be one itself now.
-        more = _repeats(records, source, looked_at, thresholds.similarity)
-        repeats = np.union1d(repeats, more)
-    selection = select(surveyed, thresholds, repeats)
+    stats = merge([survey(shard) for shard in shards])
+    if config.similarity != first["similarity"]:
+        # A duplicate without rollouts stays one, though what it repeats may now be one itself.
+        more = _duplicates(records, source, measured, config.similarity)
+        duplicates = np.union1d(duplicates, more)
+    selection = select(stats, config, duplicates)
     write_filter_report(
         folder,
-        survey=surveyed,
+        survey=stats,
         selection=selection,
-        config=thresholds,
-        step_names=policy.format.schema.names,
-        duplicates=repeats,
+        config=config,
+        step_names=lm.prompts.schema.names,
+        duplicates=duplicates,
         shards=shards,
     )
-    chosen = np.flatnonzero(selection.reason == 0)
-    rows = surveyed.row[chosen].tolist()
+    selected = np.flatnonzero(selection.reason == 0)
+    rows = stats.row[selected].tolist()
     rates = {
         source[row].uid: float(rate)
-        for row, rate in zip(rows, surveyed.pass_rate[chosen], strict=True)
+        for row, rate in zip(rows, stats.pass_rate[selected], strict=True)
         if np.isfinite(rate)
     }
     for quota in selection.unmet:
         if quota.cell == "kinds in front":
-            say(
-                f"filter: {quota.wanted:,} of filter.front={list(own.front)} were wanted, only "
-                f"{quota.available:,} are left; the kinds here are {list(surveyed.kinds)}"
+            log(
+                f"filter: {quota.wanted:,} of filter.front={list(config.front)} were wanted, only "
+                f"{quota.available:,} are left; the kinds here are {list(stats.kinds)}"
             )
-    say(f"filter: kept {len(rows):,} of {count:,} prompts; see {folder / 'report.html'}")
+    log(f"filter: kept {len(rows):,} of {count:,} prompts; see {folder / 'report.html'}")
     write_json(path, {"rows": rows, "rates": rates})
     return Kept(rows=rows, rates=rates)
 
 
 def _measure(
-    own: Config,
+    config: MeasureConfig,
     records: Path,
     recorder: "Recorder",
     params: Any,
     source: ExampleSource,
     rows: Sequence[int],
-    repeats: Int64[np.ndarray, "M"],
+    duplicates: Int64[np.ndarray, "M"],
     stop: StopSignal,
 ) -> list[Path]:
-    """Makes this run's share of the shards, those that are not there; returns all of them."""
+    """Writes this run's share of the shards, where missing; returns the paths of all of them."""
     count = len(rows)
     blocks = [rows[first : first + BLOCK] for first in range(0, count, BLOCK)]
     shards = [records / f"{n:05d}.parquet" for n in range(len(blocks))]
     with Progress(f"filter: rollouts of {count:,} prompts", total=count) as progress:
-        for n in range(own.part, len(blocks), own.parts):
+        for n in range(config.part, len(blocks), config.parts):
             first = n * BLOCK
             if not shards[n].is_file():
 
                 def show(done: int, first: int = first) -> None:
-                    """Says how many prompts have their rollouts."""
+                    """Shows the number of prompts with rollouts."""
                     progress.update(first + done)
 
-                found = recorder.records(params, source, blocks[n], repeats, n, show)
-                write_records(shards[n], found, recorder.step_names)
+                block = recorder.records(params, source, blocks[n], duplicates, n, show)
+                write_records(shards[n], block, recorder.step_names)
             progress.update(first + len(blocks[n]))
             if stop:
-                say(f"{stop.name}: {n + 1} of {len(blocks)} blocks are kept in {records}")
+                log(f"{stop.name}: {n + 1} of {len(blocks)} blocks are kept in {records}")
                 raise SystemExit(stop.exit_code)
     return shards
 
@@ -166,52 +215,52 @@ class Recorder:
     """Measures prompts with a policy, a block at a time.
 
     Args:
-      config: of the run.
-      policy: model, prompts and devices; its parameters are not read.
-      confidence: a pair of whose class the policy is surer than this gets no rollouts.
+      config: how many rollouts, and their seed.
+      lm: model, prompts and devices.
+      confidence: a pair of whose label the policy is more confident than this gets no rollouts.
     """
 
-    def __init__(self, config: Config, policy: Policy, confidence: float):
-        self._seed, self._count = config.seed, config.filter.rollouts
-        self._judge = Judge(policy, config.eval.batch_size)
-        self._look = jax.jit(make_look(policy))
+    def __init__(self, config: MeasureConfig, lm: LanguageModel, confidence: float):
+        self._seed, self._count = config.seed, config.rollouts
+        self._generator = Generator(lm, config.batch_size, warn=log)
+        self._read_out = jax.jit(make_readout(lm))
         self._confidence = confidence
-        self._format, self._width = policy.format, policy.model.config.dim
-        self.step_names = policy.format.schema.names
+        self._prompts, self._width = lm.prompts, lm.model.config.dim
+        self.step_names = lm.prompts.schema.names
 
     def records(
         self,
         params: Any,
         source: ExampleSource,
         rows: Sequence[int],
-        repeats: Int64[np.ndarray, "M"],
+        duplicates: Int64[np.ndarray, "M"],
         block: int,
         show: Callable[[int], None],
     ) -> list[PromptRecord]:
-        """The records of some rows; those among ``repeats`` are not measured."""
-        left_out = set(repeats.tolist())
+        """The records of some rows; ``duplicates`` among them are not measured."""
+        skipped = set(duplicates.tolist())
         examples = {row: source[row] for row in rows}
-        asked = [row for row in rows if row not in left_out]
-        looked = self._greedy(params, [examples[row] for row in asked])
-        seen = dict(zip(asked, looked, strict=True))
+        prompted = [row for row in rows if row not in skipped]
+        readouts = self._greedy(params, [examples[row] for row in prompted])
+        by_row = dict(zip(prompted, readouts, strict=True))
         sampled = [
-            row for row in asked if examples[row].label is not None and self._unsure(seen[row][0])
+            row
+            for row in prompted
+            if examples[row].label is not None and self._is_uncertain(by_row[row][0])
         ]
-        # Each block has rollouts of its own, whichever blocks were made before it.
+        # Each block has rollouts of its own, whichever blocks were measured before it.
         seed = int(np.random.SeedSequence((self._seed, block)).generate_state(1)[0])
-        groups = self._judge.samples(
+        groups = self._generator.sample(
             params, [examples[row] for row in sampled], self._count, seed, show
         )
         rollouts = dict(zip(sampled, groups, strict=True))
-        none = (None, np.zeros(self._width, np.float16))
+        schema, unmeasured = self._prompts.schema, (None, np.zeros(self._width, np.float16))
         return [
-            _record(
-                row, examples[row], self._format.schema, *seen.get(row, none), rollouts.get(row, [])
-            )
+            _record(row, examples[row], schema, *by_row.get(row, unmeasured), rollouts.get(row, []))
             for row in rows
         ]
 
-    def _unsure(self, confidence: float | None) -> bool:
+    def _is_uncertain(self, confidence: float | None) -> bool:
         # Rounding may lift a probability above 1, and at 1 nothing is left out.
         return self._confidence >= 1 or confidence is None or confidence <= self._confidence
 
@@ -219,14 +268,17 @@ class Recorder:
         self, params: Any, examples: Sequence[Example]
     ) -> list[tuple[float | None, np.ndarray]]:
         """Confidence and embedding of each pair, by its greedy chain."""
-        found: list[tuple[float | None, np.ndarray]] = []
-        for part, rollout, chains in self._judge.read(params, examples, range(len(examples))):
-            where, rivals = label_tokens(self._format, rollout, chains)
-            shares, places = jax.device_get(self._look(params, rollout, where, rivals))
+        readouts: list[tuple[float | None, np.ndarray]] = []
+        rows = range(len(examples))
+        for part, rollout, chains in self._generator.greedy_rollouts(params, examples, rows):
+            columns, class_ids = label_tokens(self._prompts, rollout, chains)
+            probabilities, embeddings = jax.device_get(
+                self._read_out(params, rollout, columns, class_ids)
+            )
             for n in range(len(part)):
-                sure = float(shares[n].max()) if where[n] else None
-                found.append((sure, places[n].astype(np.float16)))
-        return found
+                confidence = float(probabilities[n].max()) if columns[n] else None
+                readouts.append((confidence, embeddings[n].astype(np.float16)))
+        return readouts
 
 
 def _record(
@@ -238,11 +290,11 @@ def _record(
     samples: Sequence[Sample],
 ) -> PromptRecord:
     outcomes = [outcome_reward(s.chain, example, truncated=s.truncated) for s in samples]
-    told = [verify(sample.chain, example, schema) for sample in samples]
+    verified = [verify(sample.chain, example, schema) for sample in samples]
     rates: list[float | None] = []
     for k in range(len(schema.steps)):
-        known = [bool(rewards[k] >= FULL_MARKS) for rewards, known in told if known[k]]
-        rates.append(sum(known) / len(known) if known else None)
+        correct = [bool(rewards[k] >= FULL_REWARD) for rewards, known in verified if known[k]]
+        rates.append(sum(correct) / len(correct) if correct else None)
     texts = tuple(sample.text for sample in samples)
     return PromptRecord(
         row=row,
@@ -252,7 +304,7 @@ def _record(
         label=example.label,
         kind=example.kind,
         confidence=confidence,
-        right=tuple(reward >= FULL_MARKS for reward in outcomes),
+        right=tuple(reward >= FULL_REWARD for reward in outcomes),
         paths=tuple(schema.path(sample.chain) for sample in samples),
         step_rates=tuple(rates),
         texts=texts,
@@ -260,12 +312,12 @@ def _record(
     )
 
 
-def _repeats(
+def _duplicates(
     records: Path, source: ExampleSource, rows: Sequence[int], similarity: float
 ) -> Int64[np.ndarray, "M"]:
     """Rows whose text nearly repeats an earlier one of the same query.
 
-    What they are found by is kept beside the records: a signature of each text, and its query's.
+    A signature of each text, and the number of its query, are kept beside the records.
     """
     path = records / "texts.npy"
     if not path.is_file():
@@ -279,86 +331,70 @@ def _repeats(
                     progress.update(len(queries))
                     yield " ".join([example.query, *example.product.values()])
 
-            found = signatures(texts())
-        _, asked = np.unique(queries, return_inverse=True)
-        part = _own_part(path)  # other filter.parts may be at it too, with the same result
+            text_signatures = signatures(texts())
+        _, query_ids = np.unique(queries, return_inverse=True)
+        part = _unique_part(path)  # other filter.parts may be at it too, with the same result
         with part.open("wb") as file:
-            np.save(file, np.column_stack([found, asked.astype(np.uint32)]))
+            np.save(file, np.column_stack([text_signatures, query_ids.astype(np.uint32)]))
         part.replace(path)
-    kept = np.load(path, allow_pickle=False)
-    earlier = near_duplicates(kept[:, :-1], similarity, kept[:, -1])
+    table = np.load(path, allow_pickle=False)
+    earlier = near_duplicates(table[:, :-1], similarity, table[:, -1])
     return np.asarray(rows, np.int64)[earlier >= 0]
 
 
-def _looked_at(config: Config, size: int) -> list[int]:
-    """The rows to look at, ascending; of another ``skip`` they are others, if there are so many."""
-    own, rows = config.filter, in_no_order(config.data.name, size)
-    count = min(own.pairs, size)
-    # A set that is smaller than what is skipped is begun anew.
-    return sorted(int(rows[(own.skip + n) % size]) for n in range(count))
+def _measured_rows(config: MeasureConfig, size: int) -> list[int]:
+    """The rows to measure, ascending; another ``skip`` gives others, if there are enough."""
+    rows = shuffled_rows(size, shuffled=config.shuffled)
+    count = min(config.pairs, size)
+    # A set that is smaller than what is skipped starts over.
+    return sorted(int(rows[(config.skip + n) % size]) for n in range(count))
 
 
-def _claim(
-    records: Path, identity: Mapping[str, Any], thresholds: FilterConfig
-) -> Mapping[str, float]:
-    """Makes the folder of the records, or checks that they are what this filter needs.
+def _claim(records: Path, identity: Mapping[str, Any], config: FilterConfig) -> Mapping[str, float]:
+    """Creates the folder of the records, or checks that they are what this filter needs.
 
     Returns:
-      The thresholds that say which pairs get rollouts: those of the filter that came first, so
-      that a block which a stricter one makes serves the first one too.
+      The thresholds that decide which pairs get rollouts: those of the folder's first filter, so
+      that a block which a stricter one measures serves the first one too.
     """
-    path = records / "made.json"
-    own = {"confidence": thresholds.confidence, "similarity": thresholds.similarity}
+    path = records / IDENTITY_FILE
+    thresholds = {"confidence": config.confidence, "similarity": config.similarity}
     if not path.is_file():
         records.mkdir(parents=True, exist_ok=True)
-        part = _own_part(path)
-        part.write_text(json.dumps({**identity, **own}, indent=1) + "\n", encoding="utf-8")
+        part = _unique_part(path)
+        part.write_text(json.dumps({**identity, **thresholds}, indent=1) + "\n", encoding="utf-8")
         part.replace(path)
-    then = json.loads(path.read_text(encoding="utf-8"))
-    then.setdefault("spread", False)  # as records were that do not say so
-    if others := {k: (then.get(k), v) for k, v in identity.items() if then.get(k) != v}:
-        lines = [f"  {key}: {was} in the records, {now} now" for key, (was, now) in others.items()]
-        raise ValueError(
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    if others := {k: (saved.get(k), v) for k, v in identity.items() if saved.get(k) != v}:
+        lines = [f"  {key}: {old} in the records, {new} now" for key, (old, new) in others.items()]
+        raise UserError(
             f"filter.records={records} holds records of something else:\n"
             + "\n".join(lines)
             + "\nGive another folder, or the values of these records"
         )
-    looser = [k for k in own if _reach(k, own[k]) > _reach(k, then[k])]
+    looser = [k for k in thresholds if _reach(k, thresholds[k]) > _reach(k, saved[k])]
     if looser:
-        told = ", ".join(f"{k} {then[k]}" for k in looser)
-        now = ", ".join(f"{k} {own[k]}" for k in looser)
-        raise ValueError(
-            f"filter.records={records} were made with {told}: what that left out has no rollouts. "
-            f"Ask for no more than that (now: {now}), or give another folder"
+        before = ", ".join(f"{k} {saved[k]}" for k in looser)
+        now = ", ".join(f"{k} {thresholds[k]}" for k in looser)
+        raise UserError(
+            f"filter.records={records} were made with {before}: what that left out has no "
+            f"rollouts. Ask for no more than that (now: {now}), or give another folder"
         )
-    return {key: then[key] for key in own}
+    return {key: saved[key] for key in thresholds}
 
 
 def _reach(name: str, value: float) -> float:
-    """How far a threshold lets pairs through to the rollouts; a similarity of 0 lets all."""
+    """How many pairs a threshold lets through to the rollouts; a similarity of 0 is off."""
     return 2.0 if name == "similarity" and not value else value
 
 
 def _digest(params: Any) -> str:
-    """Tells one policy from another."""
-    told = sha256()
+    """Identifies the parameters of a policy."""
+    digest = sha256()
     for leaf in jax.tree.leaves(jax.device_get(params)):
-        told.update(np.ascontiguousarray(leaf).tobytes())
-    return told.hexdigest()[:16]
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
 
 
-def _own_part(path: Path) -> Path:
+def _unique_part(path: Path) -> Path:
     return path.with_name(f"{path.name}.{uuid4().hex}.part")
-
-
-FILTER_RUN = ("pairs", "skip", "rollouts", "records", "part", "parts")  # not FilterConfig's
-
-
-def filter_config(config: Config) -> FilterConfig:
-    """The thresholds and quotas of a run's config.
-
-    Raises:
-      ValueError: if one is out of its range.
-    """
-    own = {k: v for k, v in config.filter.items() if k not in FILTER_RUN}
-    return FilterConfig(**own | {"front": tuple(own["front"]), "seed": config.seed})

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from she_jax.filtering.records import PromptRecord
 from she_jax.filtering.select import REASONS, FilterConfig, Survey
-from she_jax.training.files import shown
+from she_jax.training.files import printable
 
 LONGEST = 1500  # characters of a text shown on the page
 MOST_ROWS = 40  # rows of a table
@@ -376,4 +376,4 @@ def _format(value: Any) -> str:
 
 def _escape(text: str) -> str:
     """The text, escaped and cut, as HTML."""
-    return html.escape(shown(text, LONGEST))
+    return html.escape(printable(text, LONGEST))

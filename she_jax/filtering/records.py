@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float16
 
+from she_jax.types import UserError
+
 _FORMAT = b"she_jax.records"
 _VERSION = b"1"
 _STEPS = b"she_jax.steps"
@@ -108,14 +110,14 @@ def write_records(path: Path, records: Sequence[PromptRecord], step_names: Seque
       step_names: the names of the schema's steps, in the order of ``step_rates``.
 
     Raises:
-      ValueError: if there are no records, or a record is inconsistent; names its row.
+      UserError: if there are no records, or a record is inconsistent; names its row.
     """
     if not records:
-        raise ValueError(f"{path}: no records to write; expected at least one")
+        raise UserError(f"{path}: no records to write; expected at least one")
     width = records[0].embedding.shape
     for record in records:
         if error := _record_error(record, len(step_names), width):
-            raise ValueError(f"{path}, row {record.row}: {error}")
+            raise UserError(f"{path}, row {record.row}: {error}")
     columns = {
         name: pa.array([getattr(record, name) for record in records], dtype)
         for name, dtype in (_SCALARS | _LISTS).items()
@@ -155,7 +157,7 @@ def read_columns(path: Path, names: Sequence[str]) -> pa.Table:
 
     Raises:
       FileNotFoundError: if the file does not exist.
-      ValueError: if the file is damaged, or is not a shard of this version.
+      UserError: if the file is damaged, or is not a shard of this version.
     """
     _metadata(path)
     try:
@@ -182,7 +184,7 @@ def _metadata(path: Path) -> dict[bytes, bytes]:
         raise _read_error(path, error) from None
     if metadata.get(_FORMAT) != _VERSION:
         version = metadata.get(_FORMAT, b"none").decode()
-        raise ValueError(
+        raise UserError(
             f"{path}: parquet, but records of version {version}; expected version "
             f"{_VERSION.decode()}. Use a separate folder for the filter, or record again"
         )

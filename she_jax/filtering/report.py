@@ -17,6 +17,7 @@ from she_jax.filtering.records import PromptRecord, read_columns, read_records, 
 from she_jax.filtering.select import DIFFICULTIES, REASONS, FilterConfig, Selection, Survey
 from she_jax.filtering.select import difficulty as difficulty_of
 from she_jax.training.files import write_json, write_text
+from she_jax.types import UserError
 
 EXAMPLES = 3  # pairs shown on the page for each reason, "kept" included
 MOST_ROLLOUTS = 16  # up to this many rollouts per pair, the histogram has a bar per pass rate
@@ -51,7 +52,7 @@ def write_filter_report(
       The content of ``report.json``. The mean of an empty set is None.
 
     Raises:
-      ValueError: if the shards are not those of the survey, or have other steps.
+      UserError: if the shards are not those of the survey, or have other steps.
     """
     reason = np.asarray(selection.reason)
     rates, examples = _read_shards(shards, survey, reason, step_names)
@@ -75,12 +76,12 @@ def _read_shards(
     records: dict[int, PromptRecord] = {}
     for path in shards:
         if (shard_names := tuple(read_step_names(path))) != tuple(names):
-            raise ValueError(f"{path} has the steps {shard_names}, expected {tuple(names)}")
+            raise UserError(f"{path} has the steps {shard_names}, expected {tuple(names)}")
         table = read_columns(path, ["row", "step_rates"])
         rows = table["row"].to_numpy()
         indices = np.minimum(np.searchsorted(survey.row, rows), len(survey.row) - 1)
         if len(unknown := rows[survey.row[indices] != rows]):
-            raise ValueError(f"{path} has row {unknown[0]}, which the survey lacks: survey it too")
+            raise UserError(f"{path} has row {unknown[0]}, which the survey lacks: survey it too")
         seen[indices] = True
         flat = table["step_rates"].combine_chunks().flatten()  # every row has all steps
         rates[indices] = flat.to_numpy(zero_copy_only=False).reshape(len(rows), len(names))
@@ -88,7 +89,7 @@ def _read_shards(
             index_of = {int(survey.row[n]): int(n) for n in chosen}
             records |= {index_of[r.row]: r for r in read_records(path) if r.row in index_of}
     if not seen.all():
-        raise ValueError(
+        raise UserError(
             f"{np.sum(~seen)} of the survey's {len(seen)} pairs are in none of the shards, such as "
             f"row {survey.row[~seen][0]}: expected all shards that were surveyed"
         )

@@ -23,6 +23,7 @@ from sklearn.cluster import MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 
 from she_jax.filtering.records import embeddings, read_columns
+from she_jax.types import UserError
 
 REASONS = (
     "kept",
@@ -61,7 +62,7 @@ class FilterConfig:
       seed: seed of the random choices.
 
     Raises:
-      ValueError: if a value is out of range.
+      UserError: if a value is out of range.
     """
 
     similarity: float = 0.9
@@ -90,7 +91,7 @@ class FilterConfig:
         }
         for name, (valid, expected) in checks.items():
             if not valid:
-                raise ValueError(f"{name}={getattr(self, name)}: expected {expected}")
+                raise UserError(f"{name}={getattr(self, name)}: expected {expected}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +204,7 @@ def survey(path: Path) -> Survey:
     """Computes the survey of a shard from its small columns, without reading the texts.
 
     Raises:
-      ValueError: if the file is not a complete shard of records, or has a row twice.
+      UserError: if the file is not a complete shard of records, or has a row twice.
     """
     names = ("row", "label", "kind", "confidence", "right", "paths", "distinct", "embedding")
     table = read_columns(path, names)
@@ -234,16 +235,16 @@ def merge(surveys: Sequence[Survey]) -> Survey:
     """Merges surveys; the result does not depend on their order or on the split of the rows.
 
     Raises:
-      ValueError: if there are no surveys, a row occurs twice, or embeddings differ in width.
+      UserError: if there are no surveys, a row occurs twice, or embeddings differ in width.
     """
     widths = sorted({survey.embedding.shape[1] for survey in surveys})
     if len(widths) != 1:
-        raise ValueError(f"surveys with embeddings of widths {widths}: expected one, of one policy")
+        raise UserError(f"surveys with embeddings of widths {widths}: expected one, of one policy")
     row = np.concatenate([survey.row for survey in surveys])
     order = np.argsort(row)
     row = row[order]
     if len(repeats := row[1:][row[1:] == row[:-1]]):
-        raise ValueError(
+        raise UserError(
             f"{len(repeats)} rows come twice, row {repeats[0]} first: expected shards that share "
             "no rows. Record each block of rows once, into a folder of its own"
         )
@@ -283,12 +284,12 @@ def select(
       duplicates: rows of near-duplicates of an earlier row; they need not be in the survey.
 
     Raises:
-      ValueError: if no prompt is left; names the threshold that dropped the last ones.
+      UserError: if no prompt is left; names the threshold that dropped the last ones.
     """
     reason = _threshold_reasons(survey, config, duplicates)
     passed = np.flatnonzero(reason == 0)
     if not len(passed):
-        raise ValueError(_nothing_left_message(reason, config))
+        raise UserError(_nothing_left_message(reason, config))
     cluster = np.full(len(reason), -1, np.int32)
     if not config.size:
         return Selection(reason=reason, cluster=cluster, quotas=())

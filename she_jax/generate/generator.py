@@ -1,5 +1,6 @@
-"""Generation with a policy: greedy chains, sampled completions, and a file of predictions."""
+"""Generation with a policy: greedy chains and sampled completions, batch by batch."""
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,13 +12,12 @@ from jaxtyping import Array
 
 from she_jax.cot import Chain
 from she_jax.data.dataset import ExampleSource
-from she_jax.evaluation.metrics import pass_at_k
-from she_jax.generate.language_model import Policy
+from she_jax.generate.language_model import LanguageModel
 from she_jax.generate.sampler import jit_sample
-from she_jax.training.logging import say
 from she_jax.types import Example, Rollout
 
 Show = Callable[[int], None]
+_LOG = logging.getLogger("she_jax")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,17 +33,20 @@ class Sample:
     truncated: bool
 
 
-class Judge:
-    """Generator of a policy's chains, batch by batch, greedy or sampled, with any parameters.
+class Generator:
+    """Generates a policy's chains, batch by batch, greedy or sampled.
 
     Args:
-      policy: model, prompts and devices; its parameters are not used.
+      lm: model, prompts and devices.
       batch_size: completions per batch; the last batch is padded with repetitions.
+      warn: called with a sentence if prompts are cut, once.
     """
 
-    def __init__(self, policy: Policy, batch_size: int):
-        self.format, self._policy = policy.format, policy
-        self._devices = policy.mesh.shape["data"] * policy.mesh.shape["fsdp"]
+    def __init__(
+        self, lm: LanguageModel, batch_size: int, warn: Callable[[str], Any] = _LOG.warning
+    ):
+        self.prompts, self._lm, self._warn = lm.prompts, lm, warn
+        self._devices = lm.mesh.shape["data"] * lm.mesh.shape["fsdp"]
         self._batch_size = self._round_up(batch_size)
         self._samplers: dict[int, Callable[..., Rollout]] = {}
         self._reported_cut = False
@@ -52,7 +55,7 @@ class Judge:
         """The next multiple of the number of devices, at least one row each."""
         return max(1, math.ceil(rows / self._devices)) * self._devices
 
-    def read(
+    def greedy_rollouts(
         self, params: Any, examples: Sequence[Example] | ExampleSource, rows: Sequence[int]
     ) -> Iterator[tuple[Sequence[Example], Rollout, list[Chain]]]:
         """Yields examples, greedy rollouts (on the host, padded) and chains, batch by batch."""
@@ -62,7 +65,7 @@ class Judge:
             rollout = self._generate(self._sampler(1), params, part, size, jax.random.key(0), 0.0)
             yield part, rollout, self._parse(rollout)[: len(part)]
 
-    def chains(self, params: Any, examples: Sequence[Example], show: Show) -> list[Chain]:
+    def greedy(self, params: Any, examples: Sequence[Example], show: Show) -> list[Chain]:
         """The greedy chain of each pair. ``show`` is called with the number of finished pairs.
 
         Pairs are batched by query length: longer queries have longer chains, and a batch takes as
@@ -70,33 +73,12 @@ class Judge:
         """
         rows = sorted(range(len(examples)), key=lambda row: len(examples[row].query))
         chains: list[Chain] = []
-        for _, _, batch_chains in self.read(params, examples, rows):
+        for _, _, batch_chains in self.greedy_rollouts(params, examples, rows):
             chains += batch_chains
             show(len(chains))
         return [chains[index] for index in np.argsort(rows)]
 
-    def pass_at(
-        self, params: Any, examples: Sequence[Example], k: int, seed: int, show: Show
-    ) -> dict[str, float]:
-        """pass@k of the label, over k chains per pair sampled at temperature 1.
-
-        Returns:
-          ``pass_at_<k>``, and ``sampled_accuracy``, the share of correct labels among all chains.
-          Both are over the pairs that have a label; empty if there are none.
-        """
-        groups = self.samples(params, examples, k, seed, show)
-        correct = np.array(
-            [
-                [sample.chain.label == example.label for sample in group]
-                for group, example in zip(groups, examples, strict=True)
-                if example.label is not None
-            ]
-        )
-        if not correct.size:
-            return {}
-        return {f"pass_at_{k}": pass_at_k(correct), "sampled_accuracy": float(correct.mean())}
-
-    def samples(
+    def sample(
         self, params: Any, examples: Sequence[Example], k: int, seed: int, show: Show
     ) -> list[list[Sample]]:
         """k completions of each pair, sampled at temperature 1."""
@@ -113,12 +95,12 @@ class Judge:
     def _sampler(self, group_size: int) -> Callable[..., Rollout]:
         if group_size not in self._samplers:  # each compiles once
             self._samplers[group_size] = jit_sample(
-                self._policy.model,
+                self._lm.model,
                 group_size=group_size,
-                max_new_tokens=self.format.completion_length,
-                eos_id=self.format.eos_ids,
-                pad_id=self.format.pad_id,
-                mesh=self._policy.mesh,
+                max_new_tokens=self.prompts.completion_length,
+                eos_id=self.prompts.eos_ids,
+                pad_id=self.prompts.pad_id,
+                mesh=self._lm.mesh,
             )
         return self._samplers[group_size]
 
@@ -132,23 +114,23 @@ class Judge:
         temperature: float,
     ) -> Rollout:
         padded = [*part, *[part[-1]] * (size - len(part))]
-        prompts, cut = self.format.prompts(padded)
+        prompts, cut = self.prompts.encode_prompts(padded)
         if cut and not self._reported_cut:
             self._reported_cut = True
-            say(
+            self._warn(
                 f"{cut} of {len(padded)} pairs do not fit into model.prompt_length="
-                f"{self.format.prompt_length}: their product texts are truncated"
+                f"{self.prompts.prompt_length}: their product texts are truncated"
             )
         return jax.device_get(sampler(params, prompts, key, temperature))
 
     def _parse(self, rollout: Rollout) -> list[Chain]:
-        return [self.format.schema.parse(text) for text in self.format.texts(rollout)]
+        return [self.prompts.schema.parse(text) for text in self.prompts.decode(rollout)]
 
     def _to_samples(self, rollout: Rollout) -> list[Sample]:
         rows = zip(np.asarray(rollout.tokens), np.asarray(rollout.completion_mask), strict=True)
         completions = [tuple(tokens[mask].tolist()) for tokens, mask in rows]
-        texts, truncated = self.format.texts(rollout), self.format.truncated(rollout).tolist()
+        texts, truncated = self.prompts.decode(rollout), self.prompts.truncated(rollout).tolist()
         return [
-            Sample(tokens=ids, text=text, chain=self.format.schema.parse(text), truncated=no_end)
+            Sample(tokens=ids, text=text, chain=self.prompts.schema.parse(text), truncated=no_end)
             for ids, text, no_end in zip(completions, texts, truncated, strict=True)
         ]

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from she_jax.cot import CotSchema
 from she_jax.models.tokenizer import render_chat, token_bytes
-from she_jax.types import Example, PromptBatch, Rollout
+from she_jax.types import Example, PromptBatch, Rollout, UserError
 
 PAD, EOS = "<pad>", "<eos>"
 MIN_TEXT = 8  # tokens that a bucket must leave for the query and the product
@@ -36,10 +36,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
       vocab_size: upper bound on the vocabulary size, at least 258 (the bytes and two specials).
 
     Raises:
-      ValueError: if ``vocab_size`` is below 258.
+      UserError: if ``vocab_size`` is below 258.
     """
     if vocab_size < 258:
-        raise ValueError(f"vocab_size={vocab_size}: 256 bytes and 2 special tokens need 258")
+        raise UserError(f"vocab_size={vocab_size}: 256 bytes and 2 special tokens need 258")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -90,7 +90,7 @@ class PromptFormat:
       token_ids: the inverse of ``token_bytes``.
 
     Raises:
-      ValueError: if ``prompt_length`` leaves fewer than ``MIN_TEXT`` tokens beside the frame, or if
+      UserError: if ``prompt_length`` leaves fewer than ``MIN_TEXT`` tokens beside the frame, or if
         the chat template drops the user's message.
     """
 
@@ -110,10 +110,10 @@ class PromptFormat:
     def __post_init__(self):
         plain = Tokenizer.from_str(self.tokenizer.to_str())
         plain.encode_special_tokens = True
-        pieces = tuple(self._encode(self.tokenizer, self.frame()))
+        pieces = tuple(self._encode(self.tokenizer, self.template_pieces()))
         size = sum(map(len, pieces))
         if self.prompt_length < size + MIN_TEXT:
-            raise ValueError(
+            raise UserError(
                 f"prompt_length={self.prompt_length}: the instruction takes {size} tokens, and the "
                 f"query and product need {MIN_TEXT} at least; set {size + 64} or more"
             )
@@ -123,7 +123,7 @@ class PromptFormat:
         object.__setattr__(self, "token_bytes", table)
         object.__setattr__(self, "token_ids", {piece: i for i, piece in enumerate(table)})
 
-    def frame(self) -> list[str]:
+    def template_pieces(self) -> list[str]:
         """The texts before the query, between query and product, and after the product."""
         if self.chat_template is None:
             return ["query:", "", "\n\n"]
@@ -135,7 +135,7 @@ class PromptFormat:
         opening, query_separator, rest = text.partition(query_mark)
         middle, product_separator, closing = rest.partition(product_mark)
         if not (query_separator and product_separator):
-            raise ValueError("the chat template leaves out the user's message: use another model")
+            raise UserError("the chat template leaves out the user's message: use another model")
         return [opening, middle, closing]
 
     @staticmethod
@@ -156,7 +156,7 @@ class PromptFormat:
         padded[: len(counts)] = counts
         return padded
 
-    def prompts(self, examples: Sequence[Example]) -> tuple[PromptBatch, int]:
+    def encode_prompts(self, examples: Sequence[Example]) -> tuple[PromptBatch, int]:
         """Encodes prompts, padded on the left to P.
 
         If a prompt is too long, its query is cut to the tokens that the product leaves, but to no
@@ -181,7 +181,7 @@ class PromptFormat:
             mask[row, -len(ids) :] = True
         return PromptBatch(tokens=tokens, mask=mask), cut  # pyright: ignore[reportArgumentType]
 
-    def chains(
+    def encode_chains(
         self, chains: Sequence[str]
     ) -> tuple[Int[np.ndarray, "B C"], Bool[np.ndarray, "B C"], int]:
         """Encodes chains as completions with an end token, padded on the right to C.
@@ -201,7 +201,7 @@ class PromptFormat:
             mask[row, : len(ids)] = True
         return tokens, mask, cut
 
-    def texts(self, rollout: Rollout) -> list[str]:
+    def decode(self, rollout: Rollout) -> list[str]:
         """Decodes the completions; bytes that are not UTF-8 become U+FFFD."""
         table = self.token_bytes
         tokens, mask = np.asarray(rollout.tokens), np.asarray(rollout.completion_mask)
@@ -218,7 +218,7 @@ class PromptFormat:
         return np.logical_not((ended & np.asarray(rollout.completion_mask)).any(axis=1))
 
 
-def training_texts(examples: Iterable[Example]) -> Iterator[str]:
+def tokenizer_corpus(examples: Iterable[Example]) -> Iterator[str]:
     """Yields the prompts and rationales of examples, to train a tokenizer on."""
     for example in examples:
         yield f"query:{query_text(example)}{product_text(example)}\n\n"

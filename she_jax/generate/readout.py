@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from she_jax.cot import LABELS, Chain
-from she_jax.generate.language_model import Policy
+from she_jax.generate.language_model import LanguageModel
 from she_jax.generate.prompts import PromptFormat
 from she_jax.rl.steps import step_ids
 from she_jax.types import Rollout
@@ -46,8 +46,8 @@ def label_tokens(
     return columns, class_ids
 
 
-def make_look(
-    policy: Policy,
+def make_readout(
+    lm: LanguageModel,
 ) -> Callable[..., tuple[Float[Array, "B 4"], Float[Array, "B D"]]]:
     """Makes the function that reads class probabilities and embeddings from rollouts.
 
@@ -59,7 +59,7 @@ def make_look(
     def read_out(params: Any, rollout: Rollout, columns: Array, ids: Array) -> tuple[Array, Array]:
         real = rollout.prompt_mask | rollout.completion_mask
         position_ids = jnp.where(real, jnp.cumsum(real, axis=1) - 1, -1)
-        output = policy.model.forward(params, rollout.tokens, position_ids)
+        output = lm.model.forward(params, rollout.tokens, position_ids)
         before = jnp.take_along_axis(output.hidden, jnp.maximum(columns - 1, 0)[:, None, None], 1)
         logits = jnp.einsum("bd,dbc->bc", before[:, 0], output.head[:, ids])
         total = jnp.where(real[:, :, None], output.hidden.astype(jnp.float32), 0.0).sum(axis=1)

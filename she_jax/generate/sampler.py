@@ -32,7 +32,7 @@ def sample(
     pad_id: int,
     top_k: int = 0,
     top_p: float | Float[Array, ""] = 1.0,
-    halvings: int = 0,
+    compactions: int = 0,
 ) -> Rollout:
     """Samples ``group_size`` completions of every prompt; pure, compile it with ``jit_sample``.
 
@@ -69,7 +69,7 @@ def sample(
     Raises:
       ValueError: if a size is out of range, or ``top_p`` is below 1 without ``top_k``.
     """
-    _check_options(group_size, max_new_tokens, top_k, top_p, halvings)
+    _check_options(group_size, max_new_tokens, top_k, top_p, compactions)
     eos_ids = (eos_id,) if isinstance(eos_id, int) else eos_id
     banned = None if pad_id in eos_ids else pad_id
     count, prompt_length = prompts.tokens.shape
@@ -115,7 +115,7 @@ def sample(
 
     full_record, rows, prefix = record, None, prompt_cache  # rows: those in the loop, None for all
     carry = (jnp.asarray(1), entries["tokens"], done, record, cache)
-    for size in (*(batch >> h for h in range(1, halvings + 1) if batch >> h), 0):
+    for size in (*(batch >> h for h in range(1, compactions + 1) if batch >> h), 0):
 
         def more_active(carry, size=size):
             """Whether the loop continues: more than ``size`` of its rows have not ended."""
@@ -151,11 +151,11 @@ def _take(x: Shaped[Array, "B"], rows: Int[Array, "R"] | None) -> Shaped[Array, 
     return x if rows is None else x[rows]
 
 
-def _check_options(group_size: int, max_new_tokens: int, top_k: int, top_p: Any, halvings: int):
-    if group_size < 1 or max_new_tokens < 1 or top_k < 0 or halvings < 0:
+def _check_options(group_size: int, max_new_tokens: int, top_k: int, top_p: Any, compactions: int):
+    if group_size < 1 or max_new_tokens < 1 or top_k < 0 or compactions < 0:
         raise ValueError(
             f"group_size={group_size}, max_new_tokens={max_new_tokens}, top_k={top_k}, "
-            f"halvings={halvings}: expected at least 1, 1, 0 and 0"
+            f"halvings={compactions}: expected at least 1, 1, 0 and 0"
         )
     if isinstance(top_p, int | float):
         if not 0 < top_p <= 1:
@@ -265,14 +265,15 @@ def jit_sample(
     eos_id: int | tuple[int, ...],
     pad_id: int,
     top_k: int = 0,
-    halvings: int = 0,
+    compactions: int = 0,
     mesh: Mesh | None = None,
 ) -> Callable[..., Rollout]:
     """Compiles ``sample``, once per shape of the prompts.
 
     Args:
       model, group_size, max_new_tokens, eos_id, pad_id, top_k, halvings: as for ``sample``.
-        ``halvings`` is ignored if a mesh shards the rows, which would have to move between devices.
+        ``compactions`` is ignored if a mesh shards the rows, which would have to move between
+        devices.
       mesh: prompts and rollouts are sharded over its ``data`` and ``fsdp`` axes; the parameters
         keep their sharding. None for one device.
 
@@ -286,7 +287,7 @@ def jit_sample(
     eos_ids = (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
     row_sharding = batch_sharding(mesh) if mesh is not None else None
     if mesh is not None and mesh.shape["data"] * mesh.shape["fsdp"] > 1:
-        halvings = 0
+        compactions = 0
 
     @functools.partial(jax.jit, out_shardings=row_sharding)
     def compiled(params, prompts, key, temperature, top_p):
@@ -302,7 +303,7 @@ def jit_sample(
             pad_id=pad_id,
             top_k=top_k,
             top_p=top_p,
-            halvings=halvings,
+            compactions=compactions,
         )
 
     def sample_prompts(
@@ -312,7 +313,7 @@ def jit_sample(
         temperature: float | Float[Array, ""],
         top_p: float | Float[Array, ""] = 1.0,
     ) -> Rollout:
-        _check_options(group_size, max_new_tokens, top_k, top_p, halvings)
+        _check_options(group_size, max_new_tokens, top_k, top_p, compactions)
         if mesh is not None:
             check_batch(prompts.tokens.shape[0], mesh)
             prompts = jax.device_put(prompts, row_sharding)

@@ -26,6 +26,7 @@ from tokenizers import (
 
 from she_jax.models.decoder import ModelConfig, RopeScaling
 from she_jax.models.huggingface import FAMILIES, StoredModel, StoredTensor
+from she_jax.types import UserError
 
 # Tensor names of GGUF to those of Hugging Face, inside a layer and outside.
 _IN_LAYER = {
@@ -70,7 +71,7 @@ def read_gguf(path: str | Path) -> StoredModel:
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if the file is damaged, or needs a feature that this library does not support.
+      UserError: if the file is damaged, or needs a feature that this library does not support.
     """
     path = Path(path)
     if not path.is_file():
@@ -79,10 +80,10 @@ def read_gguf(path: str | Path) -> StoredModel:
         reader = gguf.GGUFReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items()}
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
-        raise ValueError(f"{path}: damaged or not GGUF ({error}); fetch it again") from error
+        raise UserError(f"{path}: damaged or not GGUF ({error}); fetch it again") from error
     family = fields.get("general.architecture")
     if family not in FAMILIES:
-        raise ValueError(f"{path}: architecture {family!r}, expected one of {', '.join(FAMILIES)}")
+        raise UserError(f"{path}: architecture {family!r}, expected one of {', '.join(FAMILIES)}")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     config = _config(path, family, fields, tensors)
     stored = {
@@ -119,14 +120,14 @@ def _config(
     def get(key: str, default: Any = None) -> Any:
         value = fields.get(f"{family}.{key}", default)
         if value is None:
-            raise ValueError(f"{path}: no {family}.{key} among its metadata; fetch it again")
+            raise UserError(f"{path}: no {family}.{key} among its metadata; fetch it again")
         return value
 
     for key in ("expert_count", "attention.sliding_window"):
         if get(key, 0):
-            raise ValueError(f"{path}: {family}.{key}={get(key)} is not supported")
+            raise UserError(f"{path}: {family}.{key}={get(key)} is not supported")
     if get("rope.scaling.type", "none") != "none" or get("rope.scale_linear", 1.0) != 1.0:
-        raise ValueError(
+        raise UserError(
             f"{path}: rope scaling of type {get('rope.scaling.type', 'linear')!r} is not "
             "supported; expected none, or Llama 3's"
         )
@@ -135,11 +136,11 @@ def _config(
     theta = float(get("rope.freq_base", 10000.0))
     for key in ("attention.value_length", "rope.dimension_count"):
         if get(key, head_dim) != head_dim:
-            raise ValueError(
+            raise UserError(
                 f"{path}: {family}.{key}={get(key)}, expected the size of a head, {head_dim}"
             )
     if "token_embd.weight" not in tensors:
-        raise ValueError(f"{path}: no tensor token_embd.weight; fetch it again")
+        raise UserError(f"{path}: no tensor token_embd.weight; fetch it again")
     return ModelConfig(
         vocab_size=int(tensors["token_embd.weight"].shape[1]),
         dim=dim,
@@ -179,7 +180,7 @@ def _rope_scaling(path: Path, tensor: Any, head_dim: int, theta: float) -> RopeS
     keep = np.clip((rotations - 1.0) / 3.0, 0.0, 1.0)
     expected = 1 / (keep + (1 - keep) / scaling.factor)
     if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-3):
-        raise ValueError(f"{path}: rope_freqs.weight is not Llama 3's scaling, the only supported")
+        raise UserError(f"{path}: rope_freqs.weight is not Llama 3's scaling, the only supported")
     return scaling
 
 
@@ -195,7 +196,7 @@ def _read_tensor(tensor: Any, family: str, config: ModelConfig) -> np.ndarray:
     try:
         values = gguf.dequantize(tensor.data, tensor.tensor_type)
     except NotImplementedError as error:
-        raise ValueError(
+        raise UserError(
             f"tensor {tensor.name} has type {tensor.tensor_type.name}: {error}"
         ) from error
     if family == "llama" and re.search(r"\.attn_[qk]\.weight$", tensor.name):
@@ -210,11 +211,11 @@ def _tokenizer(path: Path, fields: dict[str, Any]) -> Tokenizer:
     """Byte-level BPE tokenizer from the file's tables, equivalent to tokenizer.json."""
     model, pre = (fields.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
     if model != "gpt2":
-        raise ValueError(f"{path}: tokenizer {model!r}, expected 'gpt2' (byte-level BPE)")
+        raise UserError(f"{path}: tokenizer {model!r}, expected 'gpt2' (byte-level BPE)")
     tokens, types = (fields.get(f"tokenizer.ggml.{key}", []) for key in ("tokens", "token_type"))
     merges = [tuple(merge.split(" ", 1)) for merge in fields.get("tokenizer.ggml.merges", [])]
     if not tokens or not merges or len(types) != len(tokens):
-        raise ValueError(
+        raise UserError(
             f"{path}: {len(tokens)} tokens, {len(types)} token types, {len(merges)} merges: "
             "the tokenizer is incomplete; fetch the file again"
         )
@@ -257,7 +258,7 @@ def _pre_tokenizer(path: Path, name: str | None) -> pre_tokenizers.PreTokenizer:
         return pre_tokenizers.Sequence(split(""))
     if name == "llama-bpe":
         return pre_tokenizers.Sequence(split("{1,3}"))
-    raise ValueError(
+    raise UserError(
         f"{path}: pre-tokenizer {name!r}, expected one of gpt-2, smollm, qwen2, llama-bpe"
     )
 

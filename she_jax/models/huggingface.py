@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
 from she_jax.models.decoder import ModelConfig, RopeScaling
+from she_jax.types import UserError
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -67,7 +68,7 @@ def read_directory(path: Path, stack: ExitStack) -> StoredModel:
 
     Raises:
       FileNotFoundError: if a file is missing.
-      ValueError: if a file is damaged, or needs a feature that this library does not support.
+      UserError: if a file is damaged, or needs a feature that this library does not support.
     """
     raw = read_json(path / "config.json")
     settings = read_json(path / "tokenizer_config.json", optional=True)
@@ -110,9 +111,9 @@ def read_json(file: Path, *, optional: bool = False) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file}: damaged or not JSON ({error}); fetch it again") from error
+        raise UserError(f"{file}: damaged or not JSON ({error}); fetch it again") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{file}: holds a {type(value).__name__}, expected a JSON object")
+        raise UserError(f"{file}: holds a {type(value).__name__}, expected a JSON object")
     return value
 
 
@@ -124,17 +125,17 @@ def read_config(file: Path, raw: Mapping[str, Any]) -> ModelConfig:
       raw: its content.
 
     Raises:
-      ValueError: for another family, a missing or invalid size, or unsupported features (all of
+      UserError: for another family, a missing or invalid size, or unsupported features (all of
         them are listed).
     """
     family = raw.get("model_type")
     if family not in FAMILIES:
-        raise ValueError(f"{file}: model_type {family!r}, expected one of {', '.join(FAMILIES)}")
+        raise UserError(f"{file}: model_type {family!r}, expected one of {', '.join(FAMILIES)}")
     sizes: dict[str, Any] = {attribute: raw.get(key) for key, attribute in _SIZES.items()}
     if bad := {key: raw.get(key) for key in _SIZES if not isinstance(raw.get(key), int)}:
-        raise ValueError(f"{file}: {bad}, expected whole numbers")
+        raise UserError(f"{file}: {bad}, expected whole numbers")
     if unsupported := _unsupported(raw):
-        raise ValueError(f"{file}: not supported: {'; '.join(unsupported)}")
+        raise UserError(f"{file}: not supported: {'; '.join(unsupported)}")
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     scaling = None
     if rope.get("rope_type", rope.get("type")) == "llama3":
@@ -146,7 +147,7 @@ def read_config(file: Path, raw: Mapping[str, Any]) -> ModelConfig:
                 original_max_positions=int(rope["original_max_position_embeddings"]),
             )
         except KeyError as error:
-            raise ValueError(f"{file}: rope scaling {rope} lacks {error}") from error
+            raise UserError(f"{file}: rope scaling {rope} lacks {error}") from error
     per_head = 128 if family == "qwen3" else sizes["dim"] // sizes["heads"]
     try:
         return ModelConfig(
@@ -162,7 +163,7 @@ def read_config(file: Path, raw: Mapping[str, Any]) -> ModelConfig:
             max_positions=raw.get("max_position_embeddings", _POSITIONS[family]),
         )
     except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+        raise UserError(f"{file}: {error}") from error
 
 
 def _unsupported(raw: Mapping[str, Any]) -> list[str]:
@@ -229,7 +230,7 @@ def _read_tokenizer(file: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"{file}: damaged or not a tokenizer ({error})") from error
+        raise UserError(f"{file}: damaged or not a tokenizer ({error})") from error
     # Saved with the tokenizer, these settings would silently truncate or pad all encoded texts.
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -243,7 +244,7 @@ def _read_template(path: Path, settings: Mapping[str, Any]) -> str | None:
     if isinstance(template, list):  # several named templates, in older files
         named = {entry["name"]: entry["template"] for entry in template}
         if "default" not in named:
-            raise ValueError(
+            raise UserError(
                 f"{path / 'tokenizer_config.json'}: chat templates {sorted(named)}, expected one "
                 "called 'default'"
             )
@@ -259,7 +260,7 @@ def _open_safetensors(path: Path, stack: ExitStack) -> dict[str, StoredTensor]:
         # A name with a folder in it could refer to any file on the machine.
         files = [path / name for name in names if Path(name).name == name]
         if not files or len(files) < len(names):
-            raise ValueError(f"{index}: weight_map {names}, expected names of files beside it")
+            raise UserError(f"{index}: weight_map {names}, expected names of files beside it")
     else:
         files = sorted(path.glob("*.safetensors"))
         if len(files) != 1:
@@ -274,12 +275,12 @@ def _open_safetensors(path: Path, stack: ExitStack) -> dict[str, StoredTensor]:
         try:
             handle = stack.enter_context(safe_open(file, framework="np"))
         except SafetensorError as error:
-            raise ValueError(
+            raise UserError(
                 f"{file}: damaged or not safetensors ({error}); fetch it again"
             ) from error
         for name in handle.keys():  # noqa: SIM118 - no mapping, it cannot be iterated
             piece = handle.get_slice(name)
             if piece.get_dtype() not in ("F64", "F32", "F16", "BF16"):
-                raise ValueError(f"{file}: tensor {name} is {piece.get_dtype()}, expected floats")
+                raise UserError(f"{file}: tensor {name} is {piece.get_dtype()}, expected floats")
             tensors[name] = StoredTensor(tuple(piece.get_shape()), partial(handle.get_tensor, name))
     return tensors

@@ -7,11 +7,14 @@ the feed-forward width and the vocabulary. A single device is a mesh of one.
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from she_jax.types import UserError
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -28,6 +31,15 @@ RULES = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along each axis of a mesh; -1 for at most one of them, to use the rest."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
 def make_mesh(
     data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
@@ -38,20 +50,20 @@ def make_mesh(
       devices: the devices, which must all be used; ``jax.devices()`` by default.
 
     Raises:
-      ValueError: if the sizes do not multiply to the number of devices.
+      UserError: if the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes, count = [data, fsdp, tensor], len(devices)
     shape = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise ValueError(f"mesh {shape}: expected positive sizes, and -1 for at most one of them")
+        raise UserError(f"mesh {shape}: expected positive sizes, and -1 for at most one of them")
     if -1 in sizes:
         known = -math.prod(sizes)
         if count % known:
-            raise ValueError(f"mesh {shape}: {known} does not divide the {count} devices")
+            raise UserError(f"mesh {shape}: {known} does not divide the {count} devices")
         sizes[sizes.index(-1)] = count // known
     if math.prod(sizes) != count:
-        raise ValueError(
+        raise UserError(
             f"mesh {shape} needs {math.prod(sizes)} devices, there are {count}: "
             "change a size, or give one as -1 for the rest"
         )
@@ -106,11 +118,11 @@ def check_batch(
       what, unit: names of the batch and of its rows, for the error message.
 
     Raises:
-      ValueError: if ``batch_size`` is no multiple of the devices along ``data`` and ``fsdp``.
+      UserError: if ``batch_size`` is no multiple of the devices along ``data`` and ``fsdp``.
     """
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % parts:
-        raise ValueError(
+        raise UserError(
             f"{what} of {batch_size} {unit} over data x fsdp = {parts} devices: "
             f"use a multiple of {parts}, such as {math.ceil(batch_size / parts) * parts}"
         )

@@ -12,6 +12,8 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer, decoders
 
+from she_jax.types import UserError
+
 
 def _byte_alphabet() -> dict[str, int]:
     """The byte that each character of a byte-level vocabulary represents (GPT-2's table).
@@ -41,14 +43,14 @@ def token_bytes(tokenizer: Tokenizer, size: int | None = None) -> list[bytes]:
       One entry per token id; ``b""`` for special tokens and for ids that are no token.
 
     Raises:
-      ValueError: if the tokenizer is not byte-level, or ``size`` is less than its vocabulary.
+      UserError: if the tokenizer is not byte-level, or ``size`` is less than its vocabulary.
     """
     vocab = tokenizer.get_vocab(with_added_tokens=True)
     needed = max(vocab.values(), default=-1) + 1
     if size is not None and size < needed:
-        raise ValueError(f"size={size}: the tokenizer has ids up to {needed - 1}")
+        raise UserError(f"size={size}: the tokenizer has ids up to {needed - 1}")
     if not isinstance(tokenizer.decoder, decoders.ByteLevel):
-        raise ValueError(
+        raise UserError(
             f"tokenizer decoder {type(tokenizer.decoder).__name__}: expected ByteLevel; "
             "token bytes are defined for byte-level BPE tokenizers only"
         )
@@ -61,7 +63,7 @@ def token_bytes(tokenizer: Tokenizer, size: int | None = None) -> list[bytes]:
         elif all(char in alphabet for char in token):
             table[index] = bytes(alphabet[char] for char in token)
         else:
-            raise ValueError(f"token {index} {token!r} is not written in the byte-level alphabet")
+            raise UserError(f"token {index} {token!r} is not written in the byte-level alphabet")
     return table
 
 
@@ -84,7 +86,7 @@ def render_chat(
       variables: other variables of the template, usually ``**LoadedModel.specials``.
 
     Raises:
-      ValueError: if the template is invalid, does something the sandbox forbids, or rejects the
+      UserError: if the template is invalid, does something the sandbox forbids, or rejects the
         messages.
     """
 
@@ -107,7 +109,7 @@ def render_chat(
             messages=messages, add_generation_prompt=add_generation_prompt, **variables
         )
     except (jinja2.TemplateError, TypeError) as error:
-        raise ValueError(f"chat template: {error}") from error
+        raise UserError(f"chat template: {error}") from error
 
 
 def choose_pad(
@@ -121,7 +123,7 @@ def choose_pad(
     since the low ones open sequences and turns), an embedding row that is no token.
 
     Raises:
-      ValueError: if none of them exists.
+      UserError: if none of them exists.
     """
     for index in declared:
         if index is not None and 0 <= index < vocab_size and index not in eos_ids:
@@ -136,7 +138,7 @@ def choose_pad(
         *range(tokens, min(tokens + 1, vocab_size)),
     ]
     if not candidates:
-        raise ValueError(
+        raise UserError(
             f"no padding token: all special tokens end a sequence (ids {list(eos_ids)}); "
             "add a special token to the tokenizer and declare it as pad_token"
         )

@@ -31,6 +31,7 @@ from she_jax.models.huggingface import (
     write_config,
 )
 from she_jax.models.tokenizer import choose_pad
+from she_jax.types import UserError
 
 # Parameter names of this library to those of Hugging Face, inside a layer and outside.
 _IN_LAYER = {
@@ -106,7 +107,7 @@ def load_model(path: str | os.PathLike, *, dtype: str = "float32") -> LoadedMode
 
     Raises:
       FileNotFoundError: if a file is missing.
-      ValueError: if a file is damaged, if tensors are missing, unknown or mis-shaped (all of them
+      UserError: if a file is damaged, if tensors are missing, unknown or mis-shaped (all of them
         are listed), or if the model needs a feature that this library does not support.
     """
     path = smollm2_file() if str(path) == "smollm2" else Path(path)
@@ -168,7 +169,7 @@ def save_model(
     Raises:
       FileExistsError: if the directory is not empty and ``overwrite`` is False, or if it contains
         weights under another name, which would be loaded together with these.
-      ValueError: if parameters are missing, unknown or mis-shaped (all of them are listed), or
+      UserError: if parameters are missing, unknown or mis-shaped (all of them are listed), or
         special tokens are not in the tokenizer.
     """
     path = Path(path)
@@ -276,7 +277,7 @@ def _assemble(path: Path, config: ModelConfig, tensors: dict[str, StoredTensor])
     ):
         del shapes[head]  # stored twice; a head that differs stays and is reported below
     if problems := _mismatches(expected, shapes):
-        raise ValueError(
+        raise UserError(
             f"{path}: {len(problems)} tensors do not fit the declared shape:\n  "
             + "\n  ".join(problems)
         )
@@ -298,7 +299,7 @@ def _disassemble(config: ModelConfig, params: Mapping[str, Any]) -> dict[str, np
     parameters = _parameters(config)
     expected = {param.path: param.shape for param in parameters}
     if problems := _mismatches(expected, {path: leaf.shape for path, leaf in flat.items()}):
-        raise ValueError("parameters do not fit the config:\n  " + "\n  ".join(problems))
+        raise UserError("parameters do not fit the config:\n  " + "\n  ".join(problems))
     tensors = {}
     for param in parameters:
         layers = np.asarray(flat[param.path]).reshape(len(param.names), -1)
@@ -316,12 +317,12 @@ def _check_vocabulary(path: Path, stored: StoredModel) -> tuple[tuple[int, ...],
     rows = stored.config.vocab_size
     highest = max(stored.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if not 0 <= highest < rows:
-        raise ValueError(
+        raise UserError(
             f"{path}: the tokenizer has ids up to {highest}, the model has {rows} rows; "
             "they do not belong together"
         )
     if not stored.eos_ids or not all(0 <= index < rows for index in stored.eos_ids):
-        raise ValueError(
+        raise UserError(
             f"{path}: end-of-sequence ids {list(stored.eos_ids)}, expected at least one, below "
             f"{rows}; declare eos_token_id in generation_config.json"
         )
@@ -338,17 +339,17 @@ def _check_specials(
     """Text of the special tokens, after checking that they exist and match the ids."""
     ends = [token for index in eos_ids if (token := tokenizer.id_to_token(index)) is not None]
     if not ends or len(ends) < len(eos_ids):
-        raise ValueError(f"eos_ids={list(eos_ids)}: expected at least one, each a token")
+        raise UserError(f"eos_ids={list(eos_ids)}: expected at least one, each a token")
     if not 0 <= pad_id < config.vocab_size or pad_id in eos_ids:
-        raise ValueError(
+        raise UserError(
             f"pad_id={pad_id}: expected an id below {config.vocab_size}, not among eos_ids"
         )
     for name, text in specials.items():
         if name not in SPECIALS or tokenizer.token_to_id(text) is None:
-            raise ValueError(f"specials {name}={text!r}: expected a token, and one of {SPECIALS}")
+            raise UserError(f"specials {name}={text!r}: expected a token, and one of {SPECIALS}")
     texts = {"eos_token": ends[0]} | dict(specials)
     if texts["eos_token"] not in ends:
-        raise ValueError(f"eos_token {texts['eos_token']!r} is not among eos_ids={list(eos_ids)}")
+        raise UserError(f"eos_token {texts['eos_token']!r} is not among eos_ids={list(eos_ids)}")
     texts.pop("pad_token", None)
     pad = tokenizer.id_to_token(pad_id)
     return texts if pad is None else texts | {"pad_token": pad}

@@ -1,13 +1,14 @@
-"""Step rewards and outcome rewards of rollouts.
+"""The offline verifier: step rewards and outcome rewards by human annotation, on the host.
 
-The offline verifier compares a chain with human annotation, on the host. The hybrid combines its
-rewards with the scores of a process reward model. Every function here is pure.
+A user's own rewards have the same types: ``StepRewardFn`` and ``OutcomeRewardFn``. Every function
+here is pure.
 """
 
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,15 @@ from jaxtyping import Array, Bool, Float32, Int
 from she_jax.cot import Chain, CotSchema, ParsedStep, Step
 from she_jax.rl.steps import step_ids
 from she_jax.types import Example, StepBatch
+
+# (chains, examples), one of each per rollout -> rewards [B, S] in [0, 1], and a mask [B, S] of the
+# steps whose reward is known.
+StepRewardFn: TypeAlias = Callable[
+    [Sequence[Chain], Sequence[Example]], tuple[np.ndarray, np.ndarray]
+]
+# (chains, examples), one of each per rollout -> rewards [B] in [0, 1]; a rollout with the reward 1
+# counts as solved.
+OutcomeRewardFn: TypeAlias = Callable[[Sequence[Chain], Sequence[Example]], np.ndarray]
 
 
 def verify(
@@ -55,7 +65,7 @@ def verify(
     return rewards, np.array([reward is not None for reward in step_rewards])
 
 
-def left_out(chain: Chain, example: Example, schema: CotSchema) -> Bool[np.ndarray, "S"]:
+def missing_steps(chain: Chain, example: Example, schema: CotSchema) -> Bool[np.ndarray, "S"]:
     """Returns a mask of the optional steps that are annotated but missing from the chain."""
     return np.array(
         [
@@ -85,31 +95,60 @@ def outcome_reward(
     return 1.0 if example.label is not None and chain.label == example.label else format_weight
 
 
+def annotation_reward(schema: CotSchema) -> StepRewardFn:
+    """The step rewards of the offline verifier, for a batch of rollouts.
+
+    An annotated optional step that a rollout leaves out has the reward 0, though it has no tokens.
+    Otherwise leaving out a difficult step would cost nothing.
+    """
+
+    def step_reward(
+        chains: Sequence[Chain], examples: Sequence[Example]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        pairs = list(zip(chains, examples, strict=True))
+        verified = [verify(chain, example, schema) for chain, example in pairs]
+        omitted = np.stack([missing_steps(chain, example, schema) for chain, example in pairs])
+        rewards = np.stack([rewards for rewards, _ in verified])
+        return rewards, np.stack([known for _, known in verified]) | omitted
+
+    return step_reward
+
+
+def label_reward(format_weight: float = 0.1) -> OutcomeRewardFn:
+    """The outcome rewards of ``outcome_reward``, for a batch of rollouts."""
+
+    def outcome(chains: Sequence[Chain], examples: Sequence[Example]) -> np.ndarray:
+        rewards = [
+            outcome_reward(chain, example, truncated=chain.truncated, format_weight=format_weight)
+            for chain, example in zip(chains, examples, strict=True)
+        ]
+        return np.array(rewards, dtype=np.float32)
+
+    return outcome
+
+
 def step_batch(
     chains: Sequence[Chain],
     examples: Sequence[Example],
-    schema: CotSchema,
+    step_reward: StepRewardFn,
+    outcome_reward: OutcomeRewardFn,
     *,
     tokens: Int[Array | np.ndarray, "B T"],
     completion_mask: Bool[Array | np.ndarray, "B T"],
     newlines: Int[np.ndarray, "V"],
-    truncated: Bool[np.ndarray, "B"],
-    format_weight: float = 0.1,
 ) -> StepBatch:
-    """Splits rollouts into steps with verifier rewards; process reward model scores are unknown.
+    """Splits rollouts into steps with their rewards; process reward model scores are unknown.
 
-    An annotated optional step that a rollout leaves out is treated as present and wrong, though it
-    has no tokens. Otherwise leaving out a difficult step would cost nothing.
+    A step that ``step_reward`` gives a reward counts as present, also where the rollout lacks it.
 
     Args:
       chains: one per rollout, parsed from exactly what the completion decodes to.
       examples: one per rollout, so the example of each prompt is repeated G times.
-      schema: the steps.
+      step_reward: rewards of steps, such as ``annotation_reward``.
+      outcome_reward: rewards of rollouts, such as ``label_reward``.
       tokens: token ids.
       completion_mask: True on the sampled tokens, the end-of-sequence token included.
       newlines: number of newlines in each token id; see ``she_jax.rl.steps.step_ids``.
-      truncated: True if a rollout reached its token limit before its end.
-      format_weight: see ``outcome_reward``.
 
     Raises:
       ValueError: if the numbers of chains, examples and rows of tokens differ.
@@ -122,22 +161,16 @@ def step_batch(
     lines = np.full((len(chains), max(len(c.line_steps) for c in chains)), -1, dtype=np.int32)
     for row, chain in zip(lines, chains, strict=True):
         row[: len(chain.line_steps)] = chain.line_steps
-    omitted = np.stack([left_out(c, ex, schema) for c, ex in zip(chains, examples, strict=True)])
     present = np.array([[step is not None for step in chain.steps] for chain in chains])
-    verified = [verify(chain, ex, schema) for chain, ex in zip(chains, examples, strict=True)]
-    outcome = [
-        outcome_reward(chain, example, truncated=bool(cut_off), format_weight=format_weight)
-        for chain, example, cut_off in zip(chains, examples, truncated, strict=True)
-    ]
-    shape = len(chains), len(schema.steps)
+    rewards, known = step_reward(chains, examples)
     return StepBatch(
         step_ids=jnp.asarray(step_ids(tokens, completion_mask, newlines, lines)),
-        step_mask=jnp.asarray(present | omitted),
-        verifier=jnp.asarray(np.stack([rewards for rewards, _ in verified])),
-        verifier_known=jnp.asarray(np.stack([known for _, known in verified]) | omitted),
-        model_score=jnp.zeros(shape, jnp.float32),
-        model_known=jnp.zeros(shape, bool),
-        outcome=jnp.asarray(outcome, dtype=jnp.float32),
+        step_mask=jnp.asarray(present | known),
+        verifier=jnp.asarray(rewards, dtype=jnp.float32),
+        verifier_known=jnp.asarray(known),
+        model_score=jnp.zeros(present.shape, jnp.float32),
+        model_known=jnp.zeros(present.shape, bool),
+        outcome=jnp.asarray(outcome_reward(chains, examples), dtype=jnp.float32),
     )
 
 
@@ -192,9 +225,9 @@ def _items(text: str) -> list[str]:
     return [item for part in text.lower().split(";") if (item := " ".join(part.split()))]
 
 
-FULL_MARKS = 1 - 1e-6
+FULL_REWARD = 1 - 1e-6
 
 
-def with_all_truth(example: Example) -> Example:
+def fully_annotated(example: Example) -> Example:
     """Returns the example with all known steps marked as annotated, so the verifier uses them."""
     return dataclasses.replace(example, annotations=tuple(example.steps or ()))

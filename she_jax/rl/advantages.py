@@ -13,7 +13,7 @@ variance. All estimators share these arguments, and some have constants of their
     step_tokens: number of tokens of each step (see ``she_jax.rl.steps.step_token_counts``), used by
       ``srpo_advantages`` and ``prorag_advantages``; None for an equal number in all steps.
     eps: added to every standard deviation that divides (of the population, with divisor n).
-    tol: a standard deviation of at most this counts as zero, and what it would scale is 0.
+    min_std: a standard deviation of at most this counts as zero, and what it would scale is 0.
 
 They raise ValueError if ``group_size`` is below 2 or does not divide B.
 """
@@ -42,7 +42,7 @@ def srpo_advantages(
     after_error: float | Float[Array, ""] = 0.5,
     correct_from: float | Float[Array, ""] | Float[Array, "B S"] = 0.5,
     eps: float = 1e-4,
-    tol: float = 1e-6,
+    min_std: float = 1e-6,
 ) -> Advantages:
     """Stepwise reward policy optimization: outcome and steps, each normalized within the group.
 
@@ -52,8 +52,8 @@ def srpo_advantages(
         outcome part = w_outcome * (R[i] - mean R) / (std R + eps)
         step part    = w_step * c[i, k] * d[i, k]
 
-    d is 0 where fewer than two rollouts have the step or sigma[k] <= tol. The weights c select the
-    critical steps:
+    d is 0 where fewer than two rollouts have the step or sigma[k] <= min_std. The weights c select
+    the critical steps:
 
     - ``first_error``: 1 for the first wrong step of a rollout and ``after_error`` for every later
       step, which reasons from a wrong premise; a correct step counts only if some rollout of the
@@ -81,8 +81,8 @@ def srpo_advantages(
     """
     reward = _groups(jnp.where(step_mask, step_rewards, 0.0), group_size)
     mask = _groups(jnp.asarray(step_mask), group_size)
-    outcome_part = _outcome_advantages(outcome, group_size, eps, tol)
-    d = _normalize(reward, mask, eps, tol)
+    outcome_part = _outcome_advantages(outcome, group_size, eps, min_std)
+    d = _normalize(reward, mask, eps, min_std)
     threshold = _groups(jnp.broadcast_to(correct_from, step_rewards.shape), group_size)
     wrong = mask & (reward < threshold)
     if critical == "first_error":
@@ -108,7 +108,7 @@ def grpo_advantages(
     group_size: int,
     step_tokens: Int[Array | np.ndarray, "B S"] | None = None,
     eps: float = 1e-4,
-    tol: float = 1e-6,
+    min_std: float = 1e-6,
 ) -> Advantages:
     """Group relative policy optimization: A[i] = (R[i] - mean R) / (std R + eps).
 
@@ -116,7 +116,7 @@ def grpo_advantages(
     only the number of steps is used. Args: see the module.
     """
     del step_mask, step_tokens
-    normalized = _outcome_advantages(outcome, group_size, eps, tol)
+    normalized = _outcome_advantages(outcome, group_size, eps, min_std)
     return _outcome_only(normalized, step_rewards)
 
 
@@ -128,7 +128,7 @@ def rloo_advantages(
     group_size: int,
     step_tokens: Int[Array | np.ndarray, "B S"] | None = None,
     eps: float = 1e-4,
-    tol: float = 1e-6,
+    min_std: float = 1e-6,
 ) -> Advantages:
     """REINFORCE leave-one-out: the baseline is the mean reward of the rest of the group.
 
@@ -138,7 +138,7 @@ def rloo_advantages(
     the step arguments only the number of steps is used. Args: see the module.
     """
     del step_mask, step_tokens, eps
-    centered, _ = _center_and_std(*_outcome_as_step(outcome, group_size), tol)
+    centered, _ = _center_and_std(*_outcome_as_step(outcome, group_size), min_std)
     return _outcome_only(group_size / (group_size - 1) * centered[:, :, 0], step_rewards)
 
 
@@ -150,7 +150,7 @@ def dr_grpo_advantages(
     group_size: int,
     step_tokens: Int[Array | np.ndarray, "B S"] | None = None,
     eps: float = 1e-4,
-    tol: float = 1e-6,
+    min_std: float = 1e-6,
 ) -> Advantages:
     """Dr. GRPO (GRPO done right): A[i] = R[i] - mean R.
 
@@ -160,7 +160,7 @@ def dr_grpo_advantages(
     of steps is used. Args: see the module.
     """
     del step_mask, step_tokens, eps
-    centered, _ = _center_and_std(*_outcome_as_step(outcome, group_size), tol)
+    centered, _ = _center_and_std(*_outcome_as_step(outcome, group_size), min_std)
     return _outcome_only(centered[:, :, 0], step_rewards)
 
 
@@ -172,7 +172,7 @@ def process_advantages(
     group_size: int,
     step_tokens: Int[Array | np.ndarray, "B S"] | None = None,
     eps: float = 1e-4,
-    tol: float = 1e-6,
+    min_std: float = 1e-6,
 ) -> Advantages:
     """GRPO with process supervision: a token's advantage sums over its step and all later steps.
 
@@ -183,7 +183,7 @@ def process_advantages(
 
     DeepSeekMath (arXiv 2402.03300), section 4.1.3; eps is ours. A step without a known reward adds
     nothing, and its tokens still get the sum over later steps. The sums grow with the number of
-    steps, so the ``clamp`` of ``token_advantages`` may bind.
+    steps, so the ``clip`` of ``token_advantages`` may bind.
 
     Reconstruction: in the paper a reward model scores every step, the last one containing the
     answer, and there is no separate outcome reward. Here the reward of the ``label`` step carries
@@ -193,7 +193,7 @@ def process_advantages(
     Args: see the module; ``outcome`` is used for its shape only.
     """
     del step_tokens
-    z = _pooled(step_rewards, step_mask, group_size, eps, tol)
+    z = _pooled(step_rewards, step_mask, group_size, eps, min_std)
     rewards_to_go = jnp.cumsum(z[:, ::-1], axis=1)[:, ::-1]
     return Advantages(outcome=jnp.zeros(outcome.shape, dtype=z.dtype), step=rewards_to_go)
 
@@ -207,7 +207,7 @@ def prorag_advantages(
     step_tokens: Int[Array | np.ndarray, "B S"] | None = None,
     w_step: float | Float[Array, ""] = 0.3,
     eps: float = 1e-4,
-    tol: float = 1e-6,
+    min_std: float = 1e-6,
 ) -> Advantages:
     """ProRAG's dual granularity: outcomes normalized over rollouts, steps over the group's tokens.
 
@@ -223,9 +223,9 @@ def prorag_advantages(
     Args, besides those shared by all estimators (see the module):
       w_step: weight of the step part, >= 0.
     """
-    outcome_part = _outcome_advantages(outcome, group_size, eps, tol)
+    outcome_part = _outcome_advantages(outcome, group_size, eps, min_std)
     weights = step_mask if step_tokens is None else jnp.where(step_mask, step_tokens, 0)
-    steps = _pooled(step_rewards, weights, group_size, eps, tol)
+    steps = _pooled(step_rewards, weights, group_size, eps, min_std)
     return Advantages(outcome=outcome_part.reshape(-1), step=w_step * steps)
 
 
@@ -245,45 +245,47 @@ def token_advantages(
     step_ids: Int[Array | np.ndarray, "B T"],
     completion_mask: Bool[Array | np.ndarray, "B T"],
     *,
-    clamp: float | Float[Array, ""] = 2.0,
-    negative: float | Float[Array, ""] = 1.0,
+    clip: float | Float[Array, ""] = 2.0,
+    negative_weight: float | Float[Array, ""] = 1.0,
 ) -> Float[Array, "B T"]:
-    """Maps advantages to tokens: A[i, t] = outcome[i] + step[i, k(t)], bounded by ``limited``.
+    """Maps advantages to tokens: A[i, t] = outcome[i] + step[i, k(t)], by ``clip_advantages``.
 
     Args:
       advantages: from an estimator.
       step_ids: step of each token, in [-1, S); a token outside every step (-1) gets the outcome
         part only.
       completion_mask: True on sampled tokens; the advantage of any other token is 0.
-      clamp, negative: as for ``limited``.
+      clip, negative_weight: as for ``clip_advantages``.
     """
     step_advantages = jnp.take_along_axis(advantages.step, jnp.maximum(step_ids, 0), axis=1)
     total = advantages.outcome[:, None] + jnp.where(step_ids >= 0, step_advantages, 0.0)
-    return jnp.where(completion_mask, limited(total, clamp=clamp, negative=negative), 0.0)
+    return jnp.where(
+        completion_mask, clip_advantages(total, clip=clip, negative_weight=negative_weight), 0.0
+    )
 
 
-def limited(
+def clip_advantages(
     advantages: Float[Array, "..."],
     *,
-    clamp: float | Float[Array, ""] = 2.0,
-    negative: float | Float[Array, ""] = 1.0,
+    clip: float | Float[Array, ""] = 2.0,
+    negative_weight: float | Float[Array, ""] = 1.0,
 ) -> Float[Array, "..."]:
-    """Clips advantages to [-clamp, clamp], then scales the negative ones.
+    """Clips advantages to [-clip, clip], then scales the negative ones.
 
     The clip at 2 is DyKnow-RAG's (arXiv 2510.11122). Arnal et al. (arXiv 2506.20520) find that
     positive advantages should weigh more than negative ones in off-policy training.
 
-    Reconstruction: ``negative`` is ours; what could be obtained of the paper (arXiv 2510.07972)
-    does not mention such a weight.
+    Reconstruction: ``negative_weight`` is ours; what could be obtained of the paper (arXiv
+    2510.07972) does not mention such a weight.
 
     Args:
       advantages: per step or per token.
-      clamp: bound on the absolute value of an advantage, > 0.
-      negative: weight of negative advantages, in [0, 1]; at 0 the policy learns only from what is
-        better than its group.
+      clip: bound on the absolute value of an advantage, > 0.
+      negative_weight: weight of negative advantages, in [0, 1]; at 0 the policy learns only from
+        what is better than its group.
     """
-    bounded = jnp.clip(advantages, -clamp, clamp)
-    return jnp.where(bounded < 0, negative * bounded, bounded)
+    bounded = jnp.clip(advantages, -clip, clip)
+    return jnp.where(bounded < 0, negative_weight * bounded, bounded)
 
 
 def informative_groups(
@@ -292,7 +294,7 @@ def informative_groups(
     step_mask: Bool[Array | np.ndarray, "B S"],
     *,
     group_size: int,
-    tol: float = 1e-6,
+    min_std: float = 1e-6,
 ) -> Bool[Array, "N"]:
     """Returns which groups carry a learning signal: those in which the verifier's rewards differ.
 
@@ -305,7 +307,7 @@ def informative_groups(
       step_mask: True where the step exists and its reward is known; all False to consider the
         outcome only, as outcome-only estimators do.
       group_size: G, rollouts per prompt, >= 2.
-      tol: a standard deviation of at most this counts as zero.
+      min_std: a standard deviation of at most this counts as zero.
 
     Returns:
       True for a group whose outcome, or whose reward of some step, varies among its rollouts.
@@ -313,9 +315,9 @@ def informative_groups(
     Raises:
       ValueError: if ``group_size`` is below 2 or does not divide B.
     """
-    outcome_z = _outcome_advantages(outcome, group_size, 1.0, tol)
+    outcome_z = _outcome_advantages(outcome, group_size, 1.0, min_std)
     reward = _groups(jnp.where(step_mask, step_rewards, 0.0), group_size)
-    step_z = _normalize(reward, _groups(jnp.asarray(step_mask), group_size), 1.0, tol)
+    step_z = _normalize(reward, _groups(jnp.asarray(step_mask), group_size), 1.0, min_std)
     return (outcome_z != 0).any(axis=1) | (step_z != 0).any(axis=(1, 2))
 
 
@@ -352,10 +354,10 @@ def _outcome_as_step(
 
 
 def _outcome_advantages(
-    outcome: Float[Array | np.ndarray, "B"], group_size: int, eps: float, tol: float
+    outcome: Float[Array | np.ndarray, "B"], group_size: int, eps: float, min_std: float
 ) -> Float[Array, "N G"]:
     """The outcome reward normalized within its group."""
-    return _normalize(*_outcome_as_step(outcome, group_size), eps, tol)[:, :, 0]
+    return _normalize(*_outcome_as_step(outcome, group_size), eps, min_std)[:, :, 0]
 
 
 def _outcome_only(outcome: Float[Array, "N G"], steps: Array | np.ndarray) -> Advantages:
@@ -367,7 +369,7 @@ def _pooled(
     weights: Int[Array | np.ndarray, "B S"] | Bool[Array | np.ndarray, "B S"],
     group_size: int,
     eps: float,
-    tol: float,
+    min_std: float,
 ) -> Float[Array, "B S"]:
     """Z-scores of step rewards over all steps of all rollouts of a group, weighted."""
 
@@ -375,29 +377,29 @@ def _pooled(
         return _groups(rows, group_size).reshape(-1, group_size * rows.shape[1], 1)
 
     reward = pool(jnp.where(weights, step_rewards, 0.0))
-    return _normalize(reward, pool(jnp.asarray(weights)), eps, tol).reshape(step_rewards.shape)
+    return _normalize(reward, pool(jnp.asarray(weights)), eps, min_std).reshape(step_rewards.shape)
 
 
 def _normalize(
     reward: Float[Array, "N G S"],
     weights: Int[Array, "N G S"] | Bool[Array, "N G S"],
     eps: float,
-    tol: float,
+    min_std: float,
 ) -> Float[Array, "N G S"]:
     """Weighted z-scores over axis 1; 0 at entries without weight and where nothing varies."""
-    centered, sigma = _center_and_std(reward, weights, tol)
+    centered, sigma = _center_and_std(reward, weights, min_std)
     return centered / (sigma + eps)
 
 
 def _center_and_std(
     reward: Float[Array, "N G S"],
     weights: Int[Array, "N G S"] | Bool[Array, "N G S"],
-    tol: float,
+    min_std: float,
 ) -> tuple[Float[Array, "N G S"], Float[Array, "N 1 S"]]:
     """Weighted deviations from the mean over axis 1, and the std; 0 and 1 where nothing varies."""
     reward = reward.astype(jnp.float32)
     fractions = weights / jnp.maximum(weights.sum(axis=1, keepdims=True), 1)
     centered = reward - (fractions * reward).sum(axis=1, keepdims=True)
     sigma = jnp.sqrt((fractions * jnp.square(centered)).sum(axis=1, keepdims=True))
-    varies = ((weights > 0).sum(axis=1, keepdims=True) >= 2) & (sigma > tol)
+    varies = ((weights > 0).sum(axis=1, keepdims=True) >= 2) & (sigma > min_std)
     return jnp.where((weights > 0) & varies, centered, 0.0), jnp.where(varies, sigma, 1.0)

@@ -16,7 +16,7 @@ from she_jax.types import TrainBatch
 # exp of anything larger is useless as a ratio, and its square overflows.
 MAX_LOG_RATIO = 20.0
 
-NORMALISATIONS = ("token", "sequence", "step", "constant")
+AGGREGATIONS = ("token", "sequence", "step", "constant")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +49,11 @@ class LossConfig:
 def token_weights(
     completion_mask: Bool[Array | np.ndarray, "B T"],
     step_ids: Int[Array | np.ndarray, "B T"],
-    normalisation: str,
+    aggregation: str,
 ) -> Float32[Array, "B T"]:
     """Token weights w, such that the loss is sum(w * l) / sum(w) over the whole batch.
 
-    With ``constant`` the loss is sum(w * l) / sum(c), see ``row_counts``.
+    With ``constant`` the loss is sum(w * l) / sum(c), see ``loss_denominators``.
 
     Args:
       completion_mask: True on the tokens to train.
@@ -63,21 +63,21 @@ def token_weights(
         tokens outside every step form one more. ``constant``: every token, over a constant length.
 
     Raises:
-      ValueError: if ``normalisation`` is unknown.
+      ValueError: if ``aggregation`` is unknown.
     """
     mask = jnp.asarray(completion_mask)
     weights = mask.astype(jnp.float32)
-    if normalisation in ("token", "constant"):
+    if aggregation in ("token", "constant"):
         return weights
-    if normalisation == "sequence":
+    if aggregation == "sequence":
         return weights / jnp.maximum(weights.sum(axis=1, keepdims=True), 1.0)
-    if normalisation == "step":
+    if aggregation == "step":
         sizes = jax.vmap(_occurrences)(jnp.asarray(step_ids), mask)
         return weights / jnp.maximum(sizes, 1)
-    raise ValueError(f"normalisation={normalisation!r}: expected one of {NORMALISATIONS}")
+    raise ValueError(f"normalisation={aggregation!r}: expected one of {AGGREGATIONS}")
 
 
-def row_counts(rows: int, slots: int, normalisation: str) -> Float32[Array, "B"] | None:
+def loss_denominators(rows: int, slots: int, aggregation: str) -> Float32[Array, "B"] | None:
     """What each row adds to the denominator of the loss, if that is not the sum of its weights.
 
     With ``constant`` it is the maximum completion length, however long the completion is:
@@ -96,7 +96,7 @@ def row_counts(rows: int, slots: int, normalisation: str) -> Float32[Array, "B"]
     Returns:
       ``counts`` of a ``TrainBatch``: [B] for ``constant``, otherwise None.
     """
-    if normalisation == "constant":
+    if aggregation == "constant":
         return jnp.full(rows, slots, dtype=jnp.float32)
     return None
 
@@ -109,10 +109,10 @@ def policy_loss(
         rho = exp(logps - old_logps)
         pg  = -min(rho * A, clip(rho, 1 - clip_low, 1 + clip_high) * A)
         k3  = exp(ref_logps - logps) - (ref_logps - logps) - 1
-        sum = sum_t w * (pg + kl_weight * k3),  count = sum_t w, or sum_b counts
+        sum = sum_t w * (pg + kl_coef * k3),  count = sum_t w, or sum_b counts
 
-    On ``batch.imitated`` tokens rho is 1 with the gradient of logps, and k3 is 0: the gradient is
-    that of the cross entropy, weighted by A.
+    On ``batch.imitation_mask`` tokens rho is 1 with the gradient of logps, and k3 is 0: the
+    gradient is that of the cross entropy, weighted by A.
 
     PPO (arXiv 1707.06347), equation 7, with a clip range that may be asymmetric; k3 as in
     DeepSeekMath (arXiv 2402.03300), equation 4. Log-ratios are clipped to +-20, beyond which exp
@@ -130,7 +130,7 @@ def policy_loss(
       is clipped) and ``logp_gap`` = |logps - old_logps|. Only ``logp_gap_max`` is a maximum, not a
       sum. Imitated tokens have a ratio of 1, a ``pg_loss`` of -A, and 0 in the rest.
     """
-    weights = batch.weights.astype(jnp.float32)
+    weights = batch.loss_weights.astype(jnp.float32)
     trained = weights != 0
 
     def zero_untrained(values: Float[Array, "B T"]) -> Float32[Array, "B T"]:
@@ -140,9 +140,9 @@ def policy_loss(
 
     def comparison_logps(values: Float[Array, "B T"]) -> Float32[Array, "B T"]:
         values = zero_untrained(values)
-        if batch.imitated is None:
+        if batch.imitation_mask is None:
             return values
-        return jnp.where(batch.imitated, jax.lax.stop_gradient(logps), values)
+        return jnp.where(batch.imitation_mask, jax.lax.stop_gradient(logps), values)
 
     log_ratio = logps - comparison_logps(batch.old_logps)
     ratio = jnp.exp(jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO))
@@ -163,8 +163,8 @@ def policy_loss(
         "logp_gap": gap,
     }
     sums = {name: (weights * values).sum() for name, values in metrics.items()}
-    total = sums["pg_loss"] + batch.kl_weight * sums["kl"]
-    count = (weights if batch.counts is None else batch.counts.astype(jnp.float32)).sum()
+    total = sums["pg_loss"] + batch.kl_coef * sums["kl"]
+    count = (weights if batch.denominator is None else batch.denominator.astype(jnp.float32)).sum()
     return (total, count), sums | {"logp_gap_max": gap.max()}
 
 

@@ -22,11 +22,11 @@ from jaxtyping import Array, Float, Float32, Int
 from she_jax.models.sharding import batch_sharding, shardings
 from she_jax.rl.logprobs import MAXIMA, fused_loss, token_logps
 from she_jax.rl.losses import LossConfig, dpo_loss, policy_loss, sft_loss
-from she_jax.types import DpoBatch, LMOutput, OutcomeBatch, SftBatch, TrainBatch, TrainState
+from she_jax.types import DpoBatch, LMOutput, OrmBatch, SftBatch, TrainBatch, TrainState
 
 Forward = Callable[..., Array | LMOutput]
 Metrics = dict[str, Float[Array, ""]]
-Batch = TypeVar("Batch", TrainBatch, SftBatch, DpoBatch, OutcomeBatch)
+Batch = TypeVar("Batch", TrainBatch, SftBatch, DpoBatch, OrmBatch)
 # (params, batch) -> (sum of the loss, {"count": its denominator, and more sums or maxima}), with
 # "weight" if the metrics have another denominator.
 LossSum = Callable[[Any, Any], tuple[Float[Array, ""], Metrics]]
@@ -63,15 +63,15 @@ def make_update_step(
 
     def loss(logps: Array, entropy: Array, batch: TrainBatch) -> tuple[Array, Metrics]:
         (total, count), metrics = policy_loss(logps, batch, loss_config)
-        entropy = (batch.weights * jnp.where(batch.weights != 0, entropy, 0.0)).sum()
+        entropy = (batch.loss_weights * jnp.where(batch.loss_weights != 0, entropy, 0.0)).sum()
         return total, metrics | {"entropy": entropy, "weight": count}
 
     def loss_sum(params: Any, batch: TrainBatch) -> tuple[Float[Array, ""], Metrics]:
         sharing = _prompt_sharing(batch.prompt_length, batch.group_size)
         output = forward(params, batch.tokens, batch.positions, **sharing)
         # A row is counted once, not once per chunk of its tokens.
-        total, metrics = fused_loss(output, replace(batch, counts=None), loss)
-        count = metrics["weight"] if batch.counts is None else batch.counts.sum()
+        total, metrics = fused_loss(output, replace(batch, denominator=None), loss)
+        count = metrics["weight"] if batch.denominator is None else batch.denominator.sum()
         return total, metrics | {"count": count}
 
     def update(state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
@@ -102,7 +102,7 @@ def make_sft_step(
         raise ValueError(f"micro_batches={micro_batches}: expected at least 1")
 
     def loss(logps: Array, _: Array, batch: SftBatch) -> tuple[Array, Metrics]:
-        total, count = sft_loss(logps, batch.weights)
+        total, count = sft_loss(logps, batch.loss_weights)
         return total, {"count": count}
 
     def loss_sum(params: Any, batch: SftBatch) -> tuple[Float[Array, ""], Metrics]:
@@ -152,7 +152,7 @@ def make_dpo_step(
         output = forward(params, batch.tokens, batch.positions, **sharing)
         logps, _ = token_logps(output, batch.tokens, start=batch.prompt_length)
         policy, reference = (
-            (batch.weights * jnp.where(batch.weights != 0, x, 0.0)).sum(axis=1)
+            (batch.loss_weights * jnp.where(batch.loss_weights != 0, x, 0.0)).sum(axis=1)
             for x in (logps, batch.ref_logps)
         )
         pairs = policy[0::2], policy[1::2], reference[0::2], reference[1::2]
@@ -291,7 +291,7 @@ def _inverse(count: Float[Array, ""]) -> Float[Array, ""]:
 
 def _trained_tokens(batch: TrainBatch | SftBatch | DpoBatch) -> Float32[Array, ""]:
     """Number of tokens with nonzero weight."""
-    return (batch.weights != 0).sum().astype(jnp.float32)
+    return (batch.loss_weights != 0).sum().astype(jnp.float32)
 
 
 def _accumulate(

@@ -1,59 +1,78 @@
-"""Credit assignment: step rewards in, token advantages out."""
+"""Credit assignment: step rewards in, token advantages out. This is the method, SRPO.
 
-from collections.abc import Callable
+For N prompts with G rollouts each (B = N * G rows, a group's rows contiguous), S steps, T tokens:
+
+1. Every step has a reward r[i, k] in [0, 1]: the verifier's where a human annotated the step, the
+   process reward model's elsewhere (``she_jax.rewards``). Every rollout has an outcome R[i].
+2. A step is compared with the same step of its group:
+   d[i, k] = (r[i, k] - mean_k) / (std_k + eps).
+3. Critical steps weigh most: c[i, k] is 1 for the first wrong step of a rollout, less for what
+   follows it, and 1 for a right step that another rollout of the group got wrong.
+4. The advantage of a token of step k is
+   w_outcome * (R[i] - mean) / (std + eps) + w_step * c[i, k] * d[i, k],
+   clipped; a negative advantage has a weight of its own.
+5. The update (``she_jax.rl.update``) is the clipped policy loss on these advantages.
+
+Points 2 to 4 are the estimator ``srpo_advantages``; the others have the same signature.
+Reconstruction: SRPO's equations (arXiv 2510.07972) could not be obtained; see ``docs/method.md``.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from she_jax.rewards.verifier import FULL_MARKS
-from she_jax.rl.advantages import (
-    ESTIMATORS,
-    STEPWISE,
-    informative_groups,
-    limited,
-    token_advantages,
-)
-from she_jax.rl.losses import token_weights
+from she_jax.rl.advantages import clip_advantages, token_advantages
 from she_jax.rl.steps import step_token_counts
-from she_jax.training.workdir import Config
-from she_jax.types import StepBatch
+from she_jax.types import Advantages
 
 
-def make_creditor(config: Config) -> Callable[..., tuple[Array, Array, Array, Array]]:
-    """Advantages by step and by token, token weights, and which groups carry signal."""
-    rl = config.rl
+@dataclass(frozen=True, kw_only=True)
+class CreditConfig:
+    """An estimator, its own options, and the limits of an advantage (``configs/base.py``, rl)."""
 
-    def credit(
-        steps: StepBatch,
-        rewards: Float[Array, "B S"],
-        known: Bool[Array, "B S"],
-        outcome: Float[Array, "B"],
-        completion_mask: Bool[Array, "B T"],
-    ):
-        """Credits ``rewards`` and ``outcome`` of steps that stand where ``steps`` says."""
-        told = rewards, known, outcome
-        sizes = step_token_counts(steps.step_ids, completion_mask, rewards.shape[1])
-        own: dict[str, Any] = {}
-        if rl.estimator == "srpo":
-            # The threshold is for the verifier's word; an examiner's is a probability.
-            mixed = config.reward.combine == "mean"
-            exact = steps.verifier_known & ~(mixed & steps.model_known)
-            exact &= config.reward.combine != "model_only"
-            own = rl.srpo.to_dict()
-            own["correct_from"] = jnp.where(exact, min(rl.srpo.correct_from, FULL_MARKS), 0.5)
-        advantages = ESTIMATORS[rl.estimator](
-            *told, group_size=rl.group_size, step_tokens=sizes, tol=rl.tol, **own
-        )
-        bounds = {"clamp": rl.clamp, "negative": rl.negative}
-        by_step = limited(advantages.step + advantages.outcome[:, None], **bounds)
-        by_token = token_advantages(advantages, steps.step_ids, completion_mask, **bounds)
-        weights = token_weights(completion_mask, steps.step_ids, rl.normalisation)
-        # By the verifier's word: a model's scores differ between any two rollouts.
-        seen = steps.step_mask & steps.verifier_known & (rl.estimator in STEPWISE)
-        informative = informative_groups(
-            steps.outcome, steps.verifier, seen, group_size=rl.group_size, tol=rl.tol
-        )
-        return by_step, by_token, weights, informative
+    estimator: Callable[..., Advantages]
+    group_size: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    min_std: float = 1e-6
+    advantage_clip: float = 2.0
+    negative_advantage_weight: float = 1.0
 
-    return credit
+    def __post_init__(self):
+        if not 0 <= self.negative_advantage_weight <= 1 or not self.min_std >= 0:
+            raise ValueError(
+                f"rl.negative_advantage_weight={self.negative_advantage_weight}: expected a weight "
+                f"in [0, 1]; rl.min_std={self.min_std}: expected 0 or more"
+            )
+
+
+def assign_credit(
+    config: CreditConfig,
+    rewards: Float[Array, "B S"],
+    known: Bool[Array, "B S"],
+    verified: Bool[Array, "B S"],
+    outcome: Float[Array, "B"],
+    step_ids: Int[Array, "B T"],
+    completion_mask: Bool[Array, "B T"],
+) -> tuple[Float[Array, "B S"], Float[Array, "B T"]]:
+    """Advantages of steps [B, S] and of tokens [B, T]; pure.
+
+    Args:
+      rewards: of the steps, in [0, 1]; read where ``known``.
+      verified: where the reward is the verifier's, whose threshold of a right step is
+        ``options["correct_from"]``; that of a reward model's probability is 1/2.
+      outcome: reward of each rollout, in [0, 1].
+      step_ids: the step of each token, -1 outside every step.
+      completion_mask: True on sampled tokens.
+    """
+    options = dict(config.options)
+    if "correct_from" in options:
+        options["correct_from"] = jnp.where(verified, options["correct_from"], 0.5)
+    options |= {"group_size": config.group_size, "min_std": config.min_std}
+    tokens = step_token_counts(step_ids, completion_mask, rewards.shape[1])
+    advantages = config.estimator(rewards, known, outcome, step_tokens=tokens, **options)
+    limits = {"clip": config.advantage_clip, "negative_weight": config.negative_advantage_weight}
+    by_step = clip_advantages(advantages.step + advantages.outcome[:, None], **limits)
+    return by_step, token_advantages(advantages, step_ids, completion_mask, **limits)

@@ -1,4 +1,4 @@
-"""Diagnostics of a batch of rollouts: exploration, credit, rewards per step."""
+"""Diagnostics of a batch of rollouts: rewards, exploration, and whether credit is well assigned."""
 
 from collections.abc import Sequence
 
@@ -7,59 +7,18 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from she_jax.cot import Chain, CotSchema
-from she_jax.rewards.verifier import FULL_MARKS, verify, with_all_truth
+from she_jax.rewards.verifier import FULL_REWARD, fully_annotated, verify
 from she_jax.rl.steps import step_token_counts
 from she_jax.types import Example, Rollout, StepBatch
 
 
-def exploration(
-    chains: Sequence[Chain], rollout: Rollout, steps: StepBatch, schema: CotSchema, groups: int
-) -> dict[str, float]:
-    """How far the policy still explores.
-
-    Returns:
-      ``paths``, the mean number of different paths (tuples of the steps' verdicts) in a group;
-      ``entropy/<step>``, the mean of -log p over the tokens sampled in a step, in nats: an estimate
-      of the policy's entropy there, at the sampling temperature.
-    """
-    taken = np.array([schema.path(chain) for chain in chains]).reshape(groups, -1)
-    figures = {"paths": float(np.mean([len(set(own)) for own in taken.tolist()]))}
-    surprise, ids = -np.asarray(rollout.logps), np.asarray(steps.step_ids)
-    for k, name in enumerate(schema.names):
-        if (own := ids == k).any():
-            figures[f"entropy/{name}"] = float(surprise[own].mean())
-    return figures
-
-
-def assignment(
-    advantages: Float[np.ndarray, "B S"], steps: StepBatch, schema: CotSchema
-) -> dict[str, float]:
-    """Whether credit goes to the steps that earn it, whatever estimator gave it.
-
-    Returns:
-      Of the written steps whose verdict the verifier knows: ``credit/<step>``, the share that has
-      an advantage, and ``astray/<step>``, the share whose advantage is of the wrong sign, that of a
-      right step below 0 or that of a wrong one above.
-    """
-    sizes = step_token_counts(steps.step_ids, steps.step_ids >= 0, len(schema.names))
-    judged = np.asarray(steps.step_mask & steps.verifier_known & (sizes > 0))
-    right = np.asarray(steps.verifier) >= FULL_MARKS
-    wrong_way = np.where(right, advantages < 0, advantages > 0)
-    figures = {}
-    for k, name in enumerate(schema.names):
-        if (own := judged[:, k]).any():
-            figures[f"credit/{name}"] = float((advantages[own, k] != 0).mean())
-            figures[f"astray/{name}"] = float(wrong_way[own, k].mean())
-    return figures
-
-
-def _rewards(
+def mean_rewards(
     rewards: Float[Array, "B S"],
     known: Bool[Array, "B S"],
     outcome: Float[Array, "B"],
     schema: CotSchema,
 ) -> dict[str, float]:
-    """Mean outcome reward, and the mean of each step's rewards where they are known."""
+    """``reward``, the mean outcome reward, and ``reward/<step>``, means of the known rewards."""
     counts = np.asarray(known).sum(axis=0)
     means = np.asarray(rewards).sum(axis=0) / np.maximum(counts, 1)  # unknown rewards are 0
     by_step = {
@@ -70,25 +29,66 @@ def _rewards(
     return {"reward": float(jnp.mean(outcome)), **by_step}
 
 
-def _truth(
+def exploration(
+    chains: Sequence[Chain], rollout: Rollout, steps: StepBatch, schema: CotSchema, groups: int
+) -> dict[str, float]:
+    """How much the policy still explores.
+
+    Returns:
+      ``paths``, the mean number of different paths (tuples of the steps' verdicts) in a group;
+      ``entropy/<step>``, the mean of -log p over the tokens sampled in a step, in nats: an estimate
+      of the policy's entropy there, at the sampling temperature.
+    """
+    paths = np.array([schema.path(chain) for chain in chains]).reshape(groups, -1)
+    metrics = {"paths": float(np.mean([len(set(group)) for group in paths.tolist()]))}
+    surprisal, step_ids = -np.asarray(rollout.logps), np.asarray(steps.step_ids)
+    for k, name in enumerate(schema.names):
+        if (tokens := step_ids == k).any():
+            metrics[f"entropy/{name}"] = float(surprisal[tokens].mean())
+    return metrics
+
+
+def credit_diagnostics(
+    advantages: Float[np.ndarray, "B S"], steps: StepBatch, schema: CotSchema
+) -> dict[str, float]:
+    """Whether the steps that earn credit get it, whatever estimator assigned it.
+
+    Returns:
+      Over the written steps whose verdict the verifier knows: ``credit/<step>``, the share with an
+      advantage, and ``wrong_sign/<step>``, the share of advantages with the wrong sign: below 0 for
+      a correct step, above 0 for a wrong one.
+    """
+    sizes = step_token_counts(steps.step_ids, steps.step_ids >= 0, len(schema.names))
+    verified = np.asarray(steps.step_mask & steps.verifier_known & (sizes > 0))
+    correct = np.asarray(steps.verifier) >= FULL_REWARD
+    wrong_sign = np.where(correct, advantages < 0, advantages > 0)
+    metrics = {}
+    for k, name in enumerate(schema.names):
+        if (rows := verified[:, k]).any():
+            metrics[f"credit/{name}"] = float((advantages[rows, k] != 0).mean())
+            metrics[f"wrong_sign/{name}"] = float(wrong_sign[rows, k].mean())
+    return metrics
+
+
+def true_step_shares(
     chains: Sequence[Chain],
     examples: Sequence[Example],
     schema: CotSchema,
-    examined: Bool[np.ndarray, "B S"],
+    scored: Bool[np.ndarray, "B S"],
 ) -> dict[str, float]:
-    """The share of steps that are truly right among those that were examined.
+    """``truth/<step>``: the share of truly correct steps among those a reward model scored.
 
-    Beside the examiner's mean score it tells whether the score can be trusted. A data set that
-    knows no more than its annotation says the same as the verifier.
+    Beside the reward model's mean score it shows whether the score can be trusted. On a data set
+    that knows no more than its annotation it equals the verifier's rewards.
     """
-    told = [
-        verify(chain, with_all_truth(example), schema)
+    verified = [
+        verify(chain, fully_annotated(example), schema)
         for chain, example in zip(chains, examples, strict=True)
     ]
-    right = np.stack([rewards for rewards, _ in told]) >= FULL_MARKS
-    both = np.stack([known for _, known in told]) & examined
+    correct = np.stack([rewards for rewards, _ in verified]) >= FULL_REWARD
+    both = np.stack([known for _, known in verified]) & scored
     return {
-        f"truth/{name}": float((right & both)[:, k].sum() / count)
+        f"truth/{name}": float((correct & both)[:, k].sum() / count)
         for k, name in enumerate(schema.names)
         if (count := both[:, k].sum())
     }

@@ -9,26 +9,27 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from she_jax.rollouts.batch import Experience
+from she_jax.rollouts.batch import RolloutBatch
 from she_jax.types import Example
 
 
-def refilled(
-    collect: Callable[[Any, Sequence[Example], Array], Experience],
+def dynamic_sampling(
+    collect: Callable[[Any, Sequence[Example], Array], RolloutBatch],
     params: Any,
     draw: Callable[[], Sequence[Example]],
     key: Array,
     rounds: int,
-) -> Experience:
+) -> RolloutBatch:
     """Dynamic sampling: samples again until all groups are informative, for a number of rounds.
 
     Groups that carry no learning signal are replaced by informative ones from further batches of
     prompts. Informative groups of the first batch stay. So do the uninformative groups that are
     left after the last round: only a reward model can give them an advantage. Unused groups enter
-    the running pass rates and are counted, in ``dropped`` if they carry no learning signal and in
-    ``surplus`` if they were not needed. All other metrics are of the first batch, whose prompts are
-    not selected, except ``zero_variance/refilled``, ``sampled_tokens`` and the times. This is
-    DAPO's dynamic sampling (arXiv 2503.14476, section 3.2) with a bound.
+    the running pass rates and are counted, in ``dynamic_sampling/dropped`` if they carry no
+    learning signal and in ``dynamic_sampling/surplus`` if they were not needed. All other metrics
+    are of the first batch, whose prompts are not selected, except
+    ``dynamic_sampling/zero_variance``, ``sampled_tokens`` and the times. This is DAPO's dynamic
+    sampling (arXiv 2503.14476, section 3.2) with a bound.
 
     Args:
       collect: a ``she_jax.rollouts.collector.Collector``.
@@ -47,16 +48,16 @@ def refilled(
     if not rounds:
         return rollouts
     surplus = sum(informative for *_, informative in rollouts.dropped)
-    figures = {
-        "refills": used,
-        "dropped": len(rollouts.dropped) - surplus,
-        "surplus": surplus,
-        "zero_variance/refilled": 1.0 - float(rollouts.informative.mean()),
+    metrics = {
+        "dynamic_sampling/rounds": used,
+        "dynamic_sampling/dropped": len(rollouts.dropped) - surplus,
+        "dynamic_sampling/surplus": surplus,
+        "dynamic_sampling/zero_variance": 1.0 - float(rollouts.informative.mean()),
     }
-    return dataclasses.replace(rollouts, figures=rollouts.figures | figures)
+    return dataclasses.replace(rollouts, metrics=rollouts.metrics | metrics)
 
 
-def _replace_uninformative(old: Experience, new: Experience) -> Experience:
+def _replace_uninformative(old: RolloutBatch, new: RolloutBatch) -> RolloutBatch:
     """Replaces uninformative groups of ``old`` by informative groups of ``new``."""
     targets, candidates = np.flatnonzero(~old.informative), np.flatnonzero(new.informative)
     count, groups = min(len(targets), len(candidates)), len(old.examples)
@@ -80,13 +81,13 @@ def _replace_uninformative(old: Experience, new: Experience) -> Experience:
         for name in ("batch", "steps", "outcome", "rewards", "known", "advantages")
     }
     informative = np.concatenate([old.informative, new.informative])
-    figures = {
-        name: value + new.figures[name] if name.startswith(("time/", "sampled")) else value
-        for name, value in old.figures.items()
+    metrics = {
+        name: value + new.metrics[name] if name.startswith(("time/", "sampled")) else value
+        for name, value in old.metrics.items()
     }
-    return Experience(
+    return RolloutBatch(
         **arrays,
-        figures=figures,
+        metrics=metrics,
         examples=[examples[n] for n in source],
         texts=[[*old.texts, *new.texts][row] for row in rows],
         chains=[[*old.chains, *new.chains][row] for row in rows],

@@ -6,38 +6,38 @@ from typing import Any
 import numpy as np
 
 WINDOW = 10  # updates to average over
-DRIFT = 0.02  # least rise of both the examiner's score and its disagreement that is drift
+DRIFT = 0.02  # least rise of both the reward model's score and its disagreement that is drift
 FALLEN = 0.3  # below this fraction of the stage's initial entropy, the policy has collapsed
 SILENT = 0.8  # above this share of groups without variance, an update has almost no signal
 PATHS = 1.2  # below this number of distinct paths per group, its rollouts repeat each other
 
 
-class Watch:
+class TrainingMonitor:
     """Monitors the metrics of each update and warns, at most once per window.
 
     ``state`` is saved in the checkpoint, so that a resumed run gives the same warnings.
     """
 
     def __init__(self):
-        self._history: list[list[float]] = []  # examiner, disagreement; of the last 2 windows
+        self._history: list[list[float]] = []  # PRM score, disagreement; of the last 2 windows
         self._window: list[list[float]] = []  # entropy, zero variance, paths; of this window
         self._start_entropy: float | None = None  # mean entropy of the first window
 
-    def warnings(self, figures: Mapping[str, float]) -> list[str]:
+    def warnings(self, metrics: Mapping[str, float]) -> list[str]:
         """Returns warnings, as sentences that name a remedy; usually none.
 
         Args:
-          figures: metrics of an update: ``entropy``, ``zero_variance`` and ``paths``, and with an
-            examiner also ``examiner`` and ``disagreement``.
+          metrics: metrics of an update: ``entropy``, ``zero_variance`` and ``paths``, and with a
+            process reward model also ``prm`` and ``disagreement``.
         """
         warnings = []
-        if "disagreement" in figures:
-            self._history.append([figures["examiner"], figures["disagreement"]])
+        if "disagreement" in metrics:
+            self._history.append([metrics["prm"], metrics["disagreement"]])
             del self._history[: -2 * WINDOW]
             if warning := drift(self._history):
                 warnings.append(warning)
                 self._history.clear()
-        self._window.append([figures[name] for name in ("entropy", "zero_variance", "paths")])
+        self._window.append([metrics[name] for name in ("entropy", "zero_variance", "paths")])
         if len(self._window) == WINDOW:
             entropy = float(np.mean(self._window, axis=0)[0])
             self._start_entropy = entropy if self._start_entropy is None else self._start_entropy
@@ -70,14 +70,14 @@ def collapse(recent: Sequence[Sequence[float]], began: float) -> list[str]:
     if entropy < FALLEN * began:
         warnings.append(
             f"the policy's entropy fell from {began:.3f} to {entropy:.3f} nats a token: it no "
-            "longer explores. Lower rl.learning_rate, or raise rl.kl_weight or rl.temperature"
+            "longer explores. Lower rl.learning_rate, or raise rl.kl_coef or rl.temperature"
         )
     if zero_variance > SILENT:
         warnings.append(
             f"in {zero_variance:.0%} of the groups all rollouts have the same verifier rewards: "
             "these prompts carry almost no learning signal. Filter them again (filter.pairs, a "
-            "lower filter.high), sample harder ones (rl.aim), replace the groups (rl.refill), or "
-            "imitate correct rollouts instead (rl.replay)"
+            "lower filter.high), sample harder ones (rl.difficulty), replace the groups "
+            "(rl.dynamic_sampling_rounds), or imitate correct rollouts instead (rl.self_imitation)"
         )
     if paths < PATHS:
         warnings.append(
@@ -89,14 +89,14 @@ def collapse(recent: Sequence[Sequence[float]], began: float) -> list[str]:
 
 
 def drift(history: Sequence[Sequence[float]]) -> str:
-    """Warns if the examiner's scores rise while its agreement with the verifier falls.
+    """Warns if the reward model's scores rise while its agreement with the verifier falls.
 
-    This is the sign of a policy that learns to exploit the examiner (reward hacking). The means of
-    the last ``WINDOW`` updates are compared with those of the ``WINDOW`` updates before.
+    This is the sign of a policy that learns to exploit the reward model (reward hacking). The means
+    of the last ``WINDOW`` updates are compared with those of the ``WINDOW`` updates before.
 
     Args:
-      history: for each of the last ``2 * WINDOW`` updates: ``examiner`` and ``disagreement`` of
-        ``contradictions``. With fewer updates there is no warning.
+      history: for each of the last ``2 * WINDOW`` updates: ``prm`` and ``disagreement`` of
+        ``prm_diagnostics``. With fewer updates there is no warning.
 
     Returns:
       A sentence, or "" if there is nothing to warn of.
@@ -107,8 +107,8 @@ def drift(history: Sequence[Sequence[float]]) -> str:
     if (late - early).min() < DRIFT:
         return ""
     return (
-        f"over the last {WINDOW} updates the examiner's score rose from {early[0]:.3f} to "
+        f"over the last {WINDOW} updates the reward model's score rose from {early[0]:.3f} to "
         f"{late[0]:.3f} while its disagreement with the verifier rose from {early[1]:.3f} to "
         f"{late[1]:.3f}: the policy may be learning to exploit it. Read samples/, refresh the "
-        "examiner (reward.refresh_every), or have more steps annotated"
+        "reward model (reward.refresh_every), or have more steps annotated"
     )

@@ -1,105 +1,154 @@
-"""Learning from the policy's own rollouts: SRPO, and the estimators it is compared with."""
+"""Training on the policy's current rollouts: SRPO and the estimators it is compared with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from she_jax.data.dataset import ExampleSource
-from she_jax.data.loader import batches
-from she_jax.generate.generator import Judge
-from she_jax.generate.language_model import Policy
-from she_jax.rewards.orm.model import load_scalar
-from she_jax.rewards.prm.model import load_examiner
+from she_jax.data.curriculum import PromptPool
+from she_jax.rewards.prm.model import ProcessRewardModel
 from she_jax.rewards.prm.refresh import Refresher
-from she_jax.rollouts.batch import Experience
+from she_jax.rollouts.batch import RolloutBatch
 from she_jax.rollouts.collector import Collector
-from she_jax.rollouts.dynamic_sampling import refilled
-from she_jax.rollouts.monitor import Watch
-from she_jax.rollouts.prompt_source import make_pool
-from she_jax.rollouts.self_imitation import Replay
-from she_jax.training.logging import say
-from she_jax.training.workdir import Config
-from she_jax.types import Example, TrainBatch, TrainState
+from she_jax.rollouts.dynamic_sampling import dynamic_sampling
+from she_jax.rollouts.monitor import TrainingMonitor
+from she_jax.rollouts.page import write_rollouts
+from she_jax.rollouts.self_imitation import SelfImitation
+from she_jax.training.logging import log
+from she_jax.training.optimizer import OptimizerConfig
+from she_jax.types import TrainBatch, TrainState
 
 
-class Online:
-    """Rollouts in groups, steps, rewards a step, advantages; for one update after another.
+@dataclass(frozen=True, kw_only=True)
+class OnlineConfig:
+    """How long training after the cold start runs, and what it does beside its updates.
 
-    Args:
-      config: of the run.
-      workdir: its folder.
-      policy: model, prompts and devices; its parameters are not read.
-      reference: the cold start's parameters.
-      source: the prompts of the stage.
-      rates: their pass rates by uid, as far as they were measured.
-      judge: samples from the policy, where the examiner learns anew from it.
+    Attributes:
+      optimizer: see ``OptimizerConfig``.
+      steps: updates; 0 ends with the cold start.
+      eval_every, checkpoint_every, page_every: updates between two evaluations, checkpoints, and
+        pages of rollouts.
+      patience: evaluations without improvement that end training; 0 for never.
+      dynamic_sampling_rounds: further batches at most to replace uninformative groups.
+      self_imitation: advantage of imitated rollouts; 0 for none.
+
+    Raises:
+      ValueError: if a value is out of its range.
     """
 
+    optimizer: OptimizerConfig
+    steps: int
+    eval_every: int
+    checkpoint_every: int
+    page_every: int
+    patience: int
+    dynamic_sampling_rounds: int
+    self_imitation: float
+
+    def __post_init__(self):
+        for name in ("eval_every", "checkpoint_every", "page_every"):
+            if getattr(self, name) < 1:
+                key = name.replace("page", "sample")
+                raise ValueError(f"rl.{key}={getattr(self, name)}: expected at least 1")
+        for name in ("steps", "dynamic_sampling_rounds", "patience"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"rl.{name}={getattr(self, name)}: expected 0 (none) or more")
+        if not self.self_imitation >= 0:
+            raise ValueError(
+                f"rl.self_imitation={self.self_imitation}: expected 0 (none) or a positive "
+                "advantage"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineParts:
+    """What online training works with; built when the first update is due.
+
+    Attributes:
+      pool: draws the prompts.
+      collector: samples and rewards.
+      prm: the collector's process reward model, if there is one.
+      refresher: keeps that model up to date, or None.
+    """
+
+    pool: PromptPool
+    collector: Collector
+    prm: ProcessRewardModel | None = None
+    refresher: Refresher | None = None
+
+
+class OnlineRL:
+    """A batch source of fresh rollouts: groups, steps, step rewards, advantages.
+
+    Args:
+      build: builds the parts for a run that has done so many updates.
+      config: how it runs.
+      pages: folder of the pages with rollouts to read.
+      title: the estimator's name.
+      fingerprint: of the data.
+      self_imitation: replaces groups without advantage by earlier correct rollouts, or None.
+    """
+
+    phase = "rl"
     shown: tuple[str, ...] = ("reward", "kl")
 
     def __init__(
         self,
-        config: Config,
-        workdir: Path,
-        policy: Policy,
-        reference: Any,
-        source: Sequence[Example] | ExampleSource,
-        rates: Mapping[str, float],
-        judge: Judge,
+        build: Callable[[int], OnlineParts],
+        config: OnlineConfig,
+        pages: Path,
+        *,
+        title: str,
+        fingerprint: str,
+        self_imitation: SelfImitation | None = None,
     ):
-        self._config, self._workdir, self._policy = config, workdir, policy
-        self._reference, self._source, self._judge = reference, source, judge
-        self._pool, self._watch = make_pool(config, source, rates), Watch()
-        self._replay = Replay(config) if config.rl.replay else None
+        self._build, self._config, self._pages = build, config, pages
+        self.title, self.fingerprint = title, fingerprint
+        self._self_imitation, self._monitor = self_imitation, TrainingMonitor()
         self._sampled = 0
-        self._refresh: Refresher | None = None
-        self.title = config.rl.estimator.upper().replace("_", " ")
+        self._parts: OnlineParts
+        self._rollouts: RolloutBatch
 
     @property
     def state(self) -> dict[str, Any]:
-        """Where the prompts stand, what the watch has seen, what is kept, tokens sampled so far."""
-        own = {"pool": self._pool.state, "watch": self._watch.state}
-        own |= {"replay": self._replay.state} if self._replay else {}
-        return own | {"sampled_tokens": self._sampled}
+        """Positions of prompts and monitor, kept rollouts, and the tokens sampled so far."""
+        state: dict[str, Any] = {"pool": self._parts.pool.state, "monitor": self._monitor.state}
+        if self._self_imitation:
+            state["self_imitation"] = self._self_imitation.state
+        return state | {"sampled_tokens": self._sampled}
 
-    def begin(self, state: Mapping[str, Any], start: int) -> None:
-        """Loads what examines, and goes on from such a state."""
-        config = self._config
-        self._pool.restore(state["pool"])
-        self._watch.restore(state["watch"])
-        if self._replay:
-            self._replay.restore(state["replay"])
+    def begin(self, state: Mapping[str, Any] | None, step: int) -> None:
+        """Builds the parts and restores a checkpoint's ``state``."""
+        self._parts = self._build(step)
+        if state is None:
+            return
+        self._parts.pool.restore(state["pool"])
+        self._monitor.restore(state["monitor"])
+        if self._self_imitation:
+            self._self_imitation.restore(state["self_imitation"])
         self._sampled = state["sampled_tokens"]
-        self._examiner = load_examiner(config) if config.reward.model else None
-        scalar = load_scalar(config, self._policy) if config.reward.scalar else None
-        self._collect = Collector(config, self._policy, self._reference, self._examiner, scalar)
-        if self._examiner is not None and config.reward.refresh_every:
-            shown = batches(
-                self._source, config.rl.prompts, seed=config.seed, balance=config.data.balance
-            )
-            own = config, self._workdir, self._examiner, self._judge
-            self._refresh = Refresher(*own, shown, start)
 
     def batch(self, state: TrainState, step: int) -> tuple[TrainBatch, dict[str, float]]:
-        """Samples with the policy as it is."""
-        key = jax.random.fold_in(state.key, step)
-        refill = self._config.rl.refill
-        self._seen = refilled(self._collect, state.params, self._pool.draw, key, refill)
-        self._pool.learn(*self._seen.rates)
-        self._sampled += int(self._seen.figures["sampled_tokens"])
-        if not self._replay:
-            return self._seen.batch, self._seen.figures
-        batch, figures = self._replay(self._seen, step)
-        return batch, self._seen.figures | figures
+        """Rollouts of the current policy, as the update reads them."""
+        parts, key = self._parts, jax.random.fold_in(state.key, step)
+        rounds = self._config.dynamic_sampling_rounds
+        rollouts = dynamic_sampling(parts.collector, state.params, parts.pool.draw, key, rounds)
+        self._rollouts = rollouts
+        parts.pool.learn(*rollouts.rates)
+        self._sampled += int(rollouts.metrics["sampled_tokens"])
+        if not self._self_imitation:
+            return rollouts.batch, rollouts.metrics
+        batch, metrics = self._self_imitation(rollouts, step)
+        return batch, rollouts.metrics | metrics
 
-    def after(self, step: int, params: Any, figures: Mapping[str, float], last: bool) -> bool:
-        """Writes a page of rollouts now and then, warns, refreshes the examiner."""
-        seen: Experience = self._seen
-        if step == 1 or step % self._config.rl.sample_every == 0:
-            page = self._workdir / "samples" / f"step_{step:06d}.md"
-            seen.write(page, step, self._policy.format.schema, self._examiner)
-        for warning in self._watch.warnings(figures):
-            say(f"step {step}: {warning}")
-        return self._refresh is not None and not last and self._refresh(step, params)
+    def on_step_end(self, step: int, params: Any, metrics: Mapping[str, float], last: bool) -> bool:
+        """Writes a page of rollouts, warns of collapse, refreshes the process reward model."""
+        parts = self._parts
+        if step == 1 or step % self._config.page_every == 0:
+            page = self._pages / f"step_{step:06d}.md"
+            write_rollouts(page, step, parts.collector.schema, self._rollouts, parts.prm)
+        for warning in self._monitor.warnings(metrics):
+            log(f"step {step}: {warning}")
+        return parts.refresher is not None and not last and parts.refresher(step, params)

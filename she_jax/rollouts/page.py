@@ -1,31 +1,26 @@
-"""Human-readable output of a run: pages of rollouts, the before-after table and JSON files."""
+"""Pages of rollouts to read: every step with its text, verdict, reward and advantage."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Bool, Float
 
-from she_jax.cot import Chain, CotSchema
-from she_jax.training.files import shown, write_text
+from she_jax.cot import CotSchema
+from she_jax.rewards.prm.model import ProcessRewardModel, chain_step_queries
+from she_jax.rollouts.batch import RolloutBatch
+from she_jax.training.files import printable, write_text
 from she_jax.types import Example
 
 
-def write_samples(
+def write_rollouts(
     path: str | os.PathLike,
-    *,
     step: int,
     schema: CotSchema,
-    examples: Sequence[Example],
-    texts: Sequence[str],
-    chains: Sequence[Chain],
-    rewards: Float[np.ndarray, "B S"],
-    advantages: Float[np.ndarray, "B S"],
-    step_mask: Bool[np.ndarray, "B S"],
-    outcomes: Float[np.ndarray, "B"],
-    remarks: Mapping[tuple[int, int], str] | None = None,
+    rollouts: RolloutBatch,
+    prm: ProcessRewardModel | None = None,
+    groups: int = 2,
 ) -> None:
-    """Writes groups of rollouts as a Markdown page, such as ``samples/step_000040.md``.
+    """Writes the first groups of a batch as a Markdown page, such as ``samples/step_000040.md``.
 
     Text from a model or a data set is in indented code blocks, one line each, with control,
     bidirectional and other invisible characters escaped, so that it cannot format the page.
@@ -33,55 +28,68 @@ def write_samples(
     Args:
       path: the page.
       step: training step, for the heading.
-      schema: the chain's S steps.
-      examples: the N pairs shown.
-      texts: the B = N * G completions, a group's rows contiguous.
-      chains: the parsed completions.
-      rewards: step rewards in [0, 1].
-      advantages: the advantage of each step's tokens in the loss, from step and outcome rewards.
-      step_mask: which steps have a reward; the others show a dash and the outcome's advantage.
-      outcomes: outcome rewards in [0, 1].
-      remarks: a process reward model's critique of a step, by row and step index, shown below it.
-
-    Raises:
-      ValueError: if the examples do not have equal numbers of rollouts.
+      schema: the steps of the chain.
+      rollouts: the batch. A step without a reward shows a dash, and the outcome's advantage.
+      prm: its critique of each step is shown below the step.
+      groups: how many groups.
     """
-    if not examples or len(texts) % len(examples) or len(texts) != len(chains):
-        raise ValueError(
-            f"{len(texts)} texts and {len(chains)} chains for {len(examples)} examples: "
-            "expected the same number of rollouts for each example"
-        )
-    group = len(texts) // len(examples)
+    size = len(rollouts.texts) // len(rollouts.examples)
+    critiques = {} if prm is None else _critiques(rollouts, schema, prm, groups)
     lines = [f"# Rollouts of step {step}", ""]
-    for n, example in enumerate(examples):
+    for n, example in enumerate(rollouts.examples[:groups]):
         lines += [f"## Group {n + 1}", "", *_example_lines(example), ""]
-        for g in range(group):
-            b = n * group + g
-            lines += [f"### Rollout {n + 1}.{g + 1}: outcome reward {outcomes[b]:.2f}", ""]
-            lines.append("    reward  advantage  verdict      step")
-            for k, name in enumerate(schema.names):
-                parsed, has_reward = chains[b].steps[k], step_mask[b, k]
-                reward = f"{rewards[b, k]:.2f}" if has_reward else "-"
-                advantage = f"{advantages[b, k]:+.3f}" if has_reward or parsed else "-"
-                verdict = (parsed.verdict or "-") if parsed else "missing"
-                text = shown(f"{name}: {parsed.text if parsed else ''}")
-                lines.append(f"    {reward:>6}  {advantage:>9}  {verdict:<11}  {text}".rstrip())
-                if remark := (remarks or {}).get((b, k)):
-                    lines.append(f"{'examiner:':>32}  {shown(remark)}")
-            if not chains[b].well_formed:
-                lines += ["", "    not well-formed; as written:"]
-                lines += [f"    | {shown(line)}".rstrip() for line in texts[b].split("\n")[:40]]
-            lines.append("")
+        for g in range(size):
+            lines += _rollout_lines(f"{n + 1}.{g + 1}", n * size + g, schema, rollouts, critiques)
     write_text(path, "\n".join(lines))
+
+
+def _rollout_lines(
+    title: str,
+    row: int,
+    schema: CotSchema,
+    rollouts: RolloutBatch,
+    critiques: Mapping[tuple[int, int], str],
+) -> list[str]:
+    chain, outcome = rollouts.chains[row], rollouts.outcome[row]
+    lines = [f"### Rollout {title}: outcome reward {outcome:.2f}", ""]
+    lines.append("    reward  advantage  verdict      step")
+    for k, name in enumerate(schema.names):
+        parsed, known = chain.steps[k], rollouts.known[row, k]
+        reward = f"{rollouts.rewards[row, k]:.2f}" if known else "-"
+        advantage = f"{rollouts.advantages[row, k]:+.3f}" if known or parsed else "-"
+        verdict = (parsed.verdict or "-") if parsed else "missing"
+        text = printable(f"{name}: {parsed.text if parsed else ''}")
+        lines.append(f"    {reward:>6}  {advantage:>9}  {verdict:<11}  {text}".rstrip())
+        if critique := critiques.get((row, k)):
+            lines.append(f"{'reward model:':>32}  {printable(critique)}")
+    if not chain.well_formed:
+        lines += ["", "    not well-formed; as written:"]
+        written = rollouts.texts[row].split("\n")[:40]
+        lines += [f"    | {printable(line)}".rstrip() for line in written]
+    return [*lines, ""]
+
+
+def _critiques(
+    rollouts: RolloutBatch, schema: CotSchema, prm: ProcessRewardModel, groups: int
+) -> dict[tuple[int, int], str]:
+    """The reward model's score and critique, by row and step index."""
+    size = len(rollouts.texts) // len(rollouts.examples)
+    examples = [example for example in rollouts.examples[:groups] for _ in range(size)]
+    indices, queries = chain_step_queries(rollouts.chains[: size * groups], examples, schema)
+    scores, known = map(np.asarray, (rollouts.steps.model_score, rollouts.steps.model_known))
+    return {
+        index: f"{f'{scores[index]:.2f}' if known[index] else 'unknown'} {text}"
+        for index, text in zip(indices, prm.critiques(queries), strict=True)
+    }
 
 
 def _example_lines(example: Example) -> list[str]:
     steps = [f"{name}: {truth}" for name, truth in (example.steps or {}).items()]
     label = "unknown" if example.label is None else str(example.label)
     return [
-        f"    uid      {shown(example.uid)}",
-        f"    query    {shown(example.query)}",
-        *(f"    product  {shown(f'{k}: {v}')}" for k, v in example.product.items()),
+        f"    uid      {printable(example.uid)}",
+        f"    query    {printable(example.query)}",
+        *(f"    product  {printable(f'{k}: {v}')}" for k, v in example.product.items()),
         f"    gold     label: {label}",
-        *(f"    gold     {shown(line)}" for line in steps),
+        *(f"    gold     {printable(line)}" for line in steps),
     ]

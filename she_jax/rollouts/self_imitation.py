@@ -9,24 +9,23 @@ import numpy as np
 from jaxtyping import Bool
 
 from she_jax.generate.prompts import positions
-from she_jax.rewards.verifier import FULL_MARKS
-from she_jax.rl.advantages import STEPWISE
-from she_jax.rollouts.batch import Experience
-from she_jax.training.workdir import Config
+from she_jax.rewards.verifier import FULL_REWARD
+from she_jax.rollouts.batch import RolloutBatch
 from she_jax.types import TrainBatch
 
 FEWEST = 32  # stored groups before any is replayed: with fewer, they would be memorized
 MOST = 4_096  # stored groups at most, the latest ones
 
 
-class Replay:
+class SelfImitation:
     """Self-imitation: replays correct rollouts of mixed groups in place of zero-advantage groups.
 
     A policy may unlearn rare cases while it learns others. Once it is confidently wrong, no rollout
     of such a group is correct, none has an advantage, and no gradient leads back. So a group
     without any advantage is replaced by a stored group, whose correct rollouts fill its rows in
-    turn. They are imitated (``TrainBatch.imitated``) with the advantage ``rl.replay``. Stored
-    groups are drawn in proportion to 1 minus their share of correct rollouts.
+    turn. They are imitated (``TrainBatch.imitation_mask``) with
+    the given advantage. Stored groups
+    are drawn in proportion to 1 minus their share of correct rollouts.
 
     Oh et al. (arXiv 1806.05635, section 3) imitate past decisions in proportion to how far their
     return exceeds the value, which is the share here. Reconstruction: storing groups, and replacing
@@ -34,12 +33,13 @@ class Replay:
     does it.
 
     Args:
-      config: of the run.
+      advantage: of the imitated tokens, > 0.
+      seed: of the draws.
+      stepwise: only rollouts without any wrong step are stored, not all with the correct label.
     """
 
-    def __init__(self, config: Config):
-        self._advantage, self._seed = config.rl.replay, config.seed
-        self._stepwise = config.rl.estimator in STEPWISE
+    def __init__(self, advantage: float, seed: int, *, stepwise: bool):
+        self._advantage, self._seed, self._stepwise = advantage, seed, stepwise
         # Each group: prompt tokens, (tokens, weights) of each correct rollout, share of correct.
         self._stored: list[list[Any]] = []
 
@@ -52,14 +52,14 @@ class Replay:
         """Restores the stored groups from a ``state``."""
         self._stored = list(state)
 
-    def __call__(self, rollouts: Experience, step: int) -> tuple[TrainBatch, dict[str, float]]:
+    def __call__(self, rollouts: RolloutBatch, step: int) -> tuple[TrainBatch, dict[str, float]]:
         """Replaces the zero-advantage groups of a batch, once ``FEWEST`` groups are stored.
 
         Then stores those of its other groups that have both correct and wrong rollouts.
 
         Returns:
-          The batch, and the metrics ``replayed`` (share of its groups) and ``replay/kept`` (stored
-          groups before this update).
+          The batch, and the metrics ``self_imitation/share`` (share of its groups) and
+          ``self_imitation/stored`` (stored groups before this update).
         """
         batch = jax.device_get(rollouts.batch)
         size = len(rollouts.texts) // len(rollouts.examples)
@@ -67,10 +67,12 @@ class Replay:
         stored, targets = len(self._stored), np.flatnonzero(no_signal)
         targets = targets if stored >= FEWEST else targets[:0]
         sources = self._draw(len(targets), step)
-        arrays = {name: getattr(batch, name).copy() for name in ("tokens", "weights", "advantages")}
+        arrays = {
+            name: getattr(batch, name).copy() for name in ("tokens", "loss_weights", "advantages")
+        }
         arrays |= {
             "positions": batch.positions.copy(),
-            "imitated": np.zeros(batch.tokens.shape, bool),
+            "imitation_mask": np.zeros(batch.tokens.shape, bool),
         }
         for group, source in zip(targets, sources, strict=True):
             rows = slice(group * size, (group + 1) * size)
@@ -79,8 +81,11 @@ class Replay:
         self._store(rollouts, batch, np.flatnonzero(~no_signal), size)
         sharding = rollouts.batch.tokens.sharding
         changed = {name: jax.device_put(values, sharding) for name, values in arrays.items()}
-        figures = {"replayed": len(targets) / len(no_signal), "replay/kept": stored}
-        return dataclasses.replace(rollouts.batch, **changed), figures
+        metrics = {
+            "self_imitation/share": len(targets) / len(no_signal),
+            "self_imitation/stored": stored,
+        }
+        return dataclasses.replace(rollouts.batch, **changed), metrics
 
     def _draw(self, count: int, step: int) -> list[int]:
         """Draws ``count`` indices of stored groups."""
@@ -106,16 +111,16 @@ class Replay:
         return {
             "tokens": tokens,
             "positions": positions(real),
-            "weights": weights,
+            "loss_weights": weights,
             "advantages": self._advantage * (weights > 0),
-            "imitated": weights > 0,
+            "imitation_mask": weights > 0,
         }
 
     def _store(
-        self, rollouts: Experience, batch: TrainBatch, groups: np.ndarray, size: int
+        self, rollouts: RolloutBatch, batch: TrainBatch, groups: np.ndarray, size: int
     ) -> None:
         """Stores the correct rollouts of the given groups, each distinct chain once."""
-        start, correct = batch.prompt_length, nothing_wrong(rollouts, self._stepwise)
+        start, correct = batch.prompt_length, fully_correct(rollouts, self._stepwise)
         for group in groups:
             rows = [row for row in range(group * size, (group + 1) * size) if correct[row]]
             if not 0 < len(rows) < size:
@@ -124,14 +129,14 @@ class Replay:
             for row in rows:
                 real = batch.positions[row, start:] >= 0
                 ids = batch.tokens[row, start:][real].tolist()
-                chains[tuple(ids)] = [ids, batch.weights[row, start:][real].tolist()]
+                chains[tuple(ids)] = [ids, batch.loss_weights[row, start:][real].tolist()]
             real = batch.positions[rows[0], :start] >= 0
             prompt = batch.tokens[rows[0], :start][real].tolist()
             self._stored.append([prompt, list(chains.values()), len(rows) / size])
         del self._stored[:-MOST]
 
 
-def nothing_wrong(rollouts: Experience, stepwise: bool) -> Bool[np.ndarray, "B"]:
+def fully_correct(rollouts: RolloutBatch, stepwise: bool) -> Bool[np.ndarray, "B"]:
     """Rollouts with a correct label and no step that is known to be wrong.
 
     Args:
@@ -140,10 +145,10 @@ def nothing_wrong(rollouts: Experience, stepwise: bool) -> Bool[np.ndarray, "B"]
         wrong without full marks from the verifier or, if the verifier does not know it, with a
         known reward below 1/2 (the probability from the PRM).
     """
-    correct = np.asarray(rollouts.steps.outcome) >= FULL_MARKS
+    correct = np.asarray(rollouts.steps.outcome) >= FULL_REWARD
     if not stepwise:
         return correct
     verified = np.asarray(rollouts.steps.step_mask & rollouts.steps.verifier_known)
-    full_marks = np.asarray(rollouts.steps.verifier) >= FULL_MARKS
+    full_marks = np.asarray(rollouts.steps.verifier) >= FULL_REWARD
     steps_correct = np.where(verified, full_marks, ~rollouts.known | (rollouts.rewards >= 0.5))
     return correct & steps_correct.all(axis=1)

@@ -1,4 +1,4 @@
-"""Runs the stages of a curriculum one after the other."""
+"""Several runs in a row: the stages of a curriculum, and the run that another one starts from."""
 
 import json
 from collections.abc import Callable
@@ -8,68 +8,74 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from she_jax.evaluation.report import before_after_table
-from she_jax.runs.validate import check
+from she_jax.runs.config import Recipe, parse, plain
+from she_jax.runs.validate import validate
 from she_jax.training.files import write_json
-from she_jax.training.logging import say
-from she_jax.training.workdir import MADE, Config, claim_workdir, held
+from she_jax.training.logging import log
+from she_jax.training.workdir import ARTIFACTS, claim_workdir, lock_workdir, read_recipe
+from she_jax.types import UserError
 
-Run = Callable[[Config, Path], None]
+Run = Callable[[Recipe, Path], None]
 
 
-def run_curriculum(config: Config, workdir: Path, run: Run) -> None:
-    """The stages one after the other, each from the best policy of the one before.
+def run_stages(recipe: Recipe, workdir: Path, run: Run) -> None:
+    """Runs the stages one after the other, each from the best policy of the one before.
 
-    Each has a folder of its own, ``stage1`` and so on; a stage that is done is not done again.
-    ``summary.json`` holds the figures of all.
+    Each has a folder of its own, ``stage1`` and so on; a finished stage is not run again.
+    ``summary.json`` holds the metrics of all.
+
+    Args:
+      recipe: of the kind ``curriculum``; ``stages`` maps names to recipes.
+      workdir: the curriculum's folder.
+      run: runs one recipe.
     """
-    for name, stage in config.stages.items():
-        check(alone(stage), workdir / name)
+    for name, stage in recipe.stages.items():
+        validate(parse(standalone(stage), workdir / name))
         if not stage.rl.steps:
-            raise ValueError(f"stages.{name}.rl.steps=0: expected at least 1, for the next stage")
-    claim_workdir(workdir, config, made=(*MADE, *config.stages))
-    with held(workdir):
-        _run_stages(config, workdir, run)
+            raise UserError(f"stages.{name}.rl.steps=0: expected at least 1, for the next stage")
+    claim_workdir(workdir, plain(recipe), artifacts=(*ARTIFACTS, *recipe.stages))
+    with lock_workdir(workdir):
+        _run_each(recipe, workdir, run)
 
 
-def _run_stages(config: Config, workdir: Path, run: Run) -> None:
-    start, figures = "", {}
-    for name, stage in config.stages.items():
-        own: Config = ConfigDict(stage.to_dict() | {"start": start or stage.start, "before": {}})
-        own.data.dir = own.data.dir or str(workdir / "data")
-        say(f"{name}: {own.rl.steps} updates" + (f", from {start}" if start else ""))
-        run(own.lock(), workdir / name)
-        figures[name] = json.loads((workdir / name / "summary.json").read_text(encoding="utf-8"))
-        start = str(workdir / name / "checkpoints" / "srpo")
-    first, *_, last = figures.values()
-    write_json(workdir / "summary.json", last | {"before": first["before"], "stages": figures})
-    console = Console(highlight=False)
-    console.print(before_after_table(first["before"], last))
+def _run_each(recipe: Recipe, workdir: Path, run: Run) -> None:
+    init_from, metrics = "", {}
+    for name, stage in recipe.stages.items():
+        changes = {"init_from": init_from or stage.init_from, "prerequisite": {}}
+        stage_recipe: Recipe = ConfigDict(stage.to_dict() | changes)
+        stage_recipe.data.dir = stage_recipe.data.dir or str(workdir / "data")
+        log(f"{name}: {stage.rl.steps} updates" + (f", from {init_from}" if init_from else ""))
+        run(stage_recipe.lock(), workdir / name)
+        metrics[name] = json.loads((workdir / name / "summary.json").read_text(encoding="utf-8"))
+        init_from = str(workdir / name / "checkpoints" / "policy")
+    first, *_, last = metrics.values()
+    write_json(workdir / "summary.json", last | {"before": first["before"], "stages": metrics})
+    Console(highlight=False).print(before_after_table(first["before"], last))
 
 
-def alone(stage: Config) -> Config:
-    """A stage's config as if it began anew: to be checked before what it starts from is there."""
-    own: Config = ConfigDict(stage.to_dict() | {"start": "", "before": {}})
-    own.rl.missed = 0.0
-    return own.lock()
+def standalone(recipe: Recipe) -> Recipe:
+    """The recipe without what it starts from, to be checked before that exists."""
+    copy: Recipe = ConfigDict(recipe.to_dict() | {"init_from": "", "prerequisite": {}})
+    copy.rl.unsolved_share = 0.0
+    return copy.lock()
 
 
-def make_start(config: Config, workdir: Path, run: Run) -> None:
-    """Runs the stage before, or ends it, where what this one starts from is not there yet.
+def run_prerequisite(recipe: Recipe, workdir: Path, run: Run) -> None:
+    """Runs or finishes the run that ``recipe.init_from`` points to, if its checkpoint is missing.
 
-    A run that is there already is taken as it is, whatever its options; that they are other ones
-    than those of ``config.before`` is said.
+    An existing run is taken as it is, whatever its options; a difference from
+    ``recipe.prerequisite`` is logged.
     """
-    check(alone(config), workdir)
-    folder = Path(config.start).absolute().parent.parent
-    path = folder / "config.json"
-    if path.is_file():
-        then = json.loads(path.read_text(encoding="utf-8"))
-        if then != json.loads(json.dumps(config.before.to_dict())):
-            ended = (folder / "summary.json").is_file()
-            told = "its options are not the recipe's" + ("" if ended else ", and it has not ended")
-            say(f"start={config.start}: taken as it is, though {told}")
-            return
-    if (folder / "summary.json").is_file():
+    validate(parse(standalone(recipe), workdir))
+    folder = Path(recipe.init_from).absolute().parent.parent
+    finished = (folder / "summary.json").is_file()
+    if (folder / "config.json").is_file() and read_recipe(folder) != plain(recipe.prerequisite):
+        difference = "its options are not the recipe's" + (
+            "" if finished else ", and it has not ended"
+        )
+        log(f"init_from={recipe.init_from}: taken as it is, though {difference}")
         return
-    say(f"start={config.start} is not there yet: first the stage before, in {folder}")
-    run(config.before, folder)
+    if finished:
+        return
+    log(f"init_from={recipe.init_from} does not exist yet: first its own run, in {folder}")
+    run(recipe.prerequisite, folder)

@@ -1,33 +1,41 @@
-"""Exports a policy as a Hugging Face directory."""
+"""Exports a policy as a Hugging Face directory, with a record of how it is prompted."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from she_jax.generate.language_model import Policy
+from she_jax.generate.language_model import PROMPT_FILE, LanguageModel
 from she_jax.models.weights import save_model
 from she_jax.training.files import write_json
-from she_jax.training.setup import ASKED
-from she_jax.training.workdir import Config
 
 
-def export(config: Config, folder: Path, policy: Policy, params: Any) -> None:
-    """Writes a policy as a Hugging Face directory, with ``she_jax.json``: how it is asked."""
-    own = policy.format
-    before, between, behind = own.frame()
-    lengths = {name: config.model[name] for name in ("prompt_length", "completion_length")}
-    prompt = f"{before} {{query}}{between}\n{{field}}: {{text}}\n{{field}}: {{text}}{behind}"
-    told = {"prompt": prompt, "model": lengths, "chain": config.chain.to_dict()}
+def export(folder: Path, lm: LanguageModel, params: Any, chain: Mapping[str, Any]) -> None:
+    """Writes a policy for ``transformers``, with ``she_jax.json``: prompt, lengths and chain.
+
+    Args:
+      folder: replaced if it exists, as a stopped export may be incomplete.
+      lm: model and prompts.
+      params: of the policy.
+      chain: the keyword arguments of ``CotSchema.build``.
+    """
+    prompts = lm.prompts
+    before, between, after = prompts.template_pieces()
+    lengths = {
+        "prompt_length": prompts.prompt_length,
+        "completion_length": prompts.completion_length,
+    }
+    prompt = f"{before} {{query}}{between}\n{{field}}: {{text}}\n{{field}}: {{text}}{after}"
     save_model(
         folder,
-        policy.model.config,
+        lm.model.config,
         jax.device_get(params),
-        own.tokenizer,
-        eos_ids=own.eos_ids,
-        pad_id=own.pad_id,
-        chat_template=own.chat_template,
-        specials=own.specials,
-        overwrite=True,  # of a run that was stopped in between
+        prompts.tokenizer,
+        eos_ids=prompts.eos_ids,
+        pad_id=prompts.pad_id,
+        chat_template=prompts.chat_template,
+        specials=prompts.specials,
+        overwrite=True,
     )
-    write_json(folder / ASKED, told)
+    write_json(folder / PROMPT_FILE, {"prompt": prompt, "model": lengths, "chain": dict(chain)})

@@ -11,24 +11,25 @@ from rich.console import Console
 from she_jax.data.dataset import (
     ExampleBuilder,
     ExampleConfig,
-    Prepared,
+    PreparedDataset,
     fingerprint,
     open_split,
     prepare,
 )
 from she_jax.data.intake import Row
 from she_jax.filtering.measure import filter_prompts
-from she_jax.runs.policy_run import begin
+from she_jax.runs.config import FilterRunConfig
+from she_jax.runs.load import PHASES
+from she_jax.runs.policy_data import start_from_policy
 from she_jax.training.files import write_json
 from she_jax.training.logging import Progress
 from she_jax.training.stop import StopSignal
-from she_jax.training.workdir import Config
 
 
 class Filtered(ExampleBuilder):
     """A data set of which a filter kept some training pairs; the other splits are whole."""
 
-    origin: Prepared
+    origin: PreparedDataset
     kept: Sequence[int]
 
     def rows(self) -> Iterator[Row]:
@@ -47,33 +48,34 @@ class FilteredConfig(ExampleConfig):
     kept: str = ""
 
 
-def run_filter(config: Config, workdir: Path) -> None:
+def filter_run(config: FilterRunConfig, workdir: Path) -> None:
     """Filters the training pairs of a policy's run with its best policy: a data set and a report.
 
-    ``filtered/`` holds the data set, for ``--config.data.name=made``; ``filter/report.html`` says
-    what went and why.
+    ``filtered/`` holds the data set, for ``--config.data.name=prepared``; ``filter/report.html``
+    shows what was dropped and why.
     """
-    done = workdir / "summary.json"
-    if not done.is_file():
+    summary = workdir / "summary.json"
+    if not summary.is_file():
         with StopSignal() as stop:
-            made, policy, _ = begin(config, workdir, "filter's policy", ("srpo", "sft"))
-            kept = filter_prompts(config, workdir, policy, policy.params, made, stop)
+            dataset, lm, params = start_from_policy(config, workdir, "filter's policy", PHASES)
+            folder = workdir / "filter"
+            kept = filter_prompts(folder, lm, params, dataset, config.measure, config.filter, stop)
             if kept is None:
                 return
             digest = sha256(json.dumps(kept.rows).encode()).hexdigest()[:16]
-            own = FilteredConfig(origin=fingerprint(made), kept=digest)
-            builder = Filtered(data_dir=workdir / "filtered", config=own)
-            builder.origin, builder.kept = made, kept.rows
+            options = FilteredConfig(origin=fingerprint(dataset), kept=digest)
+            builder = Filtered(data_dir=workdir / "filtered", config=options)
+            builder.origin, builder.kept = dataset, kept.rows
             with Progress("writing the filtered set", total=None) as progress:
-                written = prepare(builder, progress.update)
-                progress.update(sum(written.splits.values()))
-            report = json.loads((workdir / "filter" / "report.json").read_text(encoding="utf-8"))
-            write_json(done, report | {"data": str(written.path)})
-    figures = json.loads(done.read_text(encoding="utf-8"))
+                filtered = prepare(builder, progress.update)
+                progress.update(sum(filtered.splits.values()))
+            report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+            write_json(summary, report | {"data": str(filtered.path)})
+    results = json.loads(summary.read_text(encoding="utf-8"))
     console = Console(highlight=False)
-    console.print(f"kept {figures['kept']:,} of {figures['pairs']:,} pairs", soft_wrap=True)
+    console.print(f"kept {results['kept']:,} of {results['pairs']:,} pairs", soft_wrap=True)
     console.print(f"report: {workdir / 'filter' / 'report.html'}", soft_wrap=True)
     console.print(
-        f"train on them: --config.data.name=made --config.data.path={figures['data']}",
+        f"train on them: --config.data.name=prepared --config.data.path={results['data']}",
         soft_wrap=True,
     )

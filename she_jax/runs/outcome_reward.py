@@ -1,7 +1,8 @@
-"""Trains and measures a scalar reward model, the examiner's rival, for the policy of a run.
+"""Trains and measures an outcome reward model for the policy of a run.
 
-It begins as that policy's cold start and learns, from chains that the run's policies wrote, which
-of them came out right. Its pairs, chain and model are the run's.
+It is what the process reward model is compared with (SHE's "scalar reward model"). It begins as the
+policy's cold start and learns, from chains that the run's policies wrote, which of them are
+correct. Pairs, chain and model are those of the policy's run.
 """
 
 import json
@@ -13,121 +14,128 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from she_jax.data.dataset import Prepared, in_no_order, open_split
-from she_jax.generate.language_model import Policy
+from she_jax.data.dataset import PreparedDataset
+from she_jax.generate.language_model import LanguageModel
 from she_jax.rewards.orm.dataset import (
-    Drawer,
     Outcome,
+    OutcomeSampler,
     as_rollout,
-    outcome_batch,
+    orm_batch,
     read_outcomes,
     write_outcome,
 )
-from she_jax.rewards.orm.loss import make_scalar_step
-from she_jax.rewards.orm.metrics import counts, scalar_figures
-from she_jax.rewards.orm.model import SCALAR, ScalarReward, as_scalar, describe_scalar
+from she_jax.rewards.orm.loss import make_orm_step
+from she_jax.rewards.orm.metrics import counts, orm_metrics
+from she_jax.rewards.orm.model import ORM, OutcomeRewardModel, as_orm
 from she_jax.rewards.verifier import outcome_reward
-from she_jax.runs.policy_run import begin, policy_samples
+from she_jax.runs.config import OrmRunConfig
+from she_jax.runs.policy_data import (
+    drawn_examples,
+    measured_splits,
+    policy_samples,
+    start_from_policy,
+)
 from she_jax.training.files import write_json, write_text
-from she_jax.training.logging import Progress, rows_table
-from she_jax.training.sft import sft
+from she_jax.training.logging import MetricsWriter, Progress, rows_table
+from she_jax.training.sft import BatchSeries, sft
 from she_jax.training.stop import StopSignal
-from she_jax.training.workdir import Config
-from she_jax.types import OutcomeBatch
+from she_jax.types import OrmBatch
 
-COUNTED = ("n", "right", "mixed", "all_right", "all_wrong")  # columns of the training pairs' table
-MEASURED = ("n", "right", "accuracy", "auroc", "ece", "ranking", "mixed")  # of the others'
+TRAINING_COLUMNS = ("n", "right", "mixed", "all_right", "all_wrong")
+EVAL_COLUMNS = ("n", "right", "accuracy", "auroc", "ece", "ranking", "mixed")
 
 
-def train_scalar(config: Config, workdir: Path) -> None:
-    """From the policy's run to a measured scalar reward model: ``summary.json``, its checkpoints.
+def train_orm(config: OrmRunConfig, workdir: Path) -> None:
+    """Trains an outcome reward model and measures it: ``summary.json``, checkpoints, ``orm.json``.
 
-    ``outcomes/<split>.jsonl`` has every chain it was trained and measured on. It learns from pairs
-    of the training split only, and is measured on splits that share no query with it.
+    ``chains/<split>.jsonl`` holds every chain that it is trained and measured on. It is trained on
+    pairs of the training split, and measured on splits that share no query with it.
     """
     summary = workdir / "summary.json"
     if not summary.is_file():
-        with StopSignal() as stop:
-            made, policy, splits = begin(config, workdir, SCALAR.name, ("sft",))
-            write_json(workdir / SCALAR.identity, describe_scalar(policy))
+        with StopSignal() as stop, MetricsWriter(workdir) as metrics:
+            dataset, lm, params = start_from_policy(config, workdir, ORM.name, ("sft",))
+            splits = measured_splits(dataset, config.eval_split)
+            sizes = {"train": config.orm.pairs} | dict.fromkeys(splits, config.orm.eval_pairs)
             pools = {
-                split: outcomes(config, workdir, made, split, pairs)
-                for split, pairs in {
-                    "train": config.scalar.pairs,
-                    **dict.fromkeys(splits, config.scalar.eval_pairs),
-                }.items()
+                split: policy_chains(config, workdir, dataset, split, pairs)
+                for split, pairs in sizes.items()
             }
-            trained = learn(config, workdir, as_scalar(policy), pools["train"], stop)
-            figures = {split: measure(config, trained, pools[split], split) for split in splits}
-            write_json(summary, {"train": counts(pools["train"])} | figures)
+            params = learn(config, workdir, lm, as_orm(lm, params), pools["train"], metrics, stop)
+            ORM.describe(workdir, lm, config.model, config.chain)
+            results = {split: measure(config, lm, params, pools[split], split) for split in splits}
+            write_json(summary, {"train": counts(pools["train"])} | results)
     console = Console(highlight=False)
-    for split, told in json.loads(summary.read_text(encoding="utf-8")).items():
-        rows = {"all": told} | told.get("by_source", {})
-        columns = COUNTED if split == "train" else MEASURED
-        console.print(rows_table(f"{split}, {config.scalar.loss}", columns, rows))
+    for split, values in json.loads(summary.read_text(encoding="utf-8")).items():
+        rows = {"all": values} | values.get("by_source", {})
+        columns = TRAINING_COLUMNS if split == "train" else EVAL_COLUMNS
+        console.print(rows_table(f"{split}, {config.orm.loss}", columns, rows))
 
 
-def outcomes(
-    config: Config, workdir: Path, made: Prepared, split: str, pairs: int
+def policy_chains(
+    config: OrmRunConfig, workdir: Path, dataset: PreparedDataset, split: str, pairs: int
 ) -> list[Outcome]:
-    """Chains of the run's policies on so many pairs of a split, from its file where that is."""
-    path = workdir / "outcomes" / f"{split}.jsonl"
+    """Chains of the run's policies for pairs of a split, from their file if it exists."""
+    path = chain_file(workdir, split)
     if not path.is_file():
-        source = open_split(made.path, split)
-        rows = in_no_order(config.data.name, len(source))[:pairs].tolist()
-        examples = [source[row] for row in rows]
+        examples = drawn_examples(dataset, split, pairs, shuffled=config.data.shuffled)
         examples = [example for example in examples if example.label is not None]
-        k, size = config.scalar.rollouts, config.scalar.batch_size
-        found = [
+        k, size = config.orm.rollouts, config.orm.batch_size
+        outcomes = [
             Outcome(
                 example=example,
                 source=phase,
-                tokens=one.tokens,
-                text=one.text,
-                right=outcome_reward(one.chain, example, truncated=one.truncated) == 1,
+                tokens=sample.tokens,
+                text=sample.text,
+                right=outcome_reward(sample.chain, example, truncated=sample.truncated) == 1,
             )
             for phase, example, samples in policy_samples(config, examples, split, k, size)
-            for one in samples
+            for sample in samples
         ]
-        write_text(path, "".join(map(write_outcome, found)))
+        write_text(path, "".join(map(write_outcome, outcomes)))
     return read_outcomes(path)
 
 
+def chain_file(workdir: Path, split: str) -> Path:
+    """Where the run of an outcome reward model keeps the chains of a split."""
+    return workdir / "chains" / f"{split}.jsonl"
+
+
 def learn(
-    config: Config, workdir: Path, start: Policy, pool: Sequence[Outcome], stop: StopSignal
-) -> Policy:
-    """Learns the outcomes of draws from the pool."""
-    loss, drawer = config.scalar.loss, Drawer(pool, config.scalar.loss)
+    config: OrmRunConfig,
+    workdir: Path,
+    lm: LanguageModel,
+    params: Any,
+    pool: Sequence[Outcome],
+    metrics: MetricsWriter,
+    stop: StopSignal,
+) -> Any:
+    """The parameters after learning the outcomes of draws from the pool."""
+    loss, sampler = config.orm.loss, OutcomeSampler(pool, config.orm.loss)
 
-    def batch_at(position: int) -> tuple[OutcomeBatch, dict[str, int]]:
-        rng = np.random.default_rng((config.seed, position))
-        return outcome_batch(drawer.draw(config.sft.batch_size, rng), start.format, loss), {}
+    def batch_at(step: int) -> tuple[OrmBatch, dict[str, float]]:
+        rng = np.random.default_rng((config.seed, step))
+        return orm_batch(sampler.draw(config.sft.batch_size, rng), lm.prompts, loss), {}
 
-    mark = sha256((workdir / "outcomes" / "train.jsonl").read_bytes()).hexdigest()[:16]
-    params, _ = sft(
-        config,
-        workdir,
-        start,
+    source = BatchSeries(
         batch_at,
-        mark,
-        stop,
-        phase=SCALAR.kind,
-        title=f"{SCALAR.name} ({loss})",
-        make_step=make_scalar_step,
+        title=f"{ORM.name} ({loss})",
+        fingerprint=sha256(chain_file(workdir, "train").read_bytes()).hexdigest()[:16],
+        phase=ORM.kind,
     )
-    return Policy(**vars(start) | {"params": params})
+    folder = workdir / "checkpoints" / ORM.kind
+    return sft(config.sft, lm, params, source, folder, metrics, stop, make_orm_step)
 
 
-# -------------------------------------------------------------------------- how good it is
-
-
-def measure(config: Config, trained: Policy, pool: Sequence[Outcome], split: str) -> dict[str, Any]:
-    """The figures of a split."""
-    size = config.scalar.batch_size
-    reward, scores = ScalarReward(trained, size), []
+def measure(
+    config: OrmRunConfig, lm: LanguageModel, params: Any, pool: Sequence[Outcome], split: str
+) -> dict[str, Any]:
+    """Metrics of a split."""
+    size = config.orm.batch_size
+    orm, scores = OutcomeRewardModel(lm, params, size), []
     with Progress(f"scoring {split}", total=len(pool)) as progress:
         for first in range(0, len(pool), size):
             part = pool[first : first + size]
-            scores.append(reward.score(as_rollout(part, trained.format)))
+            scores.append(orm.score(as_rollout(part, lm.prompts)))
             progress.update(first + len(part))
-    return scalar_figures(pool, np.concatenate(scores))
+    return orm_metrics(pool, np.concatenate(scores))

@@ -1,7 +1,10 @@
-"""What comes after the cold start: updates, judged as they go, the best of them kept."""
+"""Trains a policy: data, cold start, what follows it, with evaluation before, during and after.
+
+The way to the credit and the loss: ``launch.py``, here, ``she_jax.rollouts.collector``,
+``she_jax.rollouts.credit``, ``she_jax.rl.losses``.
+"""
 
 import json
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,221 +15,298 @@ import jax.numpy as jnp
 import optax
 from rich.console import Console
 
-from she_jax.data.dataset import Prepared, fingerprint, open_split
+from she_jax.data.dataset import PreparedDataset, fingerprint, open_split
 from she_jax.data.loader import batches
-from she_jax.evaluation.evaluate import judge_before, judge_validation, judged
+from she_jax.evaluation.evaluate import (
+    evaluate_policy,
+    evaluate_validation,
+    evaluation_fingerprint,
+    validation_file,
+)
 from she_jax.evaluation.report import before_after_table
-from she_jax.generate.generator import Judge
-from she_jax.generate.language_model import Policy
-from she_jax.rl.losses import LossConfig
+from she_jax.filtering.measure import filter_prompts
+from she_jax.generate.generator import Generator
+from she_jax.generate.language_model import PROMPT_FILE, LanguageModel
+from she_jax.rewards.hybrid import RewardSources
+from she_jax.rewards.orm.model import load_orm
+from she_jax.rewards.prm.model import ProcessRewardModel, load_prm
+from she_jax.rewards.prm.refresh import Refresher
+from she_jax.rewards.verifier import annotation_reward, label_reward
 from she_jax.rl.update import jit_update_step, make_dpo_step, make_sft_step, make_update_step
-from she_jax.rollouts.offline import Imitation, Preferences
-from she_jax.rollouts.online import Online
-from she_jax.rollouts.prompt_source import training_prompts
+from she_jax.rollouts.collector import Collector
+from she_jax.rollouts.offline import PreferencePairs, RejectionSampling, offline_prompts
+from she_jax.rollouts.online import OnlineParts, OnlineRL
+from she_jax.rollouts.prompt_source import Examples, read_unsolved, unsolved_prompts
+from she_jax.rollouts.self_imitation import SelfImitation
+from she_jax.runs.config import TrainConfig
 from she_jax.runs.export import export
+from she_jax.runs.load import new_policy
 from she_jax.runs.validate import check_splits
 from she_jax.training.checkpoint import Checkpoints
 from she_jax.training.files import write_json
-from she_jax.training.logging import MetricsWriter, Progress, say
-from she_jax.training.loop import Lessons, check_data, finite
-from she_jax.training.setup import ASKED, make_data, make_optimizer, make_policy
-from she_jax.training.sft import adopt, leave, new_state, sft, sft_batch
+from she_jax.training.logging import MetricsWriter, log
+from she_jax.training.loop import BatchSource, Evaluation, fit
+from she_jax.training.optimizer import make_optimizer
+from she_jax.training.setup import prepare_dataset, split_mesh
+from she_jax.training.sft import BatchSeries, adopt, new_state, sft, sft_batch
 from she_jax.training.stop import StopSignal
-from she_jax.training.workdir import Config
-from she_jax.types import SftBatch, TrainState
+from she_jax.training.workdir import read_recipe
+from she_jax.types import SftBatch
 
 
-def learn(
-    config: Config,
-    workdir: Path,
-    policy: Policy,
-    reference: Any,
-    lines: int,
-    made: Prepared,
-    make_lessons: Callable[[Judge], Lessons],
-    stop: StopSignal,
-) -> tuple[dict[str, Any], Any]:
-    """Updates the policy ``rl.steps`` times, or goes on where an earlier run stopped.
-
-    Args:
-      reference: the cold start's parameters, where the policy starts and what KL holds it to.
-      lines: lines of ``metrics.jsonl`` by then.
-      make_lessons: makes what the policy learns from, given who asks it.
-
-    Returns:
-      The figures for ``summary.json``, and the parameters that did best on the validation split.
-    """
-    rl = config.rl
-    judge = Judge(policy, config.eval.batch_size)
-    before = judge_before(config, workdir, judge, reference, made)
-    if not rl.steps:
-        judge_validation(config, workdir, judge, reference, made, 0)  # for runs that start here
-        return before | {"before": before}, reference
-    optimizer = make_optimizer(rl)
-    # A copy, since the update is given its state for good and the reference must stay.
-    start_policy = Policy(**vars(policy) | {"params": jax.tree.map(jnp.copy, reference)})
-    state = new_state(start_policy, optimizer, config.seed + 1)
-    del start_policy
-    saved = Checkpoints(workdir / "checkpoints" / "srpo", warn=say)
-    host: Any = {"lines": lines, "best": -1.0, "stale": 0, "data": fingerprint(made)}
-    start, state, host = saved.restore(state) or (0, state, host)
-    check_data(host, fingerprint(made))
-    lessons, seconds = None, 0.0
-    if start < rl.steps and not settled(rl, host["stale"]):
-        began = time.perf_counter()
-        lessons = make_lessons(judge)  # which may sample for a while
-        seconds = time.perf_counter() - began
-        host.setdefault("lessons", lessons.state)
-    if not saved.steps:  # what the stage begins with stays if nothing better comes of it
-        began_with = judge_validation(config, workdir, judge, reference, made, 0)
-        with MetricsWriter(workdir, lines=host["lines"]) as metrics:
-            metrics.write("eval", 0, began_with)
-        host |= {"lines": metrics.lines, "best": began_with.get("validation/macro_f1", 0.0)}
-        saved.save(0, state, host, best=True)
-    if stop:
-        leave(stop, "srpo", start, rl.steps)
-    if lessons is not None:
-        lessons.begin(host["lessons"], start)
-        update = jit_update_step(make_step(config, policy, optimizer), policy.mesh, state)
-        begun = start, state, host, seconds
-        state = _updates(config, workdir, judge, made, lessons, update, saved, begun, stop)
-    if settled(rl, host["stale"]):
-        say(f"no better judging for {host['stale']} in a row: the stage ends here (rl.patience)")
-    step, params = saved.restore_params(state.params) or (rl.steps, state.params)
-    after = judged(config, workdir, judge, params, made, "after")
-    told = {"checkpoint": step, "sampled_tokens": host["lessons"]["sampled_tokens"]}
-    return after | told | {"before": before}, params
-
-
-def make_step(
-    config: Config, policy: Policy, optimizer: optax.GradientTransformation
-) -> Callable[..., Any]:
-    """The update (state, batch) -> (state, metrics) of the config's method, not compiled."""
-    forward, loss = policy.model.forward, LossConfig(**config.rl.loss)
-    if config.method == "sft":
-        return make_sft_step(forward, optimizer, micro_batches=loss.micro_batches)
-    if config.method == "dpo":
-        beta = config.offline.beta
-        return make_dpo_step(forward, optimizer, beta=beta, micro_batches=loss.micro_batches)
-    return make_update_step(forward, optimizer, loss)
-
-
-def _updates(
-    config: Config,
-    workdir: Path,
-    judge: Judge,
-    made: Prepared,
-    lessons: Lessons,
-    update: Callable[..., Any],
-    saved: Checkpoints,
-    begun: tuple[int, TrainState, dict[str, Any], float],
-    stop: StopSignal,
-) -> TrainState:
-    """The updates that are left.
-
-    ``begun`` says where, with what, what a checkpoint keeps on the host (which is kept up to date),
-    and how many seconds it took to make the lessons.
-    """
-    rl, (start, state, host, before) = config.rl, begun
-    with (
-        MetricsWriter(workdir, lines=host["lines"]) as metrics,
-        Progress(lessons.title, total=rl.steps, done=start) as progress,
-    ):
-        for step in range(start, rl.steps):
-            began = time.perf_counter()
-            batch, about = lessons.batch(state, step)
-            state, figures = update(state, batch)
-            figures = finite(jax.device_get(figures), "srpo", step, saved) | about
-            seconds = time.perf_counter() - began
-            rate = {"time/step": seconds, "time/tokens_per_s": figures["tokens"] / seconds}
-            rate |= {"time/lessons": before} if step == start else {}
-            metrics.write("srpo", step + 1, figures | rate)
-            progress.update(step + 1, **{name: figures[name] for name in lessons.shown})
-            last, best = step + 1 == rl.steps, False
-            if last or (step + 1) % rl.eval_every == 0:
-                now = judge_validation(config, workdir, judge, state.params, made, step + 1)
-                metrics.write("eval", step + 1, now)
-                reached = now.get("validation/macro_f1", 0.0)
-                best = reached > host["best"]
-                host |= {"best": max(host["best"], reached)}
-                host |= {"stale": 0 if best else host["stale"] + 1}
-            last |= settled(rl, host["stale"])
-            due = lessons.after(step + 1, state.params, figures, last)
-            host |= {"lines": metrics.lines, "lessons": lessons.state}
-            if last or best or stop or due or (step + 1) % rl.checkpoint_every == 0:
-                saved.save(step + 1, state, host, best=best)
-            if stop and not last:
-                leave(stop, "srpo", step + 1, rl.steps)
-            if last:
-                break
-    return state
-
-
-def settled(rl: Config, stale: int) -> bool:
-    """Whether the validation split has not got better for as long as the config has patience."""
-    return 0 < rl.patience <= stale
-
-
-def train(config: Config, workdir: Path) -> None:
-    """Trains a policy and judges it, as far as that is not done; prints before and after.
+def train(config: TrainConfig, workdir: Path) -> None:
+    """Trains and evaluates a policy, as far as that is not done yet; prints before and after.
 
     Raises:
-      SystemExit: when a signal asked to stop, after saving.
+      SystemExit: after a signal, once the state is saved.
     """
     console = Console(highlight=False)
     summary = workdir / "summary.json"
-    exported = not config.export or (workdir / "export" / ASKED).is_file()
+    exported = not config.export or (workdir / "export" / PROMPT_FILE).is_file()
     if not summary.is_file() or not exported:
-        with StopSignal() as stop:
-            made = make_data(config, workdir)
-            policy = make_policy(config, workdir, made)
-            check_splits(config, made)
-            reference, lines = cold_start(config, workdir, policy, made, stop)
-            make = partial(lessons, config, workdir, policy, reference, made, stop)
-            figures, params = learn(config, workdir, policy, reference, lines, made, make, stop)
+        with StopSignal() as stop, MetricsWriter(workdir) as metrics:
+            dataset = prepare_dataset(config.data)
+            lm, params = new_policy(config, workdir, dataset)
+            check_splits(dataset, config.evaluation.split)
+            reference = cold_start(config, workdir, lm, params, dataset, metrics, stop)
+            results, params = improve(config, workdir, lm, reference, dataset, metrics, stop)
             if config.export:
-                export(config, workdir / "export", policy, params)
-            write_json(summary, figures)
-        if stop:  # too late for this run, but not for one that would come after it
+                export(workdir / "export", lm, params, config.chain)
+            write_json(summary, results)
+        if stop:  # too late for this run, but not for one that would follow it
             raise SystemExit(stop.exit_code)
     else:
-        console.print(f"all is done: the figures are in {summary}", soft_wrap=True)
+        console.print(f"all is done: the metrics are in {summary}", soft_wrap=True)
     after = json.loads(summary.read_text(encoding="utf-8"))
     console.print(before_after_table(after["before"], after))
 
 
 def cold_start(
-    config: Config, workdir: Path, policy: Policy, made: Prepared, stop: StopSignal
-) -> tuple[Any, int]:
-    """Imitates the chains of the training split, or begins where another run ended.
+    config: TrainConfig,
+    workdir: Path,
+    lm: LanguageModel,
+    params: Any,
+    dataset: PreparedDataset,
+    metrics: MetricsWriter,
+    stop: StopSignal,
+) -> Any:
+    """The parameters after imitating the chains of the training split, or those of another run."""
+    folder = workdir / "checkpoints" / "sft"
+    if config.init_from:
+        return adopt(Path(config.init_from), folder, params, lm.mesh)
+    split = open_split(dataset.path, "train")
+    data = batches(split, config.sft.batch_size, seed=config.seed, balance=config.balance)
+
+    def batch_at(step: int) -> tuple[SftBatch, dict[str, float]]:
+        examples: Any = data[step]
+        return sft_batch(lm.prompts, examples, (config.seed, step))
+
+    source = BatchSeries(batch_at, title="cold start (SFT)", fingerprint=fingerprint(dataset))
+    return sft(config.sft, lm, params, source, folder, metrics, stop)
+
+
+def improve(
+    config: TrainConfig,
+    workdir: Path,
+    lm: LanguageModel,
+    reference: Any,
+    dataset: PreparedDataset,
+    metrics: MetricsWriter,
+    stop: StopSignal,
+) -> tuple[dict[str, Any], Any]:
+    """What follows the cold start: ``rl.steps`` updates, with the best checkpoint kept.
+
+    Args:
+      reference: the cold start's parameters: where the policy starts, and what KL holds it to.
 
     Returns:
-      The parameters, and how many lines ``metrics.jsonl`` has by then.
+      The metrics for ``summary.json``, and the parameters that did best on the validation split.
     """
-    if config.start:
-        return adopt(config, workdir, policy), 0
-    source = open_split(made.path, "train")
-    data = batches(source, config.sft.batch_size, seed=config.seed, balance=config.data.balance)
+    online, evaluation = config.online, config.evaluation
+    generator = Generator(lm, evaluation.batch_size, warn=log)
+    _reuse_evaluation(config, workdir, dataset)
+    evaluate = partial(evaluate_policy, generator, dataset, evaluation, workdir)
+    validate = partial(evaluate_validation, generator, dataset, evaluation, workdir)
+    before = evaluate(reference, "before")
+    if not online.steps:
+        validate(reference, 0)  # for runs that start here
+        return before | {"before": before}, reference
+    optimizer = make_optimizer(online.optimizer, online.steps)
+    # A copy, since the update takes over its state and the reference must stay.
+    state = new_state(jax.tree.map(jnp.copy, reference), lm.mesh, optimizer, config.seed + 1)
+    source = make_source(config, workdir, lm, reference, dataset, generator, stop)
+    checkpoints = Checkpoints(
+        workdir / "checkpoints" / "policy", every=online.checkpoint_every, warn=log
+    )
+    update = jit_update_step(make_step(config, lm, optimizer), lm.mesh, state)
+    selection = Evaluation(function=validate, every=online.eval_every, patience=online.patience)
+    state, host = fit(
+        update,
+        state,
+        source,
+        checkpoints,
+        metrics,
+        steps=online.steps,
+        stop=stop,
+        evaluate=selection,
+    )
+    if selection.exhausted(host["stale"]):
+        log(f"no better evaluation for {host['stale']} in a row: training ends here (rl.patience)")
+    step, params = checkpoints.restore_params(state.params) or (online.steps, state.params)
+    after = evaluate(params, "after")
+    about = {"checkpoint": step, "sampled_tokens": host["source"]["sampled_tokens"]}
+    return after | about | {"before": before}, params
 
-    def batch_at(position: int) -> tuple[SftBatch, dict[str, int]]:
-        examples: Any = data[position]
-        return sft_batch(policy.format, examples, (config.seed, position))
 
-    return sft(config, workdir, policy, batch_at, fingerprint(made), stop)
+def make_step(
+    config: TrainConfig, lm: LanguageModel, optimizer: optax.GradientTransformation
+) -> Callable[..., Any]:
+    """The update (state, batch) -> (state, metrics) of the config's method, not compiled."""
+    forward, parts = lm.model.forward, config.loss.micro_batches
+    if config.method == "sft":
+        return make_sft_step(forward, optimizer, micro_batches=parts)
+    if config.method == "dpo":
+        return make_dpo_step(forward, optimizer, beta=config.offline.beta, micro_batches=parts)
+    return make_update_step(forward, optimizer, config.loss)
 
 
-def lessons(
-    config: Config,
+def make_source(
+    config: TrainConfig,
     workdir: Path,
-    policy: Policy,
+    lm: LanguageModel,
     reference: Any,
-    made: Prepared,
+    dataset: PreparedDataset,
+    generator: Generator,
     stop: StopSignal,
-    judge: Judge,
-) -> Lessons:
-    """What the policy learns from after its cold start, as ``method`` says."""
-    source, rates = training_prompts(config, workdir, policy, reference, made, stop)
-    if config.method == "online":
-        return Online(config, workdir, policy, reference, source, rates, judge)
-    offline = Imitation if config.method == "sft" else Preferences
-    return offline(config, workdir, policy, reference, source, judge, stop)
+) -> BatchSource:
+    """The batches that follow the cold start, as ``method`` says."""
+    reward, data = config.reward, fingerprint(dataset)
+
+    def stage() -> tuple[Examples, dict[str, float]]:
+        return stage_prompts(config, workdir, lm, reference, dataset, stop)
+
+    def prm() -> ProcessRewardModel:
+        _, mesh = split_mesh(config.mesh, reward.devices)
+        return load_prm(
+            Path(reward.prm),
+            config.schema,
+            mesh,
+            batch_size=reward.batch_size,
+            votes=reward.votes,
+        )
+
+    def online_parts(step: int) -> OnlineParts:
+        examples, rates = stage()
+        pool = config.prompts.pool(examples, rates)
+        sources = RewardSources(
+            step=annotation_reward(config.schema),
+            outcome=label_reward(reward.format_weight),
+            combine=reward.combine,
+            prm=prm() if reward.prm else None,
+            orm=load_orm(Path(reward.orm), lm, reward.batch_size) if reward.orm else None,
+        )
+        collector = Collector(lm, reference, config.rollout, config.credit, sources)
+        refresher = None
+        if sources.prm is not None and reward.refresh.every:
+            shown = batches(
+                examples, config.prompts.prompts, seed=config.seed, balance=config.balance
+            )
+            last = min(step, config.online.steps - 1)  # after the last update there is no refresh
+            folder = workdir / "checkpoints" / "prm"
+            refresher = Refresher(
+                reward.refresh, folder, Path(reward.prm), sources.prm, generator, shown
+            )
+            refresher.resume(last)
+        return OnlineParts(pool=pool, collector=collector, prm=sources.prm, refresher=refresher)
+
+    if config.method == "rl":
+        return OnlineRL(
+            online_parts,
+            config.online,
+            workdir / "samples",
+            title=config.recipe["rl"]["estimator"].upper().replace("_", " "),
+            fingerprint=data,
+            self_imitation=SelfImitation(
+                config.online.self_imitation, config.seed, stepwise=config.rollout.stepwise
+            )
+            if config.online.self_imitation
+            else None,
+        )
+
+    def prompts() -> list[Any]:
+        return offline_prompts(config.prompts, config.offline.pairs, stage()[0])
+
+    parts: Any = (lm, reference, prompts, generator, config.offline)
+    if config.method == "dpo":
+        return PreferencePairs(*parts, fingerprint=data, stop=stop)
+    earlier = config.init_from if config.prompts.unsolved_share else ""
+    return RejectionSampling(
+        *parts,
+        fingerprint=data,
+        stop=stop,
+        workdir=workdir,
+        load_prm=prm if reward.prm else None,
+        earlier=earlier,
+    )
+
+
+def stage_prompts(
+    config: TrainConfig,
+    workdir: Path,
+    lm: LanguageModel,
+    params: Any,
+    dataset: PreparedDataset,
+    stop: StopSignal,
+) -> tuple[Examples, dict[str, float]]:
+    """The prompts of the stage, and their pass rates by uid where they were measured.
+
+    All of the training split; or what a filter keeps of it with the policy as it is now; or what
+    an earlier run left unsolved and, where that is not enough, new pairs.
+    """
+    source = open_split(dataset.path, "train")
+    if config.prompts.unsolved_share:
+        unsolved, seen = read_unsolved(config.init_from)
+        return unsolved_prompts(unsolved, seen, source, config.prompts), {}
+    if not config.measure.pairs:
+        return source, {}
+    kept = filter_prompts(
+        workdir / "filter", lm, params, dataset, config.measure, config.filter, stop
+    )
+    if kept is None:
+        raise SystemExit(0)
+    return [source[row] for row in kept.rows], dict(kept.rates)
+
+
+def _reuse_evaluation(config: TrainConfig, workdir: Path, dataset: PreparedDataset) -> None:
+    """Copies the metrics of the run that this one starts from, where they would be the same.
+
+    That is where the run was evaluated in the same way, on the same pairs, with the parameters that
+    this run starts from.
+    """
+    folder = workdir / "eval"
+    if not config.init_from or (folder / "before.json").is_file():
+        return
+    run, phase = Path(config.init_from).absolute().parent.parent, Path(config.init_from).name
+    step = 0 if phase == "sft" else _best_step(workdir, run)
+    metrics = run / "eval" / ("before.json" if phase == "sft" else "after.json")
+    earlier = read_recipe(run)
+    alike = all(earlier.get(key) == config.recipe[key] for key in ("seed", "eval", "model"))
+    if not alike or step is None or not metrics.is_file():
+        return
+    before = json.loads(metrics.read_text(encoding="utf-8"))
+    if before.get("evaluated_on") != evaluation_fingerprint(dataset, config.evaluation):
+        return
+    validation = run / "eval" / validation_file(step)
+    if validation.is_file():
+        values = json.loads(validation.read_text(encoding="utf-8"))
+        write_json(folder / validation_file(0), values)
+    write_json(folder / "before.json", before)
+
+
+def _best_step(workdir: Path, run: Path) -> int | None:
+    """The step that another run was evaluated with, if this run starts from it."""
+    summary = run / "summary.json"
+    if not summary.is_file():  # it is still being trained
+        return None
+    best = json.loads(summary.read_text(encoding="utf-8")).get("checkpoint")
+    return best if best in Checkpoints(workdir / "checkpoints" / "sft").steps else None

@@ -9,19 +9,20 @@ import numpy as np
 from rich.console import Console
 
 from she_jax.cot import LABELS, Chain
-from she_jax.data.dataset import open_split, spread_out
+from she_jax.data.dataset import evenly_spaced_rows, open_split
 from she_jax.evaluation.metrics import score
-from she_jax.generate.generator import Judge
+from she_jax.generate.generator import Generator
 from she_jax.generate.prompts import PromptFormat
-from she_jax.generate.readout import label_tokens, make_look
+from she_jax.generate.readout import label_tokens, make_readout
+from she_jax.runs.config import PredictConfig
+from she_jax.runs.load import load_policy
 from she_jax.training.files import write_json
-from she_jax.training.logging import Progress
-from she_jax.training.setup import load_policy, make_data
-from she_jax.training.workdir import Config
-from she_jax.types import Example
+from she_jax.training.logging import Progress, log
+from she_jax.training.setup import prepare_dataset, split_mesh
+from she_jax.types import Example, UserError
 
 
-def evaluate(config: Config, workdir: Path) -> None:
+def predict(config: PredictConfig, workdir: Path) -> None:
     """Writes a checkpoint's predictions for a data set, and their metrics if it has labels.
 
     ``predictions.jsonl`` has one line per pair: ``uid``, ``label`` (null if unreadable),
@@ -29,28 +30,28 @@ def evaluate(config: Config, workdir: Path) -> None:
     ``steps`` (each with its name, text and verdict). The metrics are in ``summary.json``.
 
     Raises:
-      ValueError: if the folder holds the predictions of other pairs or of another checkpoint.
+      UserError: if the folder holds the predictions of other pairs or of another checkpoint.
     """
     console = Console(highlight=False)
-    final, sources = workdir / "predictions.jsonl", workdir / "judged.json"
-    policy, source = load_policy(config)
-    settings = config.copy_and_resolve_references()
-    settings.chain.update(policy.format.schema.switches)  # the data set follows the policy's chain
-    dataset = make_data(settings, workdir)
+    final, sources = workdir / "predictions.jsonl", workdir / "inputs.json"
+    mesh, _ = split_mesh(config.mesh, 0)
+    lm, params, source = load_policy(config, config.checkpoint, mesh)
+    # The data set follows the policy's chain.
+    dataset = prepare_dataset(config.data.for_chain(**lm.prompts.schema.options))
     inputs = {"pairs": str(dataset.path), "checkpoint": source}
     if final.is_file():
         if json.loads(sources.read_text(encoding="utf-8")) != inputs:
-            raise ValueError(
+            raise UserError(
                 f"{final} holds predictions of other pairs or of another checkpoint (see "
                 f"{sources}): give a new folder with --workdir"
             )
         console.print(f"all is done: the predictions are in {final}", soft_wrap=True)
         return
     write_json(sources, inputs)
-    examples = open_split(dataset.path, config.data.eval_split)
-    rows = spread_out(len(examples), config.data.eval_pairs)
-    generator = Judge(policy, config.eval.batch_size)
-    read_out = jax.jit(make_look(policy))
+    examples = open_split(dataset.path, config.evaluation.split)
+    rows = evenly_spaced_rows(len(examples), config.evaluation.pairs)
+    generator = Generator(lm, config.evaluation.batch_size, warn=log)
+    read_out = jax.jit(make_readout(lm))
     labeled: list[tuple[Chain, Example]] = []
     draft = workdir / "predictions.jsonl.part"
     with (
@@ -58,19 +59,19 @@ def evaluate(config: Config, workdir: Path) -> None:
         Progress(f"evaluating {config.data.name}", total=len(rows)) as progress,
     ):
         done = 0
-        for part, rollout, chains in generator.read(policy.params, examples, rows):
-            columns, class_ids = label_tokens(policy.format, rollout, chains)
-            by_row = np.asarray(read_out(policy.params, rollout, columns, class_ids)[0])
+        for part, rollout, chains in generator.greedy_rollouts(params, examples, rows):
+            columns, class_ids = label_tokens(lm.prompts, rollout, chains)
+            by_row = np.asarray(read_out(params, rollout, columns, class_ids)[0])
             for example, chain, probs, column in zip(part, chains, by_row, columns, strict=False):
                 probabilities = probs if column else None
-                file.write(json.dumps(_prediction(example, chain, probabilities, policy.format)))
+                file.write(json.dumps(_prediction(example, chain, probabilities, lm.prompts)))
                 file.write("\n")
             labeled += [(c, e) for c, e in zip(chains, part, strict=True) if e.label is not None]
             done += len(part)
             progress.update(done)
     if labeled:
         chains, pairs = zip(*labeled, strict=True)
-        metrics = score(chains, pairs, policy.format.schema)
+        metrics = score(chains, pairs, lm.prompts.schema)
         write_json(workdir / "summary.json", metrics)
         console.print(f"macro F1 {metrics['macro_f1']:.3f}, accuracy {metrics['accuracy']:.3f}")
     draft.replace(final)

@@ -1,10 +1,10 @@
-"""Trains and measures an examiner, the generative stepwise reward model, for the policy of a run.
+"""Trains and measures a process reward model (SHE's "examiner") for the policy of a run.
 
-The examiner begins as that policy's best, which reads queries and products already. It learns to
-judge pairs itself, from chains that the annotation finds right, and then to answer examinations and
-to go on judging. At work it writes a chain of its own and compares: a model of this size does not
-see in one pass where two lists differ. All is supervised fine-tuning; its pairs, chain and model
-are the run's.
+It begins as that policy's best checkpoint, which reads queries and products already. It first
+learns to write correct chains itself, from pairs whose steps are all annotated, and then to answer
+step queries, while it keeps writing chains. In use it writes a reference chain and compares: a
+model of this size does not see in one pass where two lists differ. All of it is supervised
+fine-tuning; pairs, chain and model are those of the policy's run.
 """
 
 import json
@@ -16,248 +16,274 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from rich.console import Console
 
-from she_jax.cot import CotSchema
-from she_jax.data.dataset import Prepared, fingerprint, in_no_order, open_split
-from she_jax.generate.language_model import Policy
+from she_jax.data.dataset import PreparedDataset, fingerprint
+from she_jax.generate.language_model import LanguageModel
 from she_jax.rewards.prm.dataset import (
     POLICY,
-    Balanced,
-    demonstrated,
-    judged,
-    put_right,
-    read_examinations,
-    right_evidence,
-    save_examinations,
+    BalancedSampler,
+    correct_evidence,
+    label_steps,
+    rationale_step_queries,
+    read_step_queries,
+    step_query_file,
+    with_correct_rationale,
+    write_step_queries,
 )
-from she_jax.rewards.prm.metrics import examiner_figures, figures_table
-from she_jax.rewards.prm.model import EXAMINER, SOLVE, Examiner, describe_examiner
-from she_jax.rewards.prm.packing import QuestionFormat
-from she_jax.rewards.prm.step_query import Examination
-from she_jax.rewards.verifier import with_all_truth
-from she_jax.runs.policy_run import begin, policy_samples
+from she_jax.rewards.prm.metrics import metrics_table, prm_metrics
+from she_jax.rewards.prm.model import PRM, REFERENCE, ProcessRewardModel
+from she_jax.rewards.prm.packing import StepQueryFormat
+from she_jax.rewards.prm.step_query import StepQuery
+from she_jax.rewards.verifier import fully_annotated
+from she_jax.runs.config import PrmRunConfig
+from she_jax.runs.load import PHASES
+from she_jax.runs.policy_data import (
+    drawn_examples,
+    measured_splits,
+    policy_samples,
+    start_from_policy,
+)
 from she_jax.training.files import write_json
-from she_jax.training.logging import Progress, say
-from she_jax.training.packing import two_a_row
-from she_jax.training.sft import sft, sft_batch
+from she_jax.training.logging import MetricsWriter, Progress, log
+from she_jax.training.packing import pack_pairs
+from she_jax.training.sft import BatchSeries, sft, sft_batch
 from she_jax.training.stop import StopSignal
-from she_jax.training.workdir import Config
 from she_jax.types import Example, SftBatch
 
-NEARBY = 8  # rows to either side among which pairs of the same query are looked for
-BESIDE = 4  # rows that stay together where pairs are drawn, so that there are some
+NEIGHBORS = 8  # rows to either side among which another pair of the same query is looked for
+BLOCK_SIZE = 4  # neighboring rows that stay together where pairs are drawn
 
 
-def train_examiner(config: Config, workdir: Path) -> None:
-    """From the policy's run to a measured examiner: ``summary.json``, and its checkpoints.
+def train_prm(config: PrmRunConfig, workdir: Path) -> None:
+    """Trains a process reward model and measures it: ``summary.json``, checkpoints, ``prm.json``.
 
-    ``examinations/<split>.jsonl`` has every step it was trained and measured on. It learns from
-    pairs of the training split only, and is measured on splits that share no query with it.
+    ``step_queries/<split>.jsonl`` holds every step that it is trained and measured on. It is
+    trained on pairs of the training split, and measured on splits that share no query with it.
     """
     summary = workdir / "summary.json"
     if not summary.is_file():
-        with StopSignal() as stop:
-            made, policy, splits = begin(config, workdir, "examiner", ("srpo", "sft"))
-            write_json(workdir / EXAMINER.identity, describe_examiner(policy))
-            wanted = {"train": (config.examiner.pairs, config.examiner.policy_pairs)}
-            wanted |= {split: (config.examiner.eval_pairs,) * 2 for split in splits}
+        with StopSignal() as stop, MetricsWriter(workdir) as metrics:
+            dataset, lm, params = start_from_policy(config, workdir, PRM.name, PHASES)
+            splits = measured_splits(dataset, config.eval_split)
+            sizes = {"train": (config.prm.pairs, config.prm.policy_pairs)}
+            sizes |= {split: (config.prm.eval_pairs,) * 2 for split in splits}
             pools = {
-                split: examinations(config, workdir, made, policy.format.schema, split, *counts)
-                for split, counts in wanted.items()
+                split: step_queries(config, workdir, dataset, split, *counts)
+                for split, counts in sizes.items()
             }
-            right = right_chains(config, made, policy.format.schema, pools["train"])
-            policy, lines = solve(config, workdir, policy, right, fingerprint(made), stop)
-            params = learn(config, workdir, policy, pools["train"], right, lines, stop)
-            trained = Policy(**vars(policy) | {"params": params})
+            references = reference_chains(config, dataset, pools["train"])
+            params = learn_references(
+                config, workdir, lm, params, references, fingerprint(dataset), metrics, stop
+            )
+            params = learn_answers(
+                config, workdir, lm, params, pools["train"], references, metrics, stop
+            )
+            PRM.describe(
+                workdir,
+                lm,
+                config.model,
+                config.chain,
+                answer_length=config.prm.answer_length,
+                room=config.prm.room,
+                reference_chains=bool(references),
+            )
             others = {split: pools[split] for split in splits}
-            write_json(summary, measure(config, trained, others, own_chain=bool(right)))
-    figures = json.loads(summary.read_text(encoding="utf-8"))
+            results = measure(config, lm, params, others, with_references=bool(references))
+            write_json(summary, results)
+    results = json.loads(summary.read_text(encoding="utf-8"))
     console = Console(highlight=False)
-    for way, by_split in figures.items():
-        for split, told in by_split.items():
-            console.print(figures_table(f"{split}, {way}", told))
+    for method, by_split in results.items():
+        for split, values in by_split.items():
+            console.print(metrics_table(f"{split}, {method}", values))
 
 
-def right_chains(
-    config: Config, made: Prepared, schema: CotSchema, pool: Sequence[Examination]
+def reference_chains(
+    config: PrmRunConfig, dataset: PreparedDataset, pool: Sequence[StepQuery]
 ) -> dict[str, Example]:
-    """By uid, the training pairs all of whose steps are annotated, with a chain that is right.
+    """By uid, the training pairs whose steps are all annotated, with a correct chain as rationale.
 
-    None, where the examiner is not to learn to judge pairs.
+    Empty if the reward model is not to write chains itself.
     """
-    if not config.solve.steps:
+    if not config.reference_sft.steps:
         return {}
-    count, evidence = max(config.examiner.pairs, config.examiner.policy_pairs), right_evidence(pool)
-    examples = some_pairs(config, made, "train", count)
-    solved = [put_right(one, schema, evidence.get(one.uid, {})) for one in examples]
-    if found := {one.uid: one for one in solved if one is not None}:
-        return found
-    say("no pair has all of its steps annotated: the examiner does not learn to judge pairs")
+    count, evidence = max(config.prm.pairs, config.prm.policy_pairs), correct_evidence(pool)
+    examples = drawn_examples(
+        dataset, "train", count, shuffled=config.data.shuffled, block_size=BLOCK_SIZE
+    )
+    corrected = [
+        with_correct_rationale(example, config.schema, evidence.get(example.uid, {}))
+        for example in examples
+    ]
+    if chains := {example.uid: example for example in corrected if example is not None}:
+        return chains
+    log("no pair has all of its steps annotated: the reward model does not learn to write chains")
     return {}
 
 
-def solve(
-    config: Config,
+def learn_references(
+    config: PrmRunConfig,
     workdir: Path,
-    policy: Policy,
-    right: Mapping[str, Example],
+    lm: LanguageModel,
+    params: Any,
+    references: Mapping[str, Example],
     data: str,
-    stop: StopSignal,
-) -> tuple[Policy, int]:
-    """Learns to write right chains, if there are any.
-
-    Args:
-      right: see ``right_chains``.
-      data: names the pairs.
-
-    Returns:
-      The policy with what it learnt, and how many lines ``metrics.jsonl`` has by then.
-    """
-    if not right:
-        return policy, 0
-    known = list(right.values())
-
-    def batch_at(position: int) -> tuple[SftBatch, dict[str, int]]:
-        rng = np.random.default_rng((config.seed, position))
-        drawn = [known[i] for i in rng.integers(len(known), size=config.solve.batch_size)]
-        return sft_batch(policy.format, drawn, (config.seed, position))
-
-    own: Config = ConfigDict({"seed": config.seed, "sft": config.solve.to_dict()})
-    params, lines = sft(
-        own, workdir, policy, batch_at, data, stop, phase=SOLVE, title="judging (SFT)"
-    )
-    return Policy(**vars(policy) | {"params": params}), lines
-
-
-def learn(
-    config: Config,
-    workdir: Path,
-    policy: Policy,
-    pool: Sequence[Examination],
-    right: Mapping[str, Example],
-    lines: int,
+    metrics: MetricsWriter,
     stop: StopSignal,
 ) -> Any:
-    """Learns the answers to balanced draws from the pool, and goes on with right chains."""
-    drawer = Balanced(pool)
-    form = QuestionFormat(prompts=policy.format, answer_length=config.examiner.answer_length)
-    chains = {uid: str(example.rationale) for uid, example in right.items()}
+    """The parameters after learning to write correct chains, if there are any.
 
-    def batch_at(position: int) -> tuple[SftBatch, dict[str, int]]:
-        rng = np.random.default_rng((config.seed, position))
-        drawn = drawer.draw(config.sft.batch_size, rng)
-        own = [chains.get(chain[0].example.uid, "") for chain in drawn] if chains else None
-        batch, left_out = form.sft_batch(drawn, config.examiner.room, rng, own)
-        return two_a_row(batch), {"left_out": left_out}
+    Args:
+      references: see ``reference_chains``.
+      data: fingerprint of the pairs.
+    """
+    if not references:
+        return params
+    examples = list(references.values())
 
-    mark = sha256((workdir / "examinations" / "train.jsonl").read_bytes()).hexdigest()[:16]
-    params, _ = sft(
-        config,
-        workdir,
-        policy,
-        batch_at,
-        mark,
-        stop,
-        lines=lines,
-        phase=EXAMINER.kind,
-        title="examiner (SFT)",
+    def batch_at(step: int) -> tuple[SftBatch, dict[str, float]]:
+        rng = np.random.default_rng((config.seed, step))
+        rows = rng.integers(len(examples), size=config.reference_sft.batch_size)
+        return sft_batch(lm.prompts, [examples[row] for row in rows], (config.seed, step))
+
+    source = BatchSeries(
+        batch_at, title="reference chains (SFT)", fingerprint=data, phase=REFERENCE
     )
-    return params
+    folder = workdir / "checkpoints" / REFERENCE
+    return sft(config.reference_sft, lm, params, source, folder, metrics, stop)
 
 
-# -------------------------------------------------------------------------- what is examined
-
-
-def examinations(
-    config: Config,
+def learn_answers(
+    config: PrmRunConfig,
     workdir: Path,
-    made: Prepared,
-    schema: CotSchema,
+    lm: LanguageModel,
+    params: Any,
+    pool: Sequence[StepQuery],
+    references: Mapping[str, Example],
+    metrics: MetricsWriter,
+    stop: StopSignal,
+) -> Any:
+    """The parameters after learning to answer balanced draws of step queries.
+
+    With ``references``, the chains of the same pairs are learned along.
+    """
+    sampler = BalancedSampler(pool)
+    queries = StepQueryFormat(prompts=lm.prompts, answer_length=config.prm.answer_length)
+    chains = {uid: str(example.rationale) for uid, example in references.items()}
+
+    def batch_at(step: int) -> tuple[SftBatch, dict[str, float]]:
+        rng = np.random.default_rng((config.seed, step))
+        samples = sampler.draw(config.sft.batch_size, rng)
+        targets = [chains.get(s[0].example.uid, "") for s in samples] if chains else None
+        batch, left_out = queries.sft_batch(samples, config.prm.room, rng, targets)
+        return pack_pairs(batch), {"left_out": left_out}
+
+    file = step_query_file(workdir, "train")
+    source = BatchSeries(
+        batch_at,
+        title=f"{PRM.name} (SFT)",
+        fingerprint=sha256(file.read_bytes()).hexdigest()[:16],
+        phase=PRM.kind,
+    )
+    folder = workdir / "checkpoints" / PRM.kind
+    return sft(config.sft, lm, params, source, folder, metrics, stop)
+
+
+# -------------------------------------------------------------------------- step queries
+
+
+def step_queries(
+    config: PrmRunConfig,
+    workdir: Path,
+    dataset: PreparedDataset,
     split: str,
     pairs: int,
     policy_pairs: int,
-) -> list[Examination]:
-    """The examinations of a split, from its file where that is there.
+) -> list[StepQuery]:
+    """The step queries of a split, from their file if it exists.
 
-    Beyond the training split the truth is judge, not the annotation alone.
+    Outside the training split every known truth counts as annotated.
 
     Args:
-      pairs: so many pairs of the split give demonstrated steps, right and spoilt.
-      policy_pairs: so many give steps of the run's policies, sampled at temperature 1.
+      pairs: pairs of the split that give steps of their rationale, correct and corrupted.
+      policy_pairs: pairs that give steps of the run's policies, sampled at temperature 1.
     """
-    path = workdir / "examinations" / f"{split}.jsonl"
+    path = step_query_file(workdir, split)
     if path.is_file():
-        return read_examinations(path)
-    examples = some_pairs(config, made, split, max(pairs, policy_pairs))
+        return read_step_queries(path)
+    count = max(pairs, policy_pairs)
+    examples = drawn_examples(
+        dataset, split, count, shuffled=config.data.shuffled, block_size=BLOCK_SIZE
+    )
     examples = [example for example in examples if example.label is not None]
-    said = {example.uid: {"label", *example.annotations} for example in examples}
+    annotated = {example.uid: {"label", *example.annotations} for example in examples}
     if split != "train":
-        examples = [with_all_truth(example) for example in examples]
+        examples = [fully_annotated(example) for example in examples]
     rng = np.random.default_rng(config.seed)
-    found = []
+    queries: list[StepQuery] = []
     for row, example in enumerate(examples[:pairs]):
-        found += demonstrated(example, _other(examples, row, rng), schema, rng)
-    found += policy_steps(config, examples[:policy_pairs], schema, split)
-    found = [replace(one, annotated=one.step in said[one.example.uid]) for one in found]
-    save_examinations(path, found)
-    return found
+        other = _other_pair(examples, row, rng)
+        queries += rationale_step_queries(example, other, config.schema, rng)
+    queries += _policy_step_queries(config, examples[:policy_pairs], split)
+    queries = [replace(q, annotated=q.step in annotated[q.example.uid]) for q in queries]
+    write_step_queries(path, queries)
+    return queries
 
 
-def some_pairs(config: Config, made: Prepared, split: str, count: int) -> list[Example]:
-    """So many pairs of a split, with their neighbours, which may have the same query."""
-    source = open_split(made.path, split)
-    rows = in_no_order(config.data.name, len(source), together=BESIDE)
-    return [source[row] for row in rows[:count].tolist()]
-
-
-def _other(examples: Sequence[Example], row: int, rng: np.random.Generator) -> Example:
-    """Another pair: half the time one nearby of the same query, whose product is alike."""
+def _other_pair(examples: Sequence[Example], row: int, rng: np.random.Generator) -> Example:
+    """Another pair; half of the time a nearby one of the same query, with a similar product."""
     near = [
-        one
-        for one in examples[max(0, row - NEARBY) : row + NEARBY + 1]
-        if one.query == examples[row].query and one.uid != examples[row].uid
+        example
+        for example in examples[max(0, row - NEIGHBORS) : row + NEIGHBORS + 1]
+        if example.query == examples[row].query and example.uid != examples[row].uid
     ]
     if near and rng.random() < 0.5:
         return near[int(rng.integers(len(near)))]
     return examples[int(rng.integers(len(examples)))]
 
 
-def policy_steps(
-    config: Config, examples: Sequence[Example], schema: CotSchema, split: str
-) -> list[Examination]:
+def _policy_step_queries(
+    config: PrmRunConfig, examples: Sequence[Example], split: str
+) -> list[StepQuery]:
     """Steps that the policies of the run write."""
-    k, size = config.examiner.rollouts, config.examiner.batch_size
+    k, size = config.prm.rollouts, config.prm.batch_size
     return [
-        step
+        query
         for phase, example, samples in policy_samples(config, examples, split, k, size)
         for n, sample in enumerate(samples)
-        for step in judged(sample.chain, example, schema, POLICY, f"{example.uid}/{phase}/{n}")
+        for query in label_steps(
+            sample.chain, example, config.schema, POLICY, f"{example.uid}/{phase}/{n}"
+        )
     ]
 
 
-# -------------------------------------------------------------------------- how good it is
+# -------------------------------------------------------------------------- measurement
 
 
 def measure(
-    config: Config, trained: Policy, pools: dict[str, list[Examination]], *, own_chain: bool
+    config: PrmRunConfig,
+    lm: LanguageModel,
+    params: Any,
+    pools: Mapping[str, Sequence[StepQuery]],
+    *,
+    with_references: bool,
 ) -> dict[str, dict[str, Any]]:
-    """The figures of each split, verdicts read directly and, with votes, behind critiques."""
-    figures: dict[str, dict[str, Any]] = {}
-    for votes in sorted({0, config.examiner.votes}):
-        examiner = Examiner(
-            trained,
-            answer_length=config.examiner.answer_length,
-            batch_size=config.examiner.batch_size,
+    """Metrics by split, with verdicts read directly and, with votes, after critiques."""
+    results: dict[str, dict[str, Any]] = {}
+    for votes in sorted({0, config.prm.votes}):
+        prm = ProcessRewardModel(
+            lm,
+            params,
+            answer_length=config.prm.answer_length,
+            batch_size=config.prm.batch_size,
             votes=votes,
-            own_chain=own_chain,
+            reference_chains=with_references,
         )
-        way = f"critique_{votes}" if votes else "direct"
-        figures[way] = {}
+        method = f"critique_{votes}" if votes else "direct"
+        results[method] = {}
         for split, pool in pools.items():
-            with Progress(f"examining {split}, {way}", total=len(pool)) as progress:
-                told = examiner.score(pool, jax.random.key(config.seed))
+            with Progress(f"scoring {split}, {method}", total=len(pool)) as progress:
+                scores = prm.score(pool, jax.random.key(config.seed))
                 progress.update(len(pool))
-            figures[way][split] = examiner_figures(pool, told)
-    return figures
+            results[method][split] = prm_metrics(pool, scores)
+    return results

@@ -1,57 +1,52 @@
-"""A run from the config to the figures: data, cold start, what follows it, judging all along.
+"""Runs a recipe: the kind of run decides what is called."""
 
-The way to the loss: ``launch.py``, here, ``she_jax.runs.policy``, ``she_jax.rl.update``.
-"""
-
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from she_jax.runs.curriculum import make_start, run_curriculum
-from she_jax.runs.filter import run_filter
-from she_jax.runs.outcome_reward import train_scalar
+from she_jax.runs.config import Recipe, inherit, parse
+from she_jax.runs.curriculum import run_prerequisite, run_stages
+from she_jax.runs.filter import filter_run
+from she_jax.runs.outcome_reward import train_orm
 from she_jax.runs.policy import train
-from she_jax.runs.policy_run import inherit
-from she_jax.runs.predict import evaluate
-from she_jax.runs.process_reward import train_examiner
-from she_jax.runs.validate import check
-from she_jax.training.workdir import Config, claim_workdir, held
+from she_jax.runs.predict import predict
+from she_jax.runs.process_reward import train_prm
+from she_jax.runs.validate import validate
+from she_jax.training.workdir import claim_workdir, lock_workdir
+from she_jax.types import UserError
 
 KINDS = ("train", "curriculum", "filter", "evaluate", "reward_model", "scalar_reward")
 
 
-def run(config: Config, workdir: Path) -> None:
-    """Does what the config says, or goes on where an earlier run of it stopped.
+def run(recipe: Recipe, workdir: Path) -> None:
+    """Does what a recipe says, or resumes an earlier run of it.
 
     Args:
-      config: a recipe of ``configs/``.
+      recipe: a ``ConfigDict`` of ``configs/``.
       workdir: the run's folder.
 
     Raises:
-      ValueError: for a config that cannot be run, or a folder of another one.
-      SystemExit: when a signal asked to stop, after saving.
+      UserError: for a recipe that cannot be run, or a folder of another one.
+      SystemExit: after a signal, once the state is saved.
     """
-    if config.kind not in KINDS:
-        raise ValueError(f"kind={config.kind!r}: expected one of {KINDS}")
-    if config.kind == "curriculum":
-        run_curriculum(config, workdir, run)
+    if recipe.kind not in KINDS:
+        raise UserError(f"kind={recipe.kind!r}: expected one of {KINDS}")
+    if recipe.kind == "curriculum":
+        run_stages(recipe, workdir, run)
         return
-    if config.kind in ("reward_model", "scalar_reward", "filter"):
-        config = inherit(config)
-    if config.get("before") and config.start:
-        make_start(config, workdir, run)
-    check(config, workdir)
-    claim_workdir(workdir, config)
-    own = {
-        "filter": run_filter,
-        "evaluate": evaluate,
-        "reward_model": train_examiner,
-        "scalar_reward": train_scalar,
+    if recipe.kind in ("reward_model", "scalar_reward", "filter"):
+        recipe = inherit(recipe)
+    if recipe.get("prerequisite") and recipe.init_from:
+        run_prerequisite(recipe, workdir, run)
+    config = parse(recipe, workdir)
+    validate(config)
+    claim_workdir(workdir, config.recipe)
+    runs: dict[str, Callable[[Any, Path], None]] = {
         "train": train,
+        "filter": filter_run,
+        "evaluate": predict,
+        "reward_model": train_prm,
+        "scalar_reward": train_orm,
     }
-    with held(workdir):
-        own[config.kind](config, workdir)
-
-
-# -------------------------------------------------------------------------- stages
-
-
-# -------------------------------------------------------------------------- the cold start
+    with lock_workdir(workdir):
+        runs[config.kind](config, workdir)

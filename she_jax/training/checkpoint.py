@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from she_jax.types import TrainState
+from she_jax.types import TrainState, UserError
 
 MANIFEST = "SHA256SUMS"
 _LOG = logging.getLogger("she_jax")
@@ -35,6 +35,7 @@ class Checkpoints:
     Args:
       directory: parent of the checkpoints; created if missing.
       keep: how many of the last checkpoints to keep, at least 1.
+      every: updates between two checkpoints, at least 1; read by ``she_jax.training.loop``.
       warn: called with a sentence for each damaged checkpoint.
     """
 
@@ -43,13 +44,15 @@ class Checkpoints:
         directory: str | os.PathLike,
         *,
         keep: int = 2,
+        every: int = 1,
         warn: Callable[[str], Any] = _LOG.warning,
     ):
         if keep < 1:
-            raise ValueError(f"keep={keep}: at least 1 checkpoint must be kept")
+            raise UserError(f"keep={keep}: at least 1 checkpoint must be kept")
         self.directory = Path(directory).absolute()
         self.directory.mkdir(parents=True, exist_ok=True)
         self._keep = keep
+        self.every = every
         self._warn = warn
         self._best_of: dict[int, int | None] = {}
         self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
@@ -75,18 +78,16 @@ class Checkpoints:
           best: whether this is the best checkpoint so far.
 
         Raises:
-          ValueError: if the step exists already, or ``host`` does not survive JSON.
+          UserError: if the step exists already, or ``host`` does not survive JSON.
           OSError: if writing failed (a full disk); earlier checkpoints are untouched.
         """
         path = self.directory / str(step)
         if path.exists() and _damage(path):  # left by an interrupted save
             self._set_aside(path)
         if path.exists():
-            raise ValueError(f"{path} exists already: a step is saved once, after restore()")
+            raise UserError(f"{path} exists already: a step is saved once, after restore()")
         if json.loads(json.dumps(host)) != host:
-            raise ValueError(
-                f"host state {host!r} does not survive JSON: use string keys and lists"
-            )
+            raise UserError(f"host state {host!r} does not survive JSON: use string keys and lists")
         steps = self.steps
         best_step = step if best else self._best_of.get(steps[-1]) if steps else None
         record = {"host": dict(host), "best": best_step, "arrays": _describe(state)}
@@ -133,7 +134,7 @@ class Checkpoints:
           (step, state, host), or None if there is no intact checkpoint.
 
         Raises:
-          ValueError: if the checkpoint is intact but its arrays differ from the template's.
+          UserError: if the checkpoint is intact but its arrays differ from the template's.
         """
         for step in reversed(self.steps):
             path = self.directory / str(step)
@@ -173,7 +174,7 @@ class Checkpoints:
           (step, params), or None if there is no intact checkpoint.
 
         Raises:
-          ValueError: if the checkpoint is intact but its arrays differ from the template's.
+          UserError: if the checkpoint is intact but its arrays differ from the template's.
         """
         chosen = None
         for step in reversed([s for s in self.steps if up_to is None or s <= up_to]):
@@ -256,7 +257,7 @@ def _check_arrays(path: Path, saved: dict, wanted: dict) -> None:
         if saved.get(name) != wanted.get(name)
     ]
     if lines:
-        raise ValueError(
+        raise UserError(
             f"checkpoint {path} holds other arrays than this config needs; resume with the model "
             "and optimizer it was saved with, or choose another workdir:\n" + "\n".join(lines)
         )

@@ -33,7 +33,7 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
     write_text(path, json.dumps(_to_json(obj), indent=2, allow_nan=False) + "\n")
 
 
-def shown(text: str, longest: int = LONGEST) -> str:
+def printable(text: str, longest: int = LONGEST) -> str:
     """The text on one line, with invisible characters escaped, cut to ``longest`` characters."""
     start = text[:longest]
     line = "".join(

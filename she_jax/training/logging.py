@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, BinaryIO
 
 from rich import box
 from rich.console import Console
@@ -26,22 +26,30 @@ MIN_MEAN_STEPS = 40  # with fewer steps, a late compilation would dominate their
 class MetricsWriter:
     """Writes one line per step to ``metrics.jsonl``, and events to ``tensorboard/<phase>``.
 
-    A run saves ``lines`` in its checkpoints and passes it back when it resumes. What a killed run
-    wrote after its last checkpoint, an incomplete last line included, is truncated, so that the
-    file of a resumed run equals that of an uninterrupted one except for the ``time/`` fields. The
-    same steps are purged from TensorBoard.
+    A run saves ``lines`` in its checkpoints and passes it to ``keep`` when it resumes. What a
+    killed run wrote after its last checkpoint, an incomplete last line included, is truncated, so
+    that the file of a resumed run equals that of an uninterrupted one except for the ``time/``
+    fields. The same steps are purged from TensorBoard.
 
     Args:
       workdir: the run's folder.
-      lines: number of existing lines to keep; 0 starts a new file.
+
+    Attributes:
+      lines: number of lines of the phases so far.
     """
 
-    def __init__(self, workdir: str | os.PathLike, *, lines: int = 0):
+    def __init__(self, workdir: str | os.PathLike):
         self._events_dir = Path(workdir) / "tensorboard"
         self._events: dict[str, SummaryWriter] = {}
-        path = Path(workdir) / "metrics.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a+b")
+        self._path = Path(workdir) / "metrics.jsonl"
+        self._file: BinaryIO | None = None
+        self.lines = 0
+
+    def keep(self, lines: int) -> None:
+        """Truncates the file to its first ``lines`` lines, after which ``write`` continues."""
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("a+b")
         self._file.seek(0)
         kept = end = 0
         while kept < lines and self._file.readline().endswith(b"\n"):
@@ -49,14 +57,15 @@ class MetricsWriter:
             end = self._file.tell()
         self._file.truncate(end)
         if kept < lines:
-            _LOG.warning("%s has %d whole lines, the checkpoint expects %d", path, kept, lines)
+            message = "%s has %d whole lines, the checkpoint expects %d"
+            _LOG.warning(message, self._path, kept, lines)
         self.lines = kept
 
     def write(self, phase: str, step: int, values: Mapping[str, Any]) -> None:
         """Writes the metrics of a step.
 
         Args:
-          phase: ``sft``, ``srpo``, ``eval``, ...
+          phase: ``sft``, ``rl``, ``eval``, ...
           step: step within the phase.
           values: number by name (Python's, numpy's or a JAX scalar). Names of timings start with
             ``time/``. NaN and infinities become null in the file and are omitted from the events.
@@ -73,6 +82,9 @@ class MetricsWriter:
             number = value if type(value) is int else float(value)
             numbers[name] = number if math.isfinite(number) else None
         line = json.dumps({"phase": phase, "step": step, **numbers}, allow_nan=False)
+        if self._file is None:
+            self.keep(self.lines)
+        assert self._file is not None
         self._file.write(line.encode() + b"\n")
         self._file.flush()
         self.lines += 1
@@ -85,7 +97,8 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flushes and closes the file and the events."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         for events in self._events.values():
             events.close()
 
@@ -198,7 +211,7 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """Prints a line for the user."""
     Console().print(text, markup=False, highlight=False, soft_wrap=True)
 

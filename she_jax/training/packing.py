@@ -14,7 +14,7 @@ from she_jax.types import Example, SftBatch
 WIDTHS = (1.0, 1.2, 1.3, 1.4, 2.0)
 
 
-def two_a_row(batch: SftBatch) -> SftBatch:
+def pack_pairs(batch: SftBatch) -> SftBatch:
     """Packs a batch into half as many rows, the longest row with the shortest, and so on.
 
     The two do not attend to each other, so loss and gradient are unchanged. Rows are seldom full,
@@ -23,7 +23,7 @@ def two_a_row(batch: SftBatch) -> SftBatch:
     Args:
       batch: an even number of rows; without a mask, attention is causal.
     """
-    arrays = [np.asarray(x) for x in (batch.tokens, batch.positions, batch.weights)]
+    arrays = [np.asarray(x) for x in (batch.tokens, batch.positions, batch.loss_weights)]
     attended = None if batch.mask is None else np.asarray(batch.mask)
     real = arrays[1] >= 0
     sizes = real.sum(axis=1)
@@ -45,7 +45,7 @@ def two_a_row(batch: SftBatch) -> SftBatch:
                 block = attended[source][np.ix_(real[source], real[source])]
             mask[row, start:end, start:end] = block
     tokens, positions, weights, mask = map(jnp.asarray, (*packed, mask))
-    return SftBatch(tokens=tokens, positions=positions, weights=weights, mask=mask)
+    return SftBatch(tokens=tokens, positions=positions, loss_weights=weights, mask=mask)
 
 
 def completion_batch(
@@ -55,13 +55,13 @@ def completion_batch(
     mask: Bool[np.ndarray, "B C"],
 ) -> tuple[SftBatch, int]:
     """A batch of prompts and completions, trained on the latter; and the number of cut prompts."""
-    prompt, cut = prompts.prompts(examples)
+    prompt, cut = prompts.encode_prompts(examples)
     real = np.concatenate([prompt.mask, mask], axis=1)
     trained = np.concatenate([np.zeros_like(prompt.mask), mask], axis=1)
     batch = SftBatch(
         tokens=jnp.asarray(np.concatenate([prompt.tokens, completions], axis=1)),
         positions=jnp.asarray(positions(real)),
-        weights=jnp.asarray(trained, dtype=jnp.float32),
+        loss_weights=jnp.asarray(trained, dtype=jnp.float32),
         prompt_length=prompts.prompt_length,
     )
     return batch, cut

@@ -5,77 +5,97 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from she_jax.training.files import write_json
+from she_jax.types import UserError
 
-# While none of these exists, the config may change without loss.
-MADE = ("checkpoints", "predictions.jsonl", "examinations", "outcomes", "filter")
-# Written by rejection-sampling SFT: uids of the pairs without a correct rollout, and of all pairs.
-MISSED = "missed.json"
-
-# A ConfigDict. Its attributes are typed as a union of everything, which no type checker can follow.
-Config: TypeAlias = Any
+# While none of these exists, the recipe may change without loss.
+ARTIFACTS = ("checkpoints", "predictions.jsonl", "step_queries", "chains", "filter")
+SCHEMA = 2  # of config.json: raised when keys are renamed, so that old folders are refused
 
 
-def claim_workdir(workdir: str | os.PathLike, config: Config, made: Sequence[str] = MADE) -> None:
+def claim_workdir(
+    workdir: str | os.PathLike, recipe: Mapping[str, Any], artifacts: Sequence[str] = ARTIFACTS
+) -> None:
     """Creates the folder of a run with its ``config.json``, or checks that it belongs to this run.
 
-    A folder without results of training or evaluation accepts a new config. ``export``, which asks
+    A folder without results of training or evaluation accepts a new recipe. ``export``, which asks
     for an export of the policy, may change at any time.
 
     Args:
       workdir: the folder.
-      config: the run's ``ConfigDict``.
-      made: names in the folder that mark results of training or evaluation.
+      recipe: the run's recipe as plain values.
+      artifacts: names in the folder that mark results of training or evaluation.
 
     Raises:
-      ValueError: if the folder holds other files and no ``config.json``, or another config. The
+      UserError: if the folder holds other files and no ``config.json``, or another recipe. The
         message lists every key that differs, with both values.
     """
     workdir = Path(workdir)
     if workdir.exists() and not workdir.is_dir():
-        raise ValueError(f"workdir {workdir} is a file: give a folder with --workdir")
+        raise UserError(f"workdir {workdir} is a file: give a folder with --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / "config.json"
-    config_dict = config.to_dict()
+    path, current = workdir / "config.json", {"schema": SCHEMA, **recipe}
     if not path.exists():
         # A kill while config.json is written leaves only config.json.part.
         if others := sorted(p.name for p in workdir.iterdir() if p.name != "config.json.part"):
-            raise ValueError(
+            raise UserError(
                 f"workdir {workdir} has no config.json, but other files ({', '.join(others[:5])}): "
                 "give a new or empty folder with --workdir"
             )
-        write_json(path, config_dict)
+        write_json(path, current)
         return
     try:
-        saved_config = json.loads(path.read_bytes())
+        saved = json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is not JSON ({error}): give a new folder with --workdir"
         ) from error
-    old, new = _flat(saved_config), _flat(json.loads(json.dumps(config_dict)))
+    old, new = _flat(saved), _flat(current)
     lines = [
         f"  {key}: {_value(old, key)} in the workdir, {_value(new, key)} now"
         for key in sorted(old.keys() | new.keys())
         if _value(old, key) != _value(new, key) and key.rpartition(".")[2] != "export"
     ]
-    if lines and not any((workdir / name).exists() for name in made):
-        write_json(path, config_dict)
+    if lines and not any((workdir / name).exists() for name in artifacts):
+        write_json(path, current)
     elif lines:
-        raise ValueError(
+        _check_schema(saved, path)
+        raise UserError(
             f"workdir {workdir} belongs to a run with another config:\n"
             + "\n".join(lines)
             + "\nGive a new folder with --workdir, or the old values to resume the old run"
         )
 
 
+def read_recipe(folder: Path) -> dict[str, Any]:
+    """The ``config.json`` of a run, or of a Hugging Face directory, which has no ``kind``.
+
+    Raises:
+      UserError: if an earlier version of she_jax wrote it.
+    """
+    path = folder / "config.json"
+    recipe = json.loads(path.read_text(encoding="utf-8"))
+    if "kind" in recipe:
+        _check_schema(recipe, path)
+    return recipe
+
+
+def _check_schema(recipe: Mapping[str, Any], path: Path) -> None:
+    if recipe.get("schema") != SCHEMA:
+        raise UserError(
+            f"{path} is of another version of she_jax (schema {recipe.get('schema', 1)}, this one "
+            f"reads {SCHEMA}): use that version, or start anew in another --workdir"
+        )
+
+
 @contextmanager
-def held(workdir: str | os.PathLike) -> Iterator[None]:
+def lock_workdir(workdir: str | os.PathLike) -> Iterator[None]:
     """Locks a folder for this process, if its file system supports it.
 
     Raises:
-      ValueError: if another command is running in it.
+      UserError: if another command is running in it.
     """
     try:
         import fcntl
@@ -87,7 +107,7 @@ def held(workdir: str | os.PathLike) -> Iterator[None]:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(folder)
-        raise ValueError(f"another command is running in {workdir}: wait for it") from error
+        raise UserError(f"another command is running in {workdir}: wait for it") from error
     except OSError:
         pass  # some network file systems cannot lock folders
     try:

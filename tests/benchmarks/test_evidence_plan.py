@@ -58,7 +58,7 @@ def test_an_arm_with_the_rate_of_another_needs_its_runs():
 
 def test_reward_models_come_before_the_arms_that_need_them():
     """The examiner once, of the first seed; a scalar model for each seed, since it reads tokens."""
-    settings = {"reward.model": recipe.EXAMINER, "reward.scalar": recipe.SCALAR}
+    settings = {"reward.prm": recipe.PRM, "reward.orm": recipe.ORM}
     config = small_config({"arm": {"seeds": 2, "tuned": False, "settings": settings}})
     jobs = plan_jobs(config, config.order)
     assert [job.name for job in jobs] == [
@@ -77,8 +77,8 @@ def test_reward_models_come_before_the_arms_that_need_them():
         "seed1/scalar-main",
     )
     arm = job_config(config, Path("runs/x"), jobs[-1])
-    assert arm.reward.model == "runs/x/examiner-main"
-    assert arm.reward.scalar == "runs/x/seed1/scalar-main"
+    assert arm.reward.prm == "runs/x/examiner-main"
+    assert arm.reward.orm == "runs/x/seed1/scalar-main"
     examiner = job_config(config, Path("runs/x"), jobs[1])
     assert (examiner.kind, examiner.checkpoint) == ("reward_model", "runs/x/seed0/start-main")
 
@@ -101,7 +101,7 @@ def test_a_job_is_the_recipe_with_what_its_arm_changes():
 def test_a_jobs_seed_is_added_to_those_of_the_config(stages):
     """None is ignored: another examiner.seed is another examiner, of the same pairs."""
     config = small_config({"arm": {"stages": stages}}).unlock()
-    config.update_from_flattened_dict({"examiner.seed": 30, "scalar.seed": 40})
+    config.update_from_flattened_dict({"prm.seed": 30, "orm.seed": 40})
     arm, examiner, scalar = (
         job_config(config, Path("w"), Job(kind=kind, target=target, seed=1, rate=1e-4))
         for kind, target in (("arm", "arm"), ("examiner", "main"), ("scalar", "main"))
@@ -134,12 +134,12 @@ def test_the_stages_of_a_curriculum_keep_the_proportions_of_their_rates():
 
 def test_a_stage_may_name_a_reward_model():
     """It is trained before the arm, like one that the settings name."""
-    stages = {"a": {}, "b": {"reward.model": recipe.EXAMINER}}
+    stages = {"a": {}, "b": {"reward.prm": recipe.PRM}}
     config = small_config({"she": {"stages": stages, "tuned": False}})
     job = plan_jobs(config, config.order)[-1]
     assert job.needs == ("seed0/start-main", "examiner-main")
     run = job_config(config, Path("w"), job)
-    assert [stage.reward.model for stage in run.stages.values()] == ["", "w/examiner-main"]
+    assert [stage.reward.prm for stage in run.stages.values()] == ["", "w/examiner-main"]
 
 
 @pytest.mark.parametrize("arg", ["", "model=smollm2,data=esci", "data=jsonl"])
@@ -165,7 +165,11 @@ def test_other_pairs_are_learned_from_in_four_ways_at_the_sizes_of_stage_1():
         run = job_config(config, Path("w"), Job(kind="arm", target=name, seed=1, rate=1e-5))
         assert (run.model, run.sft, run.data.name) == (single.model, single.sft, "esci")
         assert (run.rl.prompts, run.rl.steps) == (single.rl.prompts, single.rl.steps)
-        assert (run.rl.aim, run.rl.refill, run.filter.pairs) == ("even", 0, 0)
+        assert (run.rl.difficulty, run.rl.dynamic_sampling_rounds, run.filter.pairs) == (
+            "even",
+            0,
+            0,
+        )
 
 
 def test_no_arm_is_given_more_rows_or_rollouts_than_another():
@@ -181,7 +185,9 @@ def test_no_arm_is_given_more_rows_or_rollouts_than_another():
         assert sum(stage.rl.steps for stage in stages) == updates, name
         assert {stage.rl.prompts * stage.rl.group_size for stage in stages} == {64}, name
         sampled = [s for s in stages if s.method != "sft" or s.offline.chains == "rejection"]
-        assert not any(s.offline.pairs or s.rl.refill or s.filter.pairs for s in sampled), name
+        assert not any(
+            s.offline.pairs or s.rl.dynamic_sampling_rounds or s.filter.pairs for s in sampled
+        ), name
 
 
 def test_srpo_leaves_alone_what_did_worse_and_other_estimators_do_not():
@@ -191,7 +197,7 @@ def test_srpo_leaves_alone_what_did_worse_and_other_estimators_do_not():
         for stage in list(run.stages.values()) if arm.stages else [run]:
             if arm.trained and stage.method == "online":
                 one_sign = (stage.rl.estimator == "srpo") != name.endswith(("_sign", "_signs"))
-                assert stage.rl.negative == (0 if one_sign else 1), name
+                assert stage.rl.negative_advantage_weight == (0 if one_sign else 1), name
 
 
 # ---------------------------------------------------------------------- the rates

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from she_jax.data.curriculum import LEAST, PromptPool, aim_weight
+from she_jax.data.curriculum import LEAST, PromptPool, difficulty_weight
 from she_jax.types import Example
 
 EXAMPLES = [
@@ -30,7 +30,7 @@ def drawn(pool, count):
 )
 def test_the_curves_by_hand(aim, expected):
     rates = np.array([0, 0.25, 0.5, 0.75, 1.0])
-    np.testing.assert_allclose(aim_weight(rates, aim), expected, atol=1e-12)
+    np.testing.assert_allclose(difficulty_weight(rates, aim), expected, atol=1e-12)
 
 
 def test_an_unknown_aim_lists_the_known_ones():

@@ -18,15 +18,15 @@ from recipes import EXAMPLE, Given, GivenConfig, good_rows, make_dataset
 
 from she_jax.data.dataset import (
     FEATURES,
-    CarvedConfig,
     ExampleConfig,
+    HashSplitConfig,
     decode,
     encode,
-    in_no_order,
     open_split,
     prepare,
+    shuffled_rows,
 )
-from she_jax.data.intake import Intake, Row, hygiene, query_hash
+from she_jax.data.intake import Intake, Row, normalize_text, query_hash
 from she_jax.types import BadRow, Example
 
 TEXT = st.text(st.characters(exclude_categories=()), max_size=40)
@@ -65,8 +65,8 @@ def test_a_label_outside_the_classes_is_not_stored_as_unknown():
 
 @given(TEXT)
 def test_hygiene_is_idempotent_and_leaves_storable_text(text):
-    clean = hygiene(text)
-    assert hygiene(clean) == clean
+    clean = normalize_text(text)
+    assert normalize_text(clean) == clean
     assert clean == " ".join(clean.split())
     assert clean.encode().decode() == clean  # no lone surrogates
     assert not set(clean) & set("\0\t\n\r\ufeff\u200b\u200e\u200f\u202a\u202e\u2066\u2069\u061c")
@@ -85,7 +85,7 @@ def test_hygiene_is_idempotent_and_leaves_storable_text(text):
     ],
 )
 def test_hygiene_cleans_and_keeps_three_languages(dirty, clean):
-    assert hygiene(dirty) == clean
+    assert normalize_text(dirty) == clean
 
 
 def test_set_is_made_once_and_read_back_identical(tmp_path, capsys):
@@ -148,16 +148,16 @@ def test_open_split_names_what_there_is(tmp_path):
 
 @pytest.mark.parametrize(("size", "together"), [(1_000, 1), (1_000, 16), (7, 16), (0, 1)])
 def test_rows_in_no_order_are_all_rows_from_all_over_and_neighbours_stay(size, together):
-    rows = in_no_order("jsonl", size, together).tolist()
+    rows = shuffled_rows("jsonl", size, together).tolist()
     assert sorted(rows) == list(range(size))
-    assert rows == in_no_order("jsonl", size, together).tolist()
+    assert rows == shuffled_rows("jsonl", size, together).tolist()
     if size == 1_000:
         assert rows != sorted(rows)
         counts = np.histogram(rows[:200], bins=5, range=(0, size))[0]
         assert min(counts) >= 16  # 40 in the mean
     beside = sum(b - a == 1 for a, b in pairwise(rows))
     assert beside >= size - 1 - size // together
-    assert in_no_order("shopworld", size, together).tolist() == list(range(size))
+    assert shuffled_rows("shopworld", size, together).tolist() == list(range(size))
 
 
 def test_bad_rows_are_set_aside_with_place_and_reason():
@@ -271,13 +271,13 @@ def test_query_hash_ignores_case_and_white_space_and_is_even():
 
 
 def test_carved_splits_have_their_shares_and_share_no_query():
-    config = CarvedConfig(validation_share=0.2, test_share=0.3)
+    config = HashSplitConfig(validation_share=0.2, test_share=0.3)
     splits = [config.split_of(f"query {i}") for i in range(2_000)]
     shares = {name: splits.count(name) / 2_000 for name in ("train", "validation", "test")}
     assert shares == pytest.approx({"train": 0.5, "validation": 0.2, "test": 0.3}, abs=0.04)
     assert config.split_of("Query  1") == splits[1]
     with pytest.raises(ValueError, match=r"validation_share=0\.5, test_share=0\.5"):
-        CarvedConfig(validation_share=0.5, test_share=0.5)
+        HashSplitConfig(validation_share=0.5, test_share=0.5)
 
 
 def test_builders_stay_out_of_the_global_registry():

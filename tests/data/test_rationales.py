@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from recipes import SHARED_DATA
 
 from she_jax.cot import ATTRIBUTES, CotSchema, Step
-from she_jax.data.intake import hygiene
+from she_jax.data.intake import normalize_text
 from she_jax.data.rationales import implied_steps, write_chain
 from she_jax.rewards.verifier import verify
 from she_jax.types import Example
@@ -27,7 +27,7 @@ LAMP = Example(
     },
     label=3,
 )
-TEXT = st.text(max_size=60).map(hygiene).filter(bool)
+TEXT = st.text(max_size=60).map(normalize_text).filter(bool)
 
 
 def chain(example: Example, seed: int = 0, schema: CotSchema = SCHEMA) -> str:

@@ -8,7 +8,7 @@ from sklearn.metrics import f1_score
 
 from she_jax.cot import CotSchema
 from she_jax.evaluation.metrics import pass_at_k, score
-from she_jax.generate.generator import Judge, Sample
+from she_jax.generate.generator import Generator, Sample
 from she_jax.types import Example
 
 SCHEMA = CotSchema()
@@ -131,7 +131,7 @@ def test_standard_error_agrees_with_resampled_rows():
 def test_pass_at_k_is_of_the_pairs_that_have_a_label():
     """A chain that cannot be read has no label either, and is right nowhere."""
 
-    class Told(Judge):
+    class Told(Generator):
         def __init__(self):
             """Nothing to load."""
 

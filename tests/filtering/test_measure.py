@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from recipes import changed
 from recipes import config as small
+from she_jax.runs.policy_run import begin
 
 from configs import filter as recipe
 from she_jax.data.dataset import open_split
 from she_jax.filtering import measure as filter_run
 from she_jax.filtering.measure import _looked_at
 from she_jax.filtering.records import read_records
-from she_jax.generate.generator import Judge
-from she_jax.runs.policy_run import begin
+from she_jax.generate.generator import Generator
 from she_jax.runs.run import run
 
 SMALL = {
@@ -125,7 +125,7 @@ def test_other_thresholds_take_no_new_rollouts(done, policy, tmp_path, monkeypat
     def forbidden(*_):
         raise AssertionError("sampled")
 
-    monkeypatch.setattr(Judge, "samples", forbidden)
+    monkeypatch.setattr(Generator, "samples", forbidden)
     again = config(policy, filter__records=str(done / "filter" / "records"), filter__size=10)
     run(again, tmp_path / "run")
     assert len(kept(tmp_path / "run")["rows"]) == 10
@@ -163,12 +163,12 @@ def test_what_had_no_rollouts_as_a_repeat_stays_one(policy, tmp_path, monkeypatc
     repeats = {0.9: [2], 0.5: [1]}
     monkeypatch.setattr(filter_run, "_repeats", lambda *own: np.asarray(repeats[own[-1]], np.int64))
     own = {"filter__size": 0, "filter__records": str(tmp_path / "records")}
-    for similarity, left_out in ((0.9, [2]), (0.5, [1, 2])):
+    for similarity, missing_steps in ((0.9, [2]), (0.5, [1, 2])):
         workdir = tmp_path / str(similarity)
         run(config(policy, filter__similarity=similarity, **own), workdir)
-        assert kept(workdir)["rows"] == [row for row in range(40) if row not in left_out]
+        assert kept(workdir)["rows"] == [row for row in range(40) if row not in missing_steps]
         told = json.loads((workdir / "filter" / "report.json").read_text())["by_reason"]
-        assert told["duplicate"] == len(left_out)
+        assert told["duplicate"] == len(missing_steps)
         assert told["unmeasured"] == 0
 
 

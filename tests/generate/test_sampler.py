@@ -185,7 +185,9 @@ def test_a_halved_loop_equals_the_plain_one(group_size):
     settings = {"group_size": group_size, "max_new_tokens": NEW, "eos_id": ends, "pad_id": PAD}
     plain = jit_sample(MODEL, **settings)(params(), batch, jax.random.key(3), 1.0)
     recording = Recording(config=CONFIG, graph=MODEL.graph)
-    halved = jit_sample(recording, **settings, halvings=3)(params(), batch, jax.random.key(3), 1.0)
+    halved = jit_sample(recording, **settings, compactions=3)(
+        params(), batch, jax.random.key(3), 1.0
+    )
     jax.effects_barrier()
     left = [int((plain.completion_mask.sum(axis=1) > turn).sum()) for turn in range(1, NEW)]
     expected = [min(size for size in (12, 6, 3, 1) if size >= count) for count in left if count]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from she_jax.cot import CotSchema
 from she_jax.rewards.hybrid import COMBINATIONS, combine_rewards
-from she_jax.rewards.verifier import left_out, outcome_reward, step_batch, verify
+from she_jax.rewards.verifier import missing_steps, outcome_reward, step_batch, verify
 from she_jax.rl.advantages import srpo_advantages
 from she_jax.types import Example, StepBatch
 
@@ -151,8 +151,10 @@ def test_a_check_left_out_counts_as_one_that_is_wrong():
     half = with_fields(steps=checked.steps, annotations=(*EXAMPLE.annotations, "check_1"))
     chain = CHECKS.parse(one)
     assert CHECKS.names[3:7] == ("check_1", "check_2", "check_3", "attributes")
-    assert left_out(chain, checked, CHECKS).tolist() == [k == 4 for k in range(8)]
-    assert not left_out(chain, half, CHECKS).any()  # nobody knows that a second one was asked for
+    assert missing_steps(chain, checked, CHECKS).tolist() == [k == 4 for k in range(8)]
+    assert not missing_steps(
+        chain, half, CHECKS
+    ).any()  # nobody knows that a second one was asked for
     _, known = verify(chain, checked, CHECKS)
     assert not known[4]  # the chain itself says nothing of it
     tokens = np.zeros((2, 3), np.int32)

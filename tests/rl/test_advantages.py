@@ -187,11 +187,11 @@ def test_token_advantages_by_hand():
     want = [[0.5, 0.75, -0.5, 2.0, 0.0], [0.0, -1.0, 0.0, -1.0, -2.0]]
     np.testing.assert_allclose(token_advantages(advantages, ids, mask), want)
     want = [[0.5, 0.6, -0.5, 0.6, 0.0], [0.0, -0.6, 0.0, -0.6, -0.6]]
-    np.testing.assert_allclose(token_advantages(advantages, ids, mask, clamp=0.6), want)
+    np.testing.assert_allclose(token_advantages(advantages, ids, mask, clip=0.6), want)
     want = [[0.5, 0.75, -0.25, 2.0, 0.0], [0.0, -0.5, 0.0, -0.5, -1.0]]  # of -2, not of -10
-    np.testing.assert_allclose(token_advantages(advantages, ids, mask, negative=0.5), want)
+    np.testing.assert_allclose(token_advantages(advantages, ids, mask, negative_weight=0.5), want)
     want = [[0.5, 0.75, 0.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]]
-    np.testing.assert_allclose(token_advantages(advantages, ids, mask, negative=0.0), want)
+    np.testing.assert_allclose(token_advantages(advantages, ids, mask, negative_weight=0.0), want)
 
 
 def test_trap_9_a_shaped_reward_does_not_make_a_group_informative():

@@ -99,7 +99,7 @@ def test_process_gives_a_token_what_ends_at_or_after_it():
         process_advantages(rewards, mask, outcome, group_size=4),
         np.tile(ids, (4, 1)),
         everywhere,
-        clamp=100.0,
+        clip=100.0,
     )
     want = [[own[i, ends >= t].sum() if ids[t] >= 0 else 0 for t in range(10)] for i in range(4)]
     np.testing.assert_allclose(got, want, atol=1e-5)

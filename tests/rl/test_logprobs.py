@@ -36,12 +36,12 @@ def policy_batch(tokens, start):
     return TrainBatch(
         tokens=tokens,
         positions=jnp.zeros((B, T), dtype=jnp.int32),
-        weights=jax.nn.relu(fields[0]).at[:, :start].set(0),
+        loss_weights=jax.nn.relu(fields[0]).at[:, :start].set(0),
         advantages=fields[1],
         old_logps=fields[2] - 2,
         ref_logps=fields[3] - 2,
         temperature=jnp.float32(0.7),
-        kl_weight=jnp.float32(0.1),
+        kl_coef=jnp.float32(0.1),
         prompt_length=start,
     )
 
@@ -189,7 +189,7 @@ def test_the_fused_loss_equals_the_plain_one(monkeypatch, start, positions_a_chu
 
     def loss(logps, entropy, batch):
         (total, _), metrics = policy_loss(logps, batch, LossConfig())
-        seen = jnp.where(batch.weights != 0, entropy, 0.0)
+        seen = jnp.where(batch.loss_weights != 0, entropy, 0.0)
         return total, metrics | {"entropy": seen.sum()}
 
     def fused(hidden, head):

@@ -13,8 +13,8 @@ from she_jax.rl.logprobs import token_logps
 from she_jax.rl.losses import (
     LossConfig,
     dpo_loss,
+    loss_denominators,
     policy_loss,
-    row_counts,
     sft_loss,
     token_weights,
 )
@@ -28,11 +28,11 @@ def random_batch(seed=0):
     fields = {
         "tokens": rng.integers(0, V, (B, T)),
         "positions": np.tile(np.arange(T), (B, 1)),
-        "weights": (rng.random((B, T)) < 0.7).astype(np.float32),
+        "loss_weights": (rng.random((B, T)) < 0.7).astype(np.float32),
         "advantages": rng.normal(size=(B, T)).astype(np.float32),
         "old_logps": -rng.random((B, T)).astype(np.float32),
         "ref_logps": -rng.random((B, T)).astype(np.float32),
-        "kl_weight": np.float32(0.1),
+        "kl_coef": np.float32(0.1),
     }
     return TrainBatch(**{name: jnp.asarray(field) for name, field in fields.items()})
 
@@ -51,16 +51,16 @@ IDS = np.array([[-1, 0, 0, 0, 7, -1], [-1, 7, 7, -1, -1, -1]])
         ("constant", [[0, 1, 1, 1, 1, 1], [0, 1, 1, 0, 0, 0]]),
     ],
 )
-def test_token_weights_by_hand(normalisation, want):
-    np.testing.assert_allclose(token_weights(MASK, IDS, normalisation), want, rtol=1e-6)
+def test_token_weights_by_hand(aggregation, want):
+    np.testing.assert_allclose(token_weights(MASK, IDS, aggregation), want, rtol=1e-6)
     more = (np.pad(MASK, ((0, 0), (0, 3))), np.pad(IDS, ((0, 0), (0, 3)), constant_values=-1))
-    padded = token_weights(*more, normalisation)
+    padded = token_weights(*more, aggregation)
     np.testing.assert_allclose(padded, np.pad(want, ((0, 0), (0, 3))), rtol=1e-6)
 
 
 def test_token_weights_of_nothing_are_zero():
-    for normalisation in losses.NORMALISATIONS:
-        assert not np.any(token_weights(np.zeros_like(MASK), IDS, normalisation))
+    for aggregation in losses.AGGREGATIONS:
+        assert not np.any(token_weights(np.zeros_like(MASK), IDS, aggregation))
 
 
 def test_an_unknown_normalisation_lists_the_choices():
@@ -69,17 +69,17 @@ def test_an_unknown_normalisation_lists_the_choices():
 
 
 def test_row_counts_are_the_room_for_a_completion():
-    np.testing.assert_array_equal(row_counts(3, 40, "constant"), [40.0, 40.0, 40.0])
-    for normalisation in ("token", "sequence", "step"):
-        assert row_counts(3, 40, normalisation) is None
+    np.testing.assert_array_equal(loss_denominators(3, 40, "constant"), [40.0, 40.0, 40.0])
+    for aggregation in ("token", "sequence", "step"):
+        assert loss_denominators(3, 40, aggregation) is None
 
 
 def test_counts_are_the_divisor_and_nothing_else():
     batch = random_batch()
     logps = batch.old_logps + 0.3
     (total, count), metrics = policy_loss(logps, batch, LossConfig())
-    np.testing.assert_allclose(count, batch.weights.sum())
-    constant = dataclasses.replace(batch, counts=jnp.array([8.0, 8.0, 9.0]))
+    np.testing.assert_allclose(count, batch.loss_weights.sum())
+    constant = dataclasses.replace(batch, denominator=jnp.array([8.0, 8.0, 9.0]))
     (same, divisor), also = policy_loss(logps, constant, LossConfig())
     assert divisor == 25
     assert same == total
@@ -92,11 +92,11 @@ def test_policy_loss_by_hand():
     batch = TrainBatch(
         tokens=jnp.zeros((1, 5), dtype=jnp.int32),
         positions=jnp.arange(5)[None],
-        weights=jnp.array([[0.0, 1.0, 1.0, 2.0, 1.0]]),
+        loss_weights=jnp.array([[0.0, 1.0, 1.0, 2.0, 1.0]]),
         advantages=jnp.array([[9.0, 1.0, -1.0, 1.0, -1.0]]),
         old_logps=jnp.full((1, 5), -3.0),
         ref_logps=jnp.full((1, 5), -3.0),
-        kl_weight=0.5,
+        kl_coef=0.5,
     )
     logps = jnp.array([[9.0, -3 + log2, -3 + log2, -3 - log2, -3 - log2]])
     (total, count), metrics = policy_loss(logps, batch, LossConfig(clip_low=0.2, clip_high=0.4))
@@ -124,13 +124,13 @@ def test_on_policy_gradient_is_the_policy_gradient():
     """At ratio 1 without a KL term the gradient by logps is -w * A."""
     batch = dataclasses.replace(random_batch(), ref_logps=None)
     grads = jax.grad(lambda logps: policy_loss(logps, batch, LossConfig())[0][0])(batch.old_logps)
-    np.testing.assert_allclose(grads, -batch.weights * batch.advantages, rtol=1e-6)
+    np.testing.assert_allclose(grads, -batch.loss_weights * batch.advantages, rtol=1e-6)
 
 
 def test_imitated_tokens_have_the_gradient_of_cross_entropy_whatever_the_others_say():
     batch = random_batch()
     logps = batch.old_logps + jax.random.normal(jax.random.PRNGKey(3), (B, T))
-    imitated = jnp.asarray(np.tile(np.arange(T) % 2 == 0, (B, 1)))
+    imitation_mask = jnp.asarray(np.tile(np.arange(T) % 2 == 0, (B, 1)))
 
     def graded(batch):
         def loss(logps):
@@ -140,16 +140,16 @@ def test_imitated_tokens_have_the_gradient_of_cross_entropy_whatever_the_others_
         (total, told), grads = jax.value_and_grad(loss, has_aux=True)(logps)
         return total, *told, grads
 
-    total, count, metrics, grads = graded(dataclasses.replace(batch, imitated=imitated))
+    total, count, metrics, grads = graded(dataclasses.replace(batch, imitation_mask=imitation_mask))
     plain = graded(batch)
-    want = jnp.where(imitated, -batch.weights * batch.advantages, plain[3])
+    want = jnp.where(imitation_mask, -batch.loss_weights * batch.advantages, plain[3])
     np.testing.assert_allclose(grads, want, rtol=1e-5)
     np.testing.assert_allclose(count, plain[1])
     # The value, of the rest alone, with a ratio of 1 and nothing else where they are imitated.
-    rest = dataclasses.replace(batch, weights=batch.weights * ~imitated)
+    rest = dataclasses.replace(batch, loss_weights=batch.loss_weights * ~imitation_mask)
     others = graded(rest)[2]
-    own = {"ratio": (batch.weights * imitated).sum()}
-    own["pg_loss"] = -(batch.weights * imitated * batch.advantages).sum()
+    own = {"ratio": (batch.loss_weights * imitation_mask).sum()}
+    own["pg_loss"] = -(batch.loss_weights * imitation_mask * batch.advantages).sum()
     for name in metrics:
         np.testing.assert_allclose(
             metrics[name], others[name] + own.get(name, 0), rtol=1e-5, err_msg=name
@@ -157,15 +157,15 @@ def test_imitated_tokens_have_the_gradient_of_cross_entropy_whatever_the_others_
     np.testing.assert_allclose(total, metrics["pg_loss"] + 0.1 * metrics["kl"], rtol=1e-5)
     # What the behaviour policy and the reference say of them is not read.
     for field in ("old_logps", "ref_logps"):
-        other = jnp.where(imitated, jnp.nan, getattr(batch, field))
-        same = graded(dataclasses.replace(batch, imitated=imitated, **{field: other}))
+        other = jnp.where(imitation_mask, jnp.nan, getattr(batch, field))
+        same = graded(dataclasses.replace(batch, imitation_mask=imitation_mask, **{field: other}))
         np.testing.assert_array_equal(same[3], grads)
 
 
 def test_nothing_imitated_is_the_plain_loss():
     batch = random_batch()
     logps = batch.old_logps + 0.3
-    none = dataclasses.replace(batch, imitated=jnp.zeros((B, T), bool))
+    none = dataclasses.replace(batch, imitation_mask=jnp.zeros((B, T), bool))
     plain, same = (policy_loss(logps, one, LossConfig()) for one in (batch, none))
     assert jax.tree.map(float, plain) == jax.tree.map(float, same)
 
@@ -179,7 +179,7 @@ def test_policy_loss_gradient_equals_the_naive_formula():
         ratio = jnp.exp(logps - batch.old_logps)
         pg = jnp.minimum(ratio * batch.advantages, jnp.clip(ratio, 0.9, 1.3) * batch.advantages)
         back = batch.ref_logps - logps
-        return (batch.weights * (0.1 * (jnp.exp(back) - back - 1) - pg)).sum()
+        return (batch.loss_weights * (0.1 * (jnp.exp(back) - back - 1) - pg)).sum()
 
     def ours(logps):
         return policy_loss(logps, batch, config)[0][0]
@@ -204,7 +204,7 @@ def test_policy_loss_jitted_equals_eager():
 def test_masked_tokens_change_nothing(junk):
     """Neither values nor gradients, whatever stands where the weight is 0."""
     batch = random_batch()
-    masked = batch.weights == 0
+    masked = batch.loss_weights == 0
     dirty = dataclasses.replace(
         batch,
         **{

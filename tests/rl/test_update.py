@@ -59,12 +59,12 @@ def random_batch(seed=0, rows=B, time=T, prompt=3):
     return TrainBatch(
         tokens=jnp.asarray(rng.integers(0, V, (rows, time)), dtype=jnp.int32),
         positions=jnp.asarray(np.where(slot < prompt + lengths[:, None], slot, -1)),
-        weights=jnp.asarray(trained, dtype=jnp.float32),
+        loss_weights=jnp.asarray(trained, dtype=jnp.float32),
         advantages=jnp.asarray(rng.normal(size=(rows, time)), dtype=jnp.float32),
         old_logps=jnp.asarray(-2.5 + rng.random((rows, time)) / 2, dtype=jnp.float32),
         ref_logps=jnp.asarray(-2.5 + rng.random((rows, time)) / 2, dtype=jnp.float32),
         temperature=jnp.float32(0.9),
-        kl_weight=jnp.float32(0.05),
+        kl_coef=jnp.float32(0.05),
         prompt_length=prompt,
     )
 
@@ -87,7 +87,7 @@ def test_one_update_by_hand():
     batch = TrainBatch(
         tokens=jnp.array([[0, 1], [1, 1]]),
         positions=jnp.array([[0, 1], [0, 1]]),
-        weights=jnp.array([[0.0, 1.0], [0.0, 1.0]]),
+        loss_weights=jnp.array([[0.0, 1.0], [0.0, 1.0]]),
         advantages=jnp.array([[0.0, 1.0], [0.0, -0.5]]),
         old_logps=jnp.full((2, 2), -np.log(2.0), dtype=jnp.float32),
     )
@@ -113,7 +113,8 @@ def test_gradient_equals_that_of_the_naive_formula():
         table = jax.nn.log_softmax(logits, axis=-1)
         logps = jnp.take_along_axis(table, batch.tokens[:, 1:, None], axis=-1)[:, :, 0]
         old, ref, a, w = (
-            x[:, 1:] for x in (batch.old_logps, batch.ref_logps, batch.advantages, batch.weights)
+            x[:, 1:]
+            for x in (batch.old_logps, batch.ref_logps, batch.advantages, batch.loss_weights)
         )
         ratio = jnp.exp(logps - old)
         pg = -jnp.minimum(ratio * a, jnp.clip(ratio, 0.8, 1.3) * a)
@@ -138,7 +139,7 @@ def test_jitted_equals_eager():
 def imitating(batch):
     """The batch with every other row imitated."""
     rows = (jnp.arange(B) % 2 == 0)[:, None]
-    return dataclasses.replace(batch, imitated=rows & (batch.weights > 0))
+    return dataclasses.replace(batch, imitation_mask=rows & (batch.loss_weights > 0))
 
 
 @pytest.mark.parametrize("kind", [lambda batch: batch, imitating])
@@ -146,14 +147,14 @@ def imitating(batch):
 def test_trap_10_micro_batches_equal_the_full_batch(micro_batches, kind):
     """Micro-batches weigh unevenly here: a mean of their means would differ."""
     batch = kind(random_batch())
-    assert len(set(np.asarray(batch.weights).reshape(-1, 2, T).sum(axis=(1, 2)))) > 1
+    assert len(set(np.asarray(batch.loss_weights).reshape(-1, 2, T).sum(axis=(1, 2)))) > 1
     whole, parts = run(batch), run(batch, micro_batches=micro_batches)
     assert_trees_close(parts, whole)
 
 
 def constant(batch):
     """The batch with the room for a completion, not its length, as each row's share."""
-    return dataclasses.replace(batch, counts=jnp.full(B, T - batch.prompt_length, jnp.float32))
+    return dataclasses.replace(batch, denominator=jnp.full(B, T - batch.prompt_length, jnp.float32))
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2, 16])
@@ -167,7 +168,7 @@ def test_counts_divide_the_loss_once(monkeypatch, micro_batches, logits_bytes):
     # Not from the cache, which does not know of the chunks.
     update = make_update_step(factored, optax.sgd(1.0), LossConfig(micro_batches=micro_batches))
     new, found = jax.jit(update)(fresh_state(random_params(), optax.sgd(1.0)), constant(batch))
-    share = batch.weights.sum() / (B * (T - 3))
+    share = batch.loss_weights.sum() / (B * (T - 3))
     assert share < 0.9
     want = jax.tree.map(lambda p, q: p + share * (q - p), random_params(), plain.params)
     assert_trees_close(new.params, want)
@@ -179,7 +180,7 @@ def test_a_token_weighs_the_same_however_long_the_others_are():
     """Under a constant length the gradients of two halves of a batch add up to the whole's."""
     batch = constant(random_batch())
     halves = [jax.tree.map(lambda x, i=i: x[i::2] if x.ndim else x, batch) for i in (0, 1)]
-    lengths = [half.weights.sum() for half in halves]
+    lengths = [half.loss_weights.sum() for half in halves]
     assert lengths[0] != lengths[1]
     whole, *parts = (
         jax.tree.map(jnp.subtract, run(rows)[0].params, random_params())
@@ -189,7 +190,7 @@ def test_a_token_weighs_the_same_however_long_the_others_are():
 
 
 def test_a_batch_with_counts_and_nothing_to_train_has_loss_zero():
-    batch = dataclasses.replace(constant(random_batch()), weights=jnp.zeros((B, T)))
+    batch = dataclasses.replace(constant(random_batch()), loss_weights=jnp.zeros((B, T)))
     new, metrics = run(batch)
     assert_trees_close(new.params, random_params(), rtol=0, atol=0)
     assert all(value == 0 for value in metrics.values())
@@ -211,7 +212,7 @@ def test_gradients_accumulate_in_float32_for_bfloat16_parameters():
     batch = TrainBatch(
         tokens=jnp.zeros((rows, 2), dtype=jnp.int32),
         positions=jnp.tile(jnp.arange(2), (rows, 1)),
-        weights=jnp.tile(jnp.array([0.0, 1.0]), (rows, 1)),
+        loss_weights=jnp.tile(jnp.array([0.0, 1.0]), (rows, 1)),
         advantages=jnp.ones((rows, 2)),
         old_logps=jnp.full((rows, 2), -np.log(2.0), dtype=jnp.float32),
     )
@@ -226,7 +227,7 @@ def test_gradients_accumulate_in_float32_for_bfloat16_parameters():
 @pytest.mark.parametrize("field", ["advantages", "old_logps", "ref_logps"])
 def test_masked_tokens_change_nothing(field):
     batch = random_batch()
-    junk = jnp.where(batch.weights == 0, jnp.nan, getattr(batch, field))
+    junk = jnp.where(batch.loss_weights == 0, jnp.nan, getattr(batch, field))
     dirty = dataclasses.replace(batch, **{field: junk})
     for a, b in zip(jax.tree.leaves(run(batch)), jax.tree.leaves(run(dirty)), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -252,7 +253,7 @@ def test_more_padding_changes_nothing():
         batch,
         tokens=pad(batch.tokens, 5),
         positions=pad(batch.positions, -1),
-        weights=pad(batch.weights),
+        loss_weights=pad(batch.loss_weights),
         advantages=pad(batch.advantages, 9),
         old_logps=pad(batch.old_logps, -9),
         ref_logps=pad(batch.ref_logps, -9),
@@ -278,7 +279,7 @@ def test_logits_and_hidden_states_are_the_same_to_it():
 
 
 def test_a_batch_with_nothing_to_train_has_loss_zero():
-    batch = dataclasses.replace(random_batch(), weights=jnp.zeros((B, T)))
+    batch = dataclasses.replace(random_batch(), loss_weights=jnp.zeros((B, T)))
     new, metrics = run(batch)
     assert_trees_close(new.params, random_params(), rtol=0, atol=0)
     assert all(value == 0 for value in metrics.values())
@@ -316,7 +317,7 @@ def test_groups_that_share_their_prompts_change_nothing(micro_batches):
 
 def widened(batch, room):
     """The batch with so many columns more, which hold nothing."""
-    fills = {"tokens": 1, "positions": -1, "weights": 0, "advantages": 9}
+    fills = {"tokens": 1, "positions": -1, "loss_weights": 0, "advantages": 9}
     fills |= {"old_logps": -1, "ref_logps": -1}
     wide = {
         name: jnp.pad(getattr(batch, name), ((0, 0), (0, room)), constant_values=fill)
@@ -379,7 +380,7 @@ def test_a_micro_batch_is_read_as_far_as_its_longest_completion():
     assert logps.shape == (6, 50)
     np.testing.assert_array_equal((np.asarray(logps) != 0).sum(axis=1), widths - 10)
     weights = jnp.zeros((6, 50)).at[:, 10].set(1.0)
-    batch = SftBatch(tokens=tokens, positions=positions, weights=weights, prompt_length=10)
+    batch = SftBatch(tokens=tokens, positions=positions, loss_weights=weights, prompt_length=10)
     update = jax.jit(make_sft_step(telling_the_width, optax.sgd(1.0), micro_batches=3))
     _, metrics = update(fresh_state(params, optax.sgd(1.0)), batch)
     np.testing.assert_allclose(metrics["loss"], -np.mean(logps[:, 10]), rtol=1e-5)
@@ -441,7 +442,7 @@ def test_parameters_of_other_names_lie_where_the_caller_says():
     batch = TrainBatch(
         tokens=tokens,
         positions=jnp.tile(jnp.arange(8), (8, 1)),
-        weights=jnp.ones((8, 8)),
+        loss_weights=jnp.ones((8, 8)),
         advantages=jnp.ones((8, 8)),
         old_logps=jnp.zeros((8, 8)),
     )
@@ -465,7 +466,7 @@ def test_one_compilation_for_all_steps():
     step = jit_update_step(update, make_mesh(1, 1, 1, jax.devices()[:1]), state)
     losses, first = [], None
     for i in range(4):
-        batch = dataclasses.replace(random_batch(), temperature=0.5 + i / 4, kl_weight=0.1 * i)
+        batch = dataclasses.replace(random_batch(), temperature=0.5 + i / 4, kl_coef=0.1 * i)
         state.opt_state.hyperparams["learning_rate"] = jnp.float32(1e-2 / (i + 1))
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
@@ -509,7 +510,7 @@ def sft_batch():
     return SftBatch(
         tokens=batch.tokens,
         positions=batch.positions,
-        weights=batch.weights,
+        loss_weights=batch.loss_weights,
         prompt_length=batch.prompt_length,
     )
 
@@ -521,7 +522,7 @@ def test_sft_gradient_equals_that_of_the_naive_formula():
     def naive(params):
         table = jax.nn.log_softmax(params["embed"][batch.tokens[:, :-1]] @ params["head"], axis=-1)
         logps = jnp.take_along_axis(table, batch.tokens[:, 1:, None], axis=-1)[:, :, 0]
-        return -(batch.weights[:, 1:] * logps).sum() / batch.weights.sum()
+        return -(batch.loss_weights[:, 1:] * logps).sum() / batch.loss_weights.sum()
 
     loss, grads = jax.jit(jax.value_and_grad(naive))(params)
     for micro_batches in (1, 4):
@@ -530,7 +531,7 @@ def test_sft_gradient_equals_that_of_the_naive_formula():
         assert set(metrics) == {"loss", "grad_norm", "tokens"}
         np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
         assert_trees_close(new.params, jax.tree.map(jnp.subtract, params, grads))
-        assert metrics["tokens"] == batch.weights.sum()
+        assert metrics["tokens"] == batch.loss_weights.sum()
 
 
 def test_sft_checks_its_micro_batches():
@@ -557,7 +558,7 @@ def told(params, tokens, positions, **shared):
 def dpo_batch(seed=0, rows=2 * B):
     """Pairs of completions of uneven length behind one prompt."""
     batch = grouped(random_batch(seed, rows=rows), 2)
-    fields = ("tokens", "positions", "weights", "ref_logps")
+    fields = ("tokens", "positions", "loss_weights", "ref_logps")
     return DpoBatch(**{name: getattr(batch, name) for name in fields}, prompt_length=3)
 
 
@@ -579,7 +580,7 @@ def test_one_dpo_update_by_hand():
     batch = DpoBatch(
         tokens=jnp.array([[0, 1], [0, 0]]),
         positions=jnp.array([[0, 1], [0, 1]]),
-        weights=jnp.array([[0.0, 1.0], [0.0, 1.0]]),
+        loss_weights=jnp.array([[0.0, 1.0], [0.0, 1.0]]),
         ref_logps=jnp.full((2, 2), -np.log(2.0), dtype=jnp.float32),
     )
     step = make_dpo_step(lambda *args, **_: bigram(*args), optimizer, beta=0.4)
@@ -603,7 +604,7 @@ def naive_dpo(params, batch):
     losses = []
     for m in range(0, len(batch.tokens), 2):
         pi, ref = (
-            [(batch.weights[i, 1:] * x[i]).sum() for i in (m, m + 1)]
+            [(batch.loss_weights[i, 1:] * x[i]).sum() for i in (m, m + 1)]
             for x in (logps, batch.ref_logps[:, 1:])
         )
         losses.append(jnp.log1p(jnp.exp(-0.3 * ((pi[0] - ref[0]) - (pi[1] - ref[1])))))
@@ -618,7 +619,7 @@ def test_dpo_gradient_equals_that_of_the_naive_formula():
         np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
         assert_trees_close(new.params, jax.tree.map(jnp.subtract, params, grads))
         np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-5)
-        assert metrics["tokens"] == batch.weights.sum()
+        assert metrics["tokens"] == batch.loss_weights.sum()
         np.testing.assert_allclose(
             metrics["margin"], metrics["chosen"] - metrics["rejected"], rtol=1e-4
         )
@@ -627,7 +628,7 @@ def test_dpo_gradient_equals_that_of_the_naive_formula():
 def test_dpo_reads_nothing_outside_the_completions():
     """Of the reference's log-probabilities; and of the policy's, no gradient flows from there."""
     batch = dpo_batch()
-    junk = jnp.where(batch.weights == 0, jnp.nan, batch.ref_logps)
+    junk = jnp.where(batch.loss_weights == 0, jnp.nan, batch.ref_logps)
     spoilt = dpo(dataclasses.replace(batch, ref_logps=junk))
     for a, b in zip(jax.tree.leaves(dpo(batch)), jax.tree.leaves(spoilt), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -647,7 +648,7 @@ def test_dpo_with_more_padding_changes_nothing():
         batch,
         tokens=pad(batch.tokens, 5),
         positions=pad(batch.positions, -1),
-        weights=pad(batch.weights, 0),
+        loss_weights=pad(batch.loss_weights, 0),
         ref_logps=pad(batch.ref_logps, -9),
         prompt_length=batch.prompt_length + left,
     )

@@ -6,7 +6,7 @@ import pytest
 from recipes import config
 
 from she_jax.cot import CotSchema
-from she_jax.rollouts.credit import make_creditor
+from she_jax.rollouts.credit import make_credit_assigner
 from she_jax.rollouts.diagnostics import assignment
 from she_jax.types import StepBatch
 
@@ -28,7 +28,7 @@ def credited(**changes):
         outcome=jnp.zeros(2),
     )
     rewards = jnp.where(VERIFIED, VERIFIER, MODEL)
-    by_step, by_token, *_ = make_creditor(config(**changes))(
+    by_step, by_token, *_ = make_credit_assigner(config(**changes))(
         steps, rewards, BOTH, steps.outcome, BOTH
     )
     return by_step, by_token
@@ -48,12 +48,12 @@ def test_what_the_verifier_finds_half_right_is_wrong(combine, critical):
 
 
 def test_what_did_worse_weighs_what_the_config_says():
-    for credit in credited(rl__negative=0.25, rl__clamp=0.8):
+    for credit in credited(rl__negative_advantage_weight=0.25, rl__advantage_clip=0.8):
         np.testing.assert_allclose(credit, [[0.8, 0], [-0.2, 0]], rtol=1e-3)
 
 
-@pytest.mark.parametrize(("tol", "teaches"), [(1e-6, True), (0.05, False)])
-def test_what_counts_as_no_difference_teaches_nothing(tol, teaches):
+@pytest.mark.parametrize(("min_std", "teaches"), [(1e-6, True), (0.05, False)])
+def test_what_counts_as_no_difference_teaches_nothing(min_std, teaches):
     """One of two is not well formed, and no label is right: a standard deviation of 0.045."""
     steps = StepBatch(
         step_ids=jnp.tile(jnp.arange(2), (2, 1)),
@@ -64,8 +64,8 @@ def test_what_counts_as_no_difference_teaches_nothing(tol, teaches):
         model_known=~BOTH,
         outcome=jnp.array([0.0, 0.09]),
     )
-    own = config(rl__tol=tol)
-    by_step, _, _, informative = make_creditor(own)(
+    own = config(rl__min_std=min_std)
+    by_step, _, _, informative = make_credit_assigner(own)(
         steps, steps.verifier, BOTH, steps.outcome, BOTH
     )
     assert (by_step != 0).any() == teaches

@@ -10,10 +10,10 @@ import pytest
 from recipes import config
 
 from she_jax.cot import CotSchema
-from she_jax.rollouts.batch import Experience
+from she_jax.rollouts.batch import RolloutBatch
 from she_jax.rollouts.diagnostics import exploration
-from she_jax.rollouts.dynamic_sampling import refilled
-from she_jax.rollouts.online import Online
+from she_jax.rollouts.dynamic_sampling import dynamic_sampling
+from she_jax.rollouts.online import OnlineRL
 from she_jax.types import Example, Rollout, StepBatch, TrainBatch, TrainState
 
 G, S, T = 2, 5, 3
@@ -38,13 +38,13 @@ def experience(names, informative):
     batch = TrainBatch(
         tokens=jnp.asarray(by_token, jnp.int32),
         positions=jnp.asarray(by_token, jnp.int32),
-        weights=jnp.asarray(by_token),
+        loss_weights=jnp.asarray(by_token),
         advantages=jnp.asarray(by_token),
         old_logps=jnp.asarray(by_token),
         temperature=jnp.float32(1.0),
         group_size=G,
     )
-    return Experience(
+    return RolloutBatch(
         batch=batch,
         figures={"zero_variance": 1 - float(np.mean(informative)), "time/sample": 1.0, "reward": 0},
         examples=[
@@ -74,7 +74,7 @@ def refill(*batches, rounds):
         keys.append(tuple(np.asarray(key).tolist()))
         return drawn[-1]
 
-    seen = refilled(collect, None, draw, jax.random.PRNGKey(0), rounds)
+    seen = dynamic_sampling(collect, None, draw, jax.random.PRNGKey(0), rounds)
     assert len(set(keys)) == len(keys)
     return seen, len(drawn)
 
@@ -141,7 +141,7 @@ def test_the_pass_rates_of_the_dropped_are_known_too():
 def test_every_step_samples_with_a_key_of_its_own(tmp_path):
     """The state's key is the same all along, and so may the prompts and the parameters be."""
     seen, own = experience([10, 11], [True, True]), config(rl__prompts=2)
-    online: Any = Online(own, tmp_path, None, None, seen.examples, {}, None)
+    online: Any = OnlineRL(own, tmp_path, None, None, seen.examples, {}, None)
     keys = []
 
     def collect(params, examples, key):

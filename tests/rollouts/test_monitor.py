@@ -4,7 +4,16 @@ import json
 
 import pytest
 
-from she_jax.rollouts.monitor import DRIFT, FALLEN, PATHS, SILENT, WINDOW, Watch, collapse, drift
+from she_jax.rollouts.monitor import (
+    DRIFT,
+    FALLEN,
+    PATHS,
+    SILENT,
+    WINDOW,
+    TrainingMonitor,
+    collapse,
+    drift,
+)
 
 FINE = {"entropy": 0.5, "zero_variance": 0.3, "paths": 4.0}
 
@@ -38,7 +47,7 @@ def test_a_collapse_is_named(figures, words):
 
 
 def test_a_collapse_is_said_once_a_window_and_against_the_stages_beginning():
-    watch = Watch()
+    watch = TrainingMonitor()
     said = [watch.warnings(FINE) for _ in range(WINDOW)]
     said += [watch.warnings(FINE | {"entropy": 0.1}) for _ in range(2 * WINDOW)]
     assert [n for n, own in enumerate(said) if own] == [2 * WINDOW - 1, 3 * WINDOW - 1]
@@ -49,7 +58,7 @@ def test_a_restored_watch_says_what_the_first_one_would():
         more = {"examiner": n / 50, "disagreement": n / 50, "entropy": 0.5 / (1 + n)}
         return FINE | more
 
-    one, other = Watch(), Watch()
+    one, other = TrainingMonitor(), TrainingMonitor()
     for n in range(WINDOW + 3):
         one.warnings(figures(n))
     other.restore(json.loads(json.dumps(one.state)))

@@ -13,8 +13,8 @@ from recipes import config, lines
 
 from she_jax.cot import CotSchema
 from she_jax.data.shopworld.builder import World, generate
-from she_jax.generate.generator import Judge, Sample
-from she_jax.rewards.prm.model import Scores
+from she_jax.generate.generator import Generator, Sample
+from she_jax.rewards.prm.model import StepScores
 from she_jax.rollouts import online
 from she_jax.rollouts.offline import agreeing, approved, offline_prompts, preferred, shuffled
 from she_jax.rollouts.prompt_source import make_pool
@@ -68,7 +68,7 @@ class Doubter:
         del key
         steps = [one.step for one in examinations]
         score = np.array([0.4 if step in self._wrong else 0.6 for step in steps], np.float32)
-        return Scores(score=score, known=np.array([step not in self._unread for step in steps]))
+        return StepScores(score=score, known=np.array([step not in self._unread for step in steps]))
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def sampled(monkeypatch):
             groups.append([sample(text, tuple(tokens)) for tokens, text in own])
         return groups
 
-    monkeypatch.setattr(Judge, "samples", samples)
+    monkeypatch.setattr(Generator, "samples", samples)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_srpo_can_take_up_the_prompts_that_an_sft_sampled_in_vain(policy, tmp_pa
     begin = {"start": str(policy / "checkpoints" / "sft"), "shopworld__chains": "gold"}
     small = {"eval__pass_k": 0, "rl__steps": 2}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Judge, "samples", samples)
+        patch.setattr(Generator, "samples", samples)
         sft = {"method": "sft", "rl__prompts": 16, "rl__group_size": 1}
         run(config(**begin, **small, **sft), tmp_path / "sft")
     told = json.loads((tmp_path / "sft" / "missed.json").read_text())
@@ -188,13 +188,16 @@ def test_srpo_can_take_up_the_prompts_that_an_sft_sampled_in_vain(policy, tmp_pa
         return plain(config, source, rates)
 
     monkeypatch.setattr(online, "make_pool", make_pool)
-    after = begin | {"start": str(tmp_path / "sft" / "checkpoints" / "srpo"), "rl__missed": 1.0}
+    after = begin | {
+        "start": str(tmp_path / "sft" / "checkpoints" / "srpo"),
+        "rl__unsolved_share": 1.0,
+    }
     run(config(**after, **small), tmp_path / "srpo")
     assert {example.uid for example in met} <= set(missed)
     assert {example.label for example in met} == {2, 3}
 
     with pytest.MonkeyPatch.context() as patch:  # a second round, of whose prompts few are missed
-        patch.setattr(Judge, "samples", samples)
+        patch.setattr(Generator, "samples", samples)
         run(config(**after, **small, **sft), tmp_path / "again")
     again = json.loads((tmp_path / "again" / "missed.json").read_text())
     new = set(again["met"]) - set(told["met"])
@@ -205,9 +208,9 @@ def test_srpo_can_take_up_the_prompts_that_an_sft_sampled_in_vain(policy, tmp_pa
     with pytest.raises(ValueError, match="wants the pairs of that run"):
         run(config(**after, **small, shopworld__seed=7), tmp_path / "others")
     with pytest.raises(FileNotFoundError, match=r"has no missed\.json"):
-        run(config(**begin, **small, rl__missed=1.0), tmp_path / "online")
+        run(config(**begin, **small, rl__unsolved_share=1.0), tmp_path / "online")
     with pytest.raises(ValueError, match="found a right chain for every pair"):
-        online.missed_prompts(set(), {example.uid for example in met}, met, 8, 1.0, seed=0)
+        online.unsolved_prompts(set(), {example.uid for example in met}, met, 8, 1.0, seed=0)
     for other in ({"start": ""}, {"filter__pairs": 8}):
         with pytest.raises(ValueError, match="takes the prompts that an SFT"):
             run(config(**after | other, **small), tmp_path / "neither")
@@ -228,7 +231,7 @@ def test_missed_prompts_and_new_ones_come_in_the_shares_that_are_asked_for(pairs
     missed, met = set(uids[:6]), set(uids[:12])  # and so eight are new
 
     def drawn(count, share, seed=0):
-        rows = online.missed_prompts(missed, met, source, count, share, seed=seed)
+        rows = online.unsolved_prompts(missed, met, source, count, share, seed=seed)
         own = [example.uid for example in rows]
         assert len(set(own)) == len(own)
         assert not set(own) & (met - missed)
@@ -277,7 +280,7 @@ def test_a_run_whose_updates_are_done_samples_no_more(policy, tmp_path, sampled,
     summary = tmp_path / "run" / "summary.json"
     before = summary.read_bytes()
     summary.unlink()
-    monkeypatch.setattr(Judge, "samples", None)
+    monkeypatch.setattr(Generator, "samples", None)
     run(config(**changes, rl__steps=2), tmp_path / "run")
     assert summary.read_bytes() == before
 
@@ -288,13 +291,13 @@ def test_a_run_goes_on_with_the_chains_it_began_with_or_not_at_all(policy, tmp_p
     run(config(**changes), tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "srpo" / "4")
-    whole = Judge.samples
+    whole = Generator.samples
 
     def others(self, *args):
         return whole(self, *args)[::-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Judge, "samples", others)
+        patch.setattr(Generator, "samples", others)
         with pytest.raises(ValueError, match="not those of the last checkpoint"):
             run(config(**changes), tmp_path / "run")
 
@@ -308,7 +311,7 @@ def test_a_signal_is_heard_while_rollouts_are_sampled(policy, tmp_path, sampled,
     start = str(policy / "checkpoints" / "sft")
     changes = {"start": start, "method": "dpo", "shopworld__chains": "gold", "eval__pass_k": 0}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Judge, "samples", signalled)
+        patch.setattr(Generator, "samples", signalled)
         with pytest.raises(SystemExit) as left:
             run(config(**changes), tmp_path / "run")
     assert left.value.code == 143
@@ -326,7 +329,7 @@ def test_a_pair_without_a_label_is_not_one_that_was_missed(policy, tmp_path, mon
         ids = self.format.encode(texts)
         return [[sample(t, tuple(own[-20:]))] for t, own in zip(texts, ids, strict=True)]
 
-    monkeypatch.setattr(Judge, "samples", samples)
+    monkeypatch.setattr(Generator, "samples", samples)
     changes = {"start": str(policy / "checkpoints" / "sft"), "method": "sft", "eval__pass_k": 0}
     changes |= {"shopworld__chains": "gold", "shopworld__annotated": 0.5}
     run(config(**changes, offline__chains="rejection"), tmp_path / "run")
@@ -342,7 +345,7 @@ def test_a_policy_that_never_agrees_is_said(policy, tmp_path, monkeypatch):
     def samples(self, params, examples, k, seed, show):
         return [[sample("no chain")] * k for _ in examples]
 
-    monkeypatch.setattr(Judge, "samples", samples)
+    monkeypatch.setattr(Generator, "samples", samples)
     for method, message in (("sft", "no rollout is right"), ("dpo", "no group has both")):
         changes = {"start": str(policy / "checkpoints" / "sft"), "method": method}
         with pytest.raises(ValueError, match=message):
@@ -358,7 +361,7 @@ def test_rows_that_are_no_pairs_are_refused(method):
 @pytest.mark.parametrize("coverage", [1.0, 0.5])
 def test_without_updates_a_run_ends_with_the_cold_start(policy, tmp_path, monkeypatch, coverage):
     """And the same pairs are not judged again, however many of their steps are annotated."""
-    monkeypatch.delattr(Judge, "chains")
+    monkeypatch.delattr(Generator, "chains")
     changes = {"start": str(policy / "checkpoints" / "sft"), "rl__steps": 0, "eval__pass_k": 0}
     run(config(**changes, shopworld__coverage=coverage), tmp_path / "run")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

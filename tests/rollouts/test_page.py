@@ -10,7 +10,7 @@ from rich.console import Console
 from she_jax.cot import CotSchema
 from she_jax.evaluation.report import before_after_table
 from she_jax.rollouts import page as report
-from she_jax.rollouts.page import write_samples
+from she_jax.rollouts.page import write_rollouts
 from she_jax.training.files import write_json, write_text
 from she_jax.training.workdir import claim_workdir
 from she_jax.types import Example
@@ -26,7 +26,7 @@ def samples(path, texts, query="shoes", unknown=()):
     rows = len(texts)
     known = np.array([[c is not None for c in SCHEMA.parse(t).steps] for t in texts])
     known[:, list(unknown)] = False
-    write_samples(
+    write_rollouts(
         path,
         step=40,
         schema=SCHEMA,
@@ -91,7 +91,7 @@ def test_long_text_is_cut_and_says_so(tmp_path):
 
 def test_rollouts_must_divide_among_examples(tmp_path):
     with pytest.raises(ValueError, match="0 chains for 1 examples"):
-        write_samples(
+        write_rollouts(
             tmp_path / "x.md", step=1, schema=SCHEMA,
             examples=[Example(uid="u", query="q", product={"title": "t"})],
             texts=["label: 1"], chains=[], rewards=np.zeros((1, 5)), advantages=np.zeros((1, 5)),

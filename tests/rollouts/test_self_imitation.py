@@ -12,8 +12,8 @@ from recipes import assert_same_run, config, lines
 from she_jax.cot import CotSchema
 from she_jax.rollouts import collector as rollouts
 from she_jax.rollouts import self_imitation as replay
-from she_jax.rollouts.batch import Experience
-from she_jax.rollouts.self_imitation import Replay, nothing_wrong
+from she_jax.rollouts.batch import RolloutBatch
+from she_jax.rollouts.self_imitation import SelfImitation, fully_correct
 from she_jax.runs.run import run
 from she_jax.types import Example, StepBatch, TrainBatch
 
@@ -39,7 +39,7 @@ def experience(*groups):
     batch = TrainBatch(
         tokens=jnp.asarray(tokens),
         positions=jnp.asarray(positions),
-        weights=jnp.asarray(weights),
+        loss_weights=jnp.asarray(weights),
         advantages=jnp.asarray(sign * (weights > 0), jnp.float32),
         old_logps=jnp.full((rows, T), -1.0),
         ref_logps=jnp.full((rows, T), -2.0),
@@ -55,7 +55,7 @@ def experience(*groups):
         model_known=jnp.zeros((rows, S), bool),
         outcome=jnp.asarray(outcome),
     )
-    return Experience(
+    return RolloutBatch(
         batch=batch,
         figures={},
         examples=[Example(uid=str(n), query="q", product={}, label=1) for n in range(len(groups))],
@@ -85,7 +85,7 @@ def others(count):
 
 
 def made(advantage=0.75, estimator="srpo", seed=0):
-    return Replay(config(rl__replay=advantage, rl__estimator=estimator, seed=seed))
+    return SelfImitation(config(rl__self_imitation=advantage, rl__estimator=estimator, seed=seed))
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +97,7 @@ def test_a_silent_group_gives_way_to_what_was_right_before():
     own = made()
     first, figures = own(experience(ONE, SILENT, NONE, ALL), 0)
     assert figures == {"replayed": 0, "replay/kept": 0}
-    assert not first.imitated.any()
+    assert not first.imitation_mask.any()
     # Kept is the right rollout of the group that had wrong ones too.
     assert own.state == [[[1, 2], [[[5, END], [0.5, 0.5]]], 1 / 3]]
     seen = experience(SILENT, NONE)
@@ -106,15 +106,15 @@ def test_a_silent_group_gives_way_to_what_was_right_before():
     rows = [[0, 1, 2, 5, END, 0, 0]] * G  # its prompt too, which the rows of a group share
     np.testing.assert_array_equal(batch.tokens[:G], rows)
     np.testing.assert_array_equal(batch.positions[:G], [[-1, 0, 1, 2, 3, -1, -1]] * G)
-    np.testing.assert_array_equal(batch.weights[:G], [[0, 0, 0, 0.5, 0.5, 0, 0]] * G)
+    np.testing.assert_array_equal(batch.loss_weights[:G], [[0, 0, 0, 0.5, 0.5, 0, 0]] * G)
     np.testing.assert_array_equal(batch.advantages[:G], [[0, 0, 0, 0.75, 0.75, 0, 0]] * G)
-    np.testing.assert_array_equal(batch.imitated[:G], np.asarray(batch.weights[:G]) > 0)
+    np.testing.assert_array_equal(batch.imitation_mask[:G], np.asarray(batch.loss_weights[:G]) > 0)
     # The other group is as it was, and so is what was handed in.
-    for name in ("tokens", "positions", "weights", "advantages"):
+    for name in ("tokens", "positions", "loss_weights", "advantages"):
         after, before = getattr(batch, name), getattr(seen.batch, name)
         np.testing.assert_array_equal(after[G:], before[G:])
         assert (after.dtype, after.sharding) == (before.dtype, before.sharding)
-    assert not batch.imitated[G:].any()
+    assert not batch.imitation_mask[G:].any()
     assert not seen.batch.advantages[:G].any()
     assert (batch.prompt_length, batch.group_size) == (P, G)
 
@@ -184,9 +184,9 @@ def test_what_counts_as_right():
     wrong_step[0, 0] = 0.5  # of a rollout with the right label
     steps = dataclasses.replace(seen.steps, verifier=jnp.asarray(wrong_step))
     seen = dataclasses.replace(seen, steps=steps, rewards=wrong_step)
-    assert nothing_wrong(seen, True).tolist() == [False, True, False]
+    assert fully_correct(seen, True).tolist() == [False, True, False]
     # Who reads no steps must not learn of them this way.
-    assert nothing_wrong(seen, False).tolist() == [True, True, False]
+    assert fully_correct(seen, False).tolist() == [True, True, False]
     # Where the verifier is silent, an examiner's word counts if there is one.
     known = np.ones((G, S), bool)
     known[0, 0] = False
@@ -195,9 +195,9 @@ def test_what_counts_as_right():
         rewards = wrong_step.copy()
         rewards[0, 0] = score
         own = dataclasses.replace(seen, steps=steps, rewards=rewards)
-        assert nothing_wrong(own, True).tolist() == [right, True, False]
+        assert fully_correct(own, True).tolist() == [right, True, False]
     silent = dataclasses.replace(seen, steps=steps, known=known)
-    assert nothing_wrong(silent, True).tolist() == [True, True, False]
+    assert fully_correct(silent, True).tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize("estimator", ["srpo", "grpo"])
@@ -220,8 +220,10 @@ def test_trap_11_a_resumed_run_goes_on_with_what_was_kept(tmp_path, monkeypatch)
         return dataclasses.replace(steps, verifier=verifier, outcome=right)
 
     monkeypatch.setattr(rollouts, "step_batch", by_chance)
-    recipe = config(rl__replay=1.0, rl__estimator="grpo", rl__checkpoint_every=2, rl__eval_every=4)
-    replayed = Replay.__call__
+    recipe = config(
+        rl__self_imitation=1.0, rl__estimator="grpo", rl__checkpoint_every=2, rl__eval_every=4
+    )
+    replayed = SelfImitation.__call__
     run(recipe, tmp_path / "done")
     rows = [row for row in lines(tmp_path / "done") if row["phase"] == "srpo"]
     assert rows[0]["replayed"] == 0
@@ -236,7 +238,7 @@ def test_trap_11_a_resumed_run_goes_on_with_what_was_kept(tmp_path, monkeypatch)
         return replayed(self, seen, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Replay, "__call__", dying)
+        patch.setattr(SelfImitation, "__call__", dying)
         with pytest.raises(KeyboardInterrupt):
             run(recipe, tmp_path / "again")
     run(recipe, tmp_path / "again")
@@ -247,6 +249,6 @@ def test_the_batch_is_alike_with_and_without_something_to_show():
     """Else the update would be compiled twice."""
     own = made()
     batches = [own(experience(ONE, SILENT), step)[0] for step in range(2)]
-    assert [bool(batch.imitated.any()) for batch in batches] == [False, True]
+    assert [bool(batch.imitation_mask.any()) for batch in batches] == [False, True]
     shapes = [jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), one) for one in batches]
     assert shapes[0] == shapes[1]

@@ -22,8 +22,8 @@ from she_jax.training.setup import load_policy
 STAGE = {
     "rl.learning_rate": 3e-4,  # a stage with a rate of its own would compile an update of its own
     "rl.steps": 2,
-    "rl.refill": 1,
-    "rl.aim": "medium",
+    "rl.dynamic_sampling_rounds": 1,
+    "rl.difficulty": "medium",
     "filter.pairs": 40,
     "filter.rollouts": 2,
     "filter.low": 0.0,
@@ -130,7 +130,7 @@ def test_trap_11_a_curriculum_killed_anywhere_equals_the_uninterrupted_one(
 
 def test_a_stage_alone_makes_the_one_before_after_saying_so(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    plain = {"rl.steps": 2, "rl.refill": 0, "filter.pairs": 0}
+    plain = {"rl.steps": 2, "rl.dynamic_sampling_rounds": 0, "filter.pairs": 0}
     first = TRAINING | plain
     own = SMALL | plain | {"eval.pass_k": 0} | {f"before.{k}": v for k, v in first.items()}
     config = changed(stage2.get_config(), own, seed=3)
@@ -164,7 +164,7 @@ def test_the_recipes_of_the_stages_share_what_they_share():
 
 
 def better_at_once(*args):
-    """A judging in the place of ``judge_validation``."""
+    """A judging in the place of ``evaluate_validation``."""
     *_, step = args
     return {"validation/macro_f1": 0.5 if step else 0.4}
 
@@ -207,7 +207,7 @@ def test_what_is_wrong_with_a_later_stage_is_said_before_the_first(tmp_path):
     with pytest.raises(ValueError, match=r"low=2\.0"):
         run(recipe(**{"stages__stage3__filter__low": 2.0}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    wrong = changed(stage2.get_config(), SMALL | STAGE, rl__aim="medum")
+    wrong = changed(stage2.get_config(), SMALL | STAGE, rl__difficulty="medum")
     with pytest.raises(ValueError, match=r"rl\.aim='medum'"):
         run(wrong, tmp_path / "alone")
     assert not (tmp_path / "alone").exists()

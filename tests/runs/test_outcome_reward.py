@@ -10,23 +10,29 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from recipes import FOUR_STEPS, changed, config, good_rows, lines, make_dataset
+from she_jax.runs.policy_run import INHERITED
 
 from configs import scalar_reward
-from she_jax.generate.language_model import Policy
-from she_jax.rewards.orm.dataset import Drawer, Outcome, as_rollout, mixed_pairs, read_outcomes
-from she_jax.rewards.orm.metrics import scalar_figures
-from she_jax.rewards.orm.model import SCALAR, load_scalar
+from she_jax.generate.language_model import LanguageModel
+from she_jax.rewards.orm.dataset import (
+    Outcome,
+    OutcomeSampler,
+    as_rollout,
+    contrastive_pairs,
+    read_outcomes,
+)
+from she_jax.rewards.orm.metrics import orm_metrics
+from she_jax.rewards.orm.model import ORM, load_orm
 from she_jax.runs import outcome_reward as scalar_training
-from she_jax.runs.policy_run import INHERITED
 from she_jax.runs.run import run
 from she_jax.training.setup import make_policy
 from she_jax.types import Example, Rollout
 
 SCALAR_RUN = FOUR_STEPS | {
-    "scalar.pairs": 16,
-    "scalar.rollouts": 2,
-    "scalar.eval_pairs": 6,
-    "scalar.batch_size": 16,
+    "orm.pairs": 16,
+    "orm.rollouts": 2,
+    "orm.eval_pairs": 6,
+    "orm.batch_size": 16,
 }
 SPLITS = ("train", "test", "test_longtail")
 
@@ -133,7 +139,7 @@ def test_outcomes_go_with_one_config(policy, scalar, tmp_path):
     for name in ("config.json", "outcomes"):
         (tmp_path / name).symlink_to(scalar / name)
     with pytest.raises(ValueError, match=r"scalar\.rollouts: 2 in the workdir, 3 now"):
-        run(scalar_config(policy, scalar__rollouts=3), tmp_path)
+        run(scalar_config(policy, orm__rollouts=3), tmp_path)
 
 
 def test_it_learns_pairwise(policy, scalar, tmp_path, monkeypatch, capsys):
@@ -146,7 +152,7 @@ def test_it_learns_pairwise(policy, scalar, tmp_path, monkeypatch, capsys):
         return whole(own, workdir, made, split, pairs)
 
     monkeypatch.setattr(scalar_training, "outcomes", copied)
-    run(scalar_config(policy, scalar__loss="pairwise"), tmp_path / "run")
+    run(scalar_config(policy, orm__loss="pairwise"), tmp_path / "run")
     assert lines(tmp_path / "run")[0]["loss"] == pytest.approx(np.log(2))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     counts = summary["train"]
@@ -155,9 +161,9 @@ def test_it_learns_pairwise(policy, scalar, tmp_path, monkeypatch, capsys):
 
 
 def test_it_scores_rollouts_whatever_their_number_and_padding(scalar):
-    made = config(reward__scalar=str(scalar), reward__batch_size=16)
+    made = config(reward__orm=str(scalar), reward__batch_size=16)
     policy = make_policy(made, scalar)
-    reward = load_scalar(made, policy)
+    reward = load_orm(made, policy)
     rollout = as_rollout(outcomes(scalar, "test"), policy.format)  # 24 of them, so two batches
     scores = reward.score(rollout)
     assert scores.shape == (24,)
@@ -177,7 +183,7 @@ def test_it_scores_rollouts_whatever_their_number_and_padding(scalar):
 
 def test_a_policy_is_rewarded_by_its_score(scalar, tmp_path):
     changes = {"rl__steps": 1, "rl__eval_every": 1, "eval__pass_k": 0}
-    made = config(reward__scalar=str(scalar), reward__batch_size=16, **changes)
+    made = config(reward__orm=str(scalar), reward__batch_size=16, **changes)
     run(made, tmp_path / "run")
     (row,) = (row for row in lines(tmp_path / "run") if row["phase"] == "srpo")
     assert 0 < row["reward"] < 1
@@ -189,11 +195,11 @@ def test_a_policy_is_rewarded_by_its_score(scalar, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"reward__scalar": "nowhere"}, FileNotFoundError, "scalar=nowhere: there is no scalar re"),
-        ({"reward__scalar": "POLICY"}, ValueError, "is a run of kind 'train', not 'scalar_reward'"),
-        ({"reward__model": "SCALAR"}, ValueError, "is a run of kind 'scalar_reward', not 'reward_"),
+        ({"reward__orm": "nowhere"}, FileNotFoundError, "scalar=nowhere: there is no scalar re"),
+        ({"reward__orm": "POLICY"}, ValueError, "is a run of kind 'train', not 'scalar_reward'"),
+        ({"reward__prm": "SCALAR"}, ValueError, "is a run of kind 'scalar_reward', not 'reward_"),
         (
-            {"reward__scalar": "SCALAR", "chain__checks": 2},
+            {"reward__orm": "SCALAR", "chain__checks": 2},
             ValueError,
             r"is for chains of the steps \('query', .*and the policy writes \('query', .*check_1",
         ),
@@ -210,11 +216,11 @@ def test_a_wrong_folder_is_an_error_before_anything_is_made(
 
 
 def test_another_tokenizer_is_an_error(scalar, tmp_path):
-    made = config(reward__scalar=str(scalar))
+    made = config(reward__orm=str(scalar))
     own = make_policy(made, scalar)
     other = tmp_path / "other"
     other.mkdir()
-    for name in ("config.json", SCALAR.identity, "checkpoints", "summary.json"):
+    for name in ("config.json", ORM.identity, "checkpoints", "summary.json"):
         (other / name).symlink_to(scalar / name)
     tokenizer = json.loads((scalar / "tokenizer.json").read_text())
     tokenizer["model"]["merges"].pop()
@@ -223,21 +229,21 @@ def test_another_tokenizer_is_an_error(scalar, tmp_path):
     with pytest.raises(
         ValueError, match=r"reads other tokens than the policy writes \(another tok"
     ):
-        load_scalar(made, stranger)
-    chatty = Policy(**vars(own) | {"format": dataclasses.replace(own.format, eos_ids=(7,))})
+        load_orm(made, stranger)
+    chatty = LanguageModel(**vars(own) | {"format": dataclasses.replace(own.format, eos_ids=(7,))})
     with pytest.raises(ValueError, match=r"\(another eos_ids\)"):
-        load_scalar(made, chatty)
+        load_orm(made, chatty)
     with pytest.raises(ValueError, match="tokenizer is not the one it was trained with"):
-        load_scalar(config(reward__scalar=str(other)), stranger)
+        load_orm(config(reward__orm=str(other)), stranger)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scalar__loss": "listwise"}, "scalar.loss='listwise': expected one of"),
-        ({"scalar__rollouts": 0}, "scalar.rollouts=0: expected at least 1"),
+        ({"orm__loss": "listwise"}, "orm.loss='listwise': expected one of"),
+        ({"orm__rollouts": 0}, "orm.rollouts=0: expected at least 1"),
         (
-            {"scalar__loss": "pairwise", "sft__batch_size": 9, "sft__micro_batches": 3}
+            {"orm__loss": "pairwise", "sft__batch_size": 9, "sft__micro_batches": 3}
             | {"mesh__fsdp": 1, "mesh__tensor": 8},
             "sft.batch_size=9: chains come in pairs",
         ),
@@ -265,7 +271,7 @@ def test_figures_by_hand():
         *(outcome("c", True), outcome("d", False)),
     ]
     score = np.array([0.7, 0.2, 0.8, 0.6, 0.4, 0.6, 0.9, 0.1], np.float32)
-    figures = scalar_figures(pool, score)
+    figures = orm_metrics(pool, score)
     assert (figures["n"], figures["right"]) == (8, 0.5)
     assert (figures["mixed"], figures["all_right"], figures["all_wrong"]) == (2, 1, 1)
     assert figures["accuracy"] == 5 / 8
@@ -274,18 +280,18 @@ def test_figures_by_hand():
     own = figures["by_source"]["srpo"]
     assert (own["n"], own["mixed"], own["all_wrong"]) == (3, 1, 1)
     assert own["ranking"] == 0
-    assert scalar_figures(pool[6:], score[6:])["ranking"] is None
+    assert orm_metrics(pool[6:], score[6:])["ranking"] is None
 
 
 def test_draws_of_pairs_are_a_right_and_a_wrong_chain_of_one_pair():
     pool = [outcome("a", True), outcome("b", False), outcome("b", True), outcome("b", True)]
-    assert mixed_pairs(pool) == ([([2, 3], [1])], 1, 0)
-    drawn = Drawer(pool, "pairwise").draw(40, np.random.default_rng(0))
+    assert contrastive_pairs(pool) == ([([2, 3], [1])], 1, 0)
+    drawn = OutcomeSampler(pool, "pairwise").draw(40, np.random.default_rng(0))
     assert [one.right for one in drawn] == [True, False] * 20
     assert {id(one) for one in drawn} == {id(one) for one in pool[1:]}
-    drawn = Drawer(pool, "pointwise").draw(40, np.random.default_rng(0))
+    drawn = OutcomeSampler(pool, "pointwise").draw(40, np.random.default_rng(0))
     assert {id(one) for one in drawn} == {id(one) for one in pool}
     with pytest.raises(ValueError, match="no chains: raise"):
-        Drawer([], "pointwise")
+        OutcomeSampler([], "pointwise")
     with pytest.raises(ValueError, match="no pair with a right and a wrong chain: raise scalar"):
-        Drawer(pool[:2], "pairwise")
+        OutcomeSampler(pool[:2], "pairwise")

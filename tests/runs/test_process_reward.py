@@ -8,16 +8,16 @@ import jax
 import numpy as np
 import pytest
 from recipes import FOUR_STEPS, changed, config, good_rows, lines, make_dataset
+from she_jax.runs.policy_run import INHERITED
 
 from configs import reward_model
-from she_jax.generate.generator import Judge, Sample
+from she_jax.generate.generator import Generator, Sample
 from she_jax.generate.prompts import PromptFormat
-from she_jax.rewards.prm.metrics import calibration_error, examiner_figures, first_errors
-from she_jax.rewards.prm.model import Scores, load_examiner
-from she_jax.rewards.prm.step_query import Examination
+from she_jax.rewards.prm.metrics import calibration_error, first_errors, prm_metrics
+from she_jax.rewards.prm.model import StepScores, load_prm
+from she_jax.rewards.prm.step_query import StepQuery
 from she_jax.rollouts import offline
 from she_jax.runs import process_reward as reward_model_run
-from she_jax.runs.policy_run import INHERITED
 from she_jax.runs.process_reward import some_pairs
 from she_jax.runs.run import run
 from she_jax.training.setup import policy_mesh
@@ -29,14 +29,14 @@ POLICY_RUN = {
     "eval__pass_k": 0,
 }
 EXAMINER_RUN = FOUR_STEPS | {
-    "solve.steps": 3,
-    "solve.batch_size": 16,
-    "solve.checkpoint_every": 2,
-    "examiner.pairs": 24,
-    "examiner.policy_pairs": 16,
-    "examiner.eval_pairs": 6,
-    "examiner.batch_size": 16,
-    "examiner.votes": 2,
+    "reference_sft.steps": 3,
+    "reference_sft.batch_size": 16,
+    "reference_sft.checkpoint_every": 2,
+    "prm.pairs": 24,
+    "prm.policy_pairs": 16,
+    "prm.eval_pairs": 6,
+    "prm.batch_size": 16,
+    "prm.votes": 2,
 }
 CHAIN = "query: mug\nproduct: mug\ncategory: => match\nattributes: => met\nlabel: 4"
 PAIR = Example(uid="a", query="mug", product={"title": "mug"})
@@ -180,7 +180,7 @@ def test_stage_1_runs_and_resumes_with_an_examiner(begun, examiner, tmp_path, mo
         "rl__steps": 2,
         "rl__eval_every": 2,
         "shopworld__coverage": 0.0,
-        "reward__model": str(examiner),
+        "reward__prm": str(examiner),
         "reward__batch_size": 16,
     }
     done = tmp_path / "run"
@@ -219,8 +219,8 @@ def test_an_sft_imitates_what_the_examiner_approves_of(
 
     plain = offline.approved
     monkeypatch.setattr(offline, "approved", approved)
-    monkeypatch.setattr(Judge, "samples", samples)
-    changes = {"method": "sft", "shopworld__coverage": 0.0, "reward__model": str(examiner)}
+    monkeypatch.setattr(Generator, "samples", samples)
+    changes = {"method": "sft", "shopworld__coverage": 0.0, "reward__prm": str(examiner)}
     run(config(**begun | changes), tmp_path / "run")
     assert len(asked) > 1
     assert "of these, 1 have no step that the examiner calls wrong" in capsys.readouterr().out
@@ -236,7 +236,7 @@ def test_an_examiner_is_refreshed_and_a_resumed_run_goes_on_with_it(
         "rl__steps": 3,
         "rl__eval_every": 3,
         "rl__checkpoint_every": 9,
-        "reward__model": str(examiner),
+        "reward__prm": str(examiner),
         "reward__combine": "model_only",
         "reward__batch_size": 16,
         "reward__refresh_every": 1,
@@ -275,17 +275,15 @@ def test_an_examiner_has_devices_of_its_own(examiner):
     """And says the same there, but for rounding."""
     told, devices = [], []
     steps = [
-        Examination(example=PAIR, step="query", written=f"query: {text}")
+        StepQuery(example=PAIR, step="query", written=f"query: {text}")
         for text in ("mug", "red mug", "cup")
     ]
     for apart in (0, 2):
-        made = config(reward__model=str(examiner), reward__devices=apart)
-        own = load_examiner(made)
+        made = config(reward__prm=str(examiner), reward__devices=apart)
+        own = load_prm(made)
         told.append(own.score(steps, jax.random.key(0)).score)
         key = jax.device_put(jax.random.key(0), jax.devices()[0])  # as a run's: on the policy's
-        asked = load_examiner(
-            config(reward__model=str(examiner), reward__votes=2, reward__devices=apart)
-        )
+        asked = load_prm(config(reward__prm=str(examiner), reward__votes=2, reward__devices=apart))
         assert asked.score(steps, key).score.shape == (3,)
         devices.append(set(own.policy.mesh.devices.flat))
         assert len(policy_mesh(made).devices.flat) == 8 - apart
@@ -299,10 +297,10 @@ def test_an_examiner_has_devices_of_its_own(examiner):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"reward__model": "nowhere"}, FileNotFoundError, "reward.model=nowhere: there is no exam"),
-        ({"reward__model": "POLICY"}, ValueError, "is a run of kind 'train', not 'reward_model'"),
+        ({"reward__prm": "nowhere"}, FileNotFoundError, "reward.prm=nowhere: there is no exam"),
+        ({"reward__prm": "POLICY"}, ValueError, "is a run of kind 'train', not 'reward_model'"),
         (
-            {"reward__model": "EXAMINER", "chain__checks": 2},
+            {"reward__prm": "EXAMINER", "chain__checks": 2},
             ValueError,
             r"is for chains of the steps \('query', .*and the policy writes \('query', .*check_1",
         ),
@@ -316,7 +314,7 @@ def test_an_examiner_has_devices_of_its_own(examiner):
         ({"reward__devices": -1}, ValueError, "devices=-1: there are 8"),
         (
             {
-                "reward__model": "EXAMINER",
+                "reward__prm": "EXAMINER",
                 "reward__refresh_every": 1,
                 "reward__refresh_batch_size": 9,
             },
@@ -336,27 +334,27 @@ def test_a_wrong_examiner_is_an_error_before_anything_is_made(
 
 
 def test_an_examiner_with_another_tokenizer_is_an_error(examiner, tmp_path):
-    from she_jax.rewards.prm.model import load_examiner
+    from she_jax.rewards.prm.model import load_prm
 
     other = tmp_path / "examiner"
     other.mkdir()
-    for name in ("config.json", "examiner.json", "checkpoints", "summary.json"):
+    for name in ("config.json", "prm.json", "checkpoints", "summary.json"):
         (other / name).symlink_to(examiner / name)
     tokenizer = json.loads((examiner / "tokenizer.json").read_text())
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-    made = config(reward__model=str(other))
-    load_examiner(made)  # the same one in other white space is the same one
+    made = config(reward__prm=str(other))
+    load_prm(made)  # the same one in other white space is the same one
     tokenizer["model"]["merges"].pop()
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(ValueError, match="tokenizer is not the one it was trained with"):
-        load_examiner(made)
+        load_prm(made)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"examiner__room": 60}, "examiner.room=60: expected at least 80, for two answers"),
-        ({"examiner__votes": -1}, "examiner.votes=-1: expected 0"),
+        ({"prm__room": 60}, "prm.room=60: expected at least 80, for two answers"),
+        ({"prm__votes": -1}, "prm.votes=-1: expected 0"),
     ],
 )
 def test_an_examiner_that_could_not_be_trained_is_an_error(policy, tmp_path, changes, message):
@@ -385,7 +383,7 @@ def test_the_recipe_has_no_keys_for_what_is_the_policys():
 
 def step(name, correct, source="policy", chain="a/sft/0", annotated=True):
     own = {"source": source, "chain": chain, "annotated": annotated}
-    return Examination(example=PAIR, step=name, written="", correct=correct, **own)
+    return StepQuery(example=PAIR, step=name, written="", correct=correct, **own)
 
 
 def test_figures_by_hand():
@@ -396,11 +394,11 @@ def test_figures_by_hand():
         step("label", False, "verdict"),
         step("label", True, "gold"),
     ]
-    told = Scores(
+    told = StepScores(
         score=np.array([0.9, 0.2, 0.6, 0.1, 0.0], np.float32),
         known=np.array([True, True, True, True, False]),
     )
-    figures = examiner_figures(pool, told)
+    figures = prm_metrics(pool, told)
     assert (figures["n"], figures["unreadable"]) == (5, 1)
     assert figures["accuracy"] == 3 / 4
     assert figures["f1_incorrect"] == pytest.approx(2 * 2 / (2 * 2 + 0 + 1))
@@ -431,12 +429,12 @@ def test_first_errors_by_hand():
     }
     pool = [step("query", bool(t), chain=name) for name, own in truths.items() for t in own]
     score = np.array([s for own in scores.values() for s in own], np.float32)
-    told = Scores(score=score, known=np.ones(12, bool))
+    told = StepScores(score=score, known=np.ones(12, bool))
     assert first_errors(pool, told) == {
         "found": pytest.approx(1 / 3),
         "spared": 1.0,
         "wrong": 3,
         "right": 1,
     }
-    silent = Scores(score=score, known=np.zeros(12, bool))
+    silent = StepScores(score=score, known=np.zeros(12, bool))
     assert first_errors(pool, silent)["found"] == 0

@@ -15,14 +15,14 @@ from recipes import ROOT, assert_same_run, config, lines
 from configs import evaluate, stage1
 from she_jax.cot import CotSchema
 from she_jax.generate import generator as predict
-from she_jax.generate.generator import Judge
+from she_jax.generate.generator import Generator
 from she_jax.models.weights import load_model
 from she_jax.runs.run import run
 from she_jax.runs.validate import check
 from she_jax.training.checkpoint import Checkpoints
 from she_jax.training.loop import finite
 from she_jax.training.setup import load_policy
-from she_jax.training.workdir import held
+from she_jax.training.workdir import lock_workdir
 from she_jax.types import Example
 
 
@@ -88,14 +88,17 @@ def test_that_pairs_are_cut_is_said_once(done, capsys):
     asked.checkpoint = str(done)
     policy, _ = load_policy(asked.lock())
     long = Example(uid="a", query="mug", product={"title": "mug " * 99})
-    judge = Judge(policy, 8)
+    judge = Generator(policy, 8)
     for _ in range(2):
         judge.chains(policy.params, [long] * 3, lambda done: None)
     assert capsys.readouterr().out.count("do not fit into model.prompt_length=") == 1
 
 
 def test_a_folder_is_of_one_command_at_a_time(done):
-    with held(done), pytest.raises(ValueError, match=r"another command is running in .*run: wait"):
+    with (
+        lock_workdir(done),
+        pytest.raises(ValueError, match=r"another command is running in .*run: wait"),
+    ):
         run(config(), done)
     run(config(), done)  # and is free again
 
@@ -200,36 +203,42 @@ def test_a_changed_config_over_an_old_workdir_lists_the_keys(done):
     [
         ({"rl__top_p": 0.5}, "narrows the top k"),
         ({"rl__temperature": 0.0}, "expected a positive number"),
-        ({"rl__halvings": -1}, "rl.halvings=-1: expected 0"),
+        ({"rl__batch_compactions": -1}, "rl.batch_compactions=-1: expected 0"),
         ({"rl__eval_every": 0}, "rl.eval_every=0: expected at least 1"),
-        ({"rl__negative": -1.0}, "rl.negative=-1.0: expected a weight"),
-        ({"rl__format_weight": 1.0}, "rl.format_weight=1.0: expected a reward in"),
-        ({"rl__refill": -1}, "rl.refill=-1: expected 0"),
-        ({"rl__replay": -1.0}, "rl.replay=-1.0: expected 0"),
-        ({"rl__steps": -1}, "rl.steps=-1: expected 0"),
-        ({"rl__tol": -1.0}, "rl.tol=-1.0: expected 0"),
-        ({"rl__srpo__correct_from": 0.0}, "rl.srpo.correct_from=0.0: expected a reward"),
-        ({"method": "dpo", "rl__refill": 1}, "method='dpo' samples once, at temperature 1"),
-        ({"method": "dpo", "reward__model": "x"}, "method='dpo' has no use for that reward"),
-        ({"method": "sft", "reward__scalar": "x"}, "method='sft' has no use for that reward"),
         (
-            {"method": "sft", "reward__model": "x", "reward__combine": "mean"},
+            {"rl__negative_advantage_weight": -1.0},
+            "rl.negative_advantage_weight=-1.0: expected a weight",
+        ),
+        ({"rl__format_weight": 1.0}, "rl.format_weight=1.0: expected a reward in"),
+        ({"rl__dynamic_sampling_rounds": -1}, "rl.dynamic_sampling_rounds=-1: expected 0"),
+        ({"rl__self_imitation": -1.0}, "rl.self_imitation=-1.0: expected 0"),
+        ({"rl__steps": -1}, "rl.steps=-1: expected 0"),
+        ({"rl__min_std": -1.0}, "rl.min_std=-1.0: expected 0"),
+        ({"rl__srpo__correct_from": 0.0}, "rl.srpo.correct_from=0.0: expected a reward"),
+        (
+            {"method": "dpo", "rl__dynamic_sampling_rounds": 1},
+            "method='dpo' samples once, at temperature 1",
+        ),
+        ({"method": "dpo", "reward__prm": "x"}, "method='dpo' has no use for that reward"),
+        ({"method": "sft", "reward__orm": "x"}, "method='sft' has no use for that reward"),
+        (
+            {"method": "sft", "reward__prm": "x", "reward__combine": "mean"},
             "reward.combine='mean': with method=sft",
         ),
         ({"method": "ppo"}, "method='ppo': expected one of"),
-        ({"rl__missed": 1.5}, "rl.missed=1.5: expected a share"),
+        ({"rl__unsolved_share": 1.5}, "rl.unsolved_share=1.5: expected a share"),
         ({"offline__chains": "mine"}, "offline.chains='mine': expected one of"),
         ({"offline__pairs": -1}, "offline.pairs=-1: expected 0"),
         ({"offline__beta": 0.0}, "offline.beta=0.0: expected a positive"),
         ({"rl__patience": -1}, "rl.patience=-1: expected 0"),
-        ({"rl__aim": "soft"}, "rl.aim='soft': expected one of"),
+        ({"rl__difficulty": "soft"}, "rl.difficulty='soft': expected one of"),
         ({"filter__high": 2.0}, "high=2.0"),
         ({"filter__skip": -1}, "filter.skip=-1: expected 0"),
         ({"chain__checks": 1}, "chain.checks=1"),
         ({"rl__group_size": 1}, "group_size=1: the group baseline needs at least 2"),
         ({"rl__prompts": 3}, "rl.prompts: batch of 3 prompts over data x fsdp = 8 devices"),
         ({"rl__estimator": "ppo"}, "rl.estimator='ppo': expected one of"),
-        ({"rl__normalisation": "word"}, "normalisation='word': expected one of"),
+        ({"rl__loss_aggregation": "word"}, "normalisation='word': expected one of"),
         ({"data__name": "amazon"}, "data.name='amazon': expected one of"),
         ({"data__name": "esci"}, "needs --config.data.path"),
         ({"data__eval_split": "dev"}, "no pairs in the split 'dev'"),

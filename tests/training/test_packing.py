@@ -12,7 +12,7 @@ from she_jax.generate.prompts import positions
 from she_jax.models.decoder import ModelConfig, build_model, init_params
 from she_jax.rl.update import make_sft_step
 from she_jax.training import packing
-from she_jax.training.packing import WIDTHS, two_a_row
+from she_jax.training.packing import WIDTHS, pack_pairs
 from she_jax.types import SftBatch, TrainState
 
 PROMPT, CHAIN, VOCAB = 6, 18, 40
@@ -28,7 +28,7 @@ def padded_batch(sizes):
     return SftBatch(
         tokens=jnp.asarray(tokens),
         positions=jnp.asarray(positions(mask)),
-        weights=jnp.asarray(weights),
+        loss_weights=jnp.asarray(weights),
         prompt_length=PROMPT,
     )
 
@@ -74,9 +74,9 @@ def teach_alike(batch, packed):
 )
 def test_a_row_of_two_is_as_long_as_its_width_and_keeps_all_tokens(sizes, width):
     batch = padded_batch(sizes)
-    packed = two_a_row(batch)
+    packed = pack_pairs(batch)
     assert packed.tokens.shape == (len(sizes) // 2, width)
-    for name in ("tokens", "weights"):
+    for name in ("tokens", "loss_weights"):
         whole, real = np.asarray(getattr(batch, name)), np.asarray(batch.positions) >= 0
         now, kept = np.asarray(getattr(packed, name)), np.asarray(packed.positions) >= 0
         assert sorted(now[kept].tolist()) == sorted(whole[real].tolist())
@@ -87,7 +87,7 @@ def test_a_row_of_two_is_as_long_as_its_width_and_keeps_all_tokens(sizes, width)
 )
 def test_a_row_of_two_teaches_what_two_rows_do(sizes):
     batch = padded_batch(sizes)
-    teach_alike(batch, two_a_row(batch))
+    teach_alike(batch, pack_pairs(batch))
 
 
 def test_a_row_of_two_keeps_what_each_token_sees():
@@ -97,13 +97,13 @@ def test_a_row_of_two_keeps_what_each_token_sees():
     seen |= np.eye(real.shape[1], dtype=bool)
     seen &= np.tri(real.shape[1], dtype=bool) & real[:, None] & real[:, :, None]
     batch = replace(batch, mask=jnp.asarray(seen))
-    packed = two_a_row(batch)
+    packed = pack_pairs(batch)
     assert packed.tokens.shape[0] == 2
     teach_alike(batch, packed)
 
 
 def test_a_row_holds_the_longest_with_the_shortest():
-    packed = two_a_row(padded_batch([(6, 18), (6, 10), (6, 5), (6, 1)]))
+    packed = pack_pairs(padded_batch([(6, 18), (6, 10), (6, 5), (6, 1)]))
     assert (np.asarray(packed.positions) >= 0).sum(axis=1).tolist() == [24 + 7, 16 + 11]
     assert np.asarray(packed.positions)[0, [0, 23, 24, 30, 31]].tolist() == [0, 23, 0, 6, -1]
     mask = np.asarray(packed.mask)[0]

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from she_jax.data.dataset import ExampleBuilder, ExampleConfig
 from she_jax.data.intake import Row, query_hash
 from she_jax.data.rationales import implied_steps
-from she_jax.types import BadRow, Example
+from she_jax.types import BadRow, Example, UserError
 
 pc: Any = pyarrow.compute  # defines its functions at import, where type checkers miss them
 
@@ -75,9 +75,9 @@ class EsciConfig(ExampleConfig):
 
     def __post_init__(self):
         if self.subset not in SUBSETS:
-            raise ValueError(f"subset {self.subset!r}: expected one of {SUBSETS}")
+            raise UserError(f"subset {self.subset!r}: expected one of {SUBSETS}")
         if not 0 <= self.validation_share < 1:
-            raise ValueError(f"validation_share={self.validation_share}: expected within [0, 1)")
+            raise UserError(f"validation_share={self.validation_share}: expected within [0, 1)")
         super().__post_init__()
 
     def sources(self) -> tuple[Path, ...]:
@@ -160,7 +160,7 @@ def _read_pairs(path: Path, config: EsciConfig) -> tuple[_Pairs, pa.Array]:
         locales = set(pc.unique(table["product_locale"]).to_pylist())
         if missing := set(config.locales) - locales:
             known = sorted(filter(None, locales))
-            raise ValueError(f"{path}: no rows of locale {sorted(missing)}, only of {known}")
+            raise UserError(f"{path}: no rows of locale {sorted(missing)}, only of {known}")
         wanted = pa.array(config.locales, table.schema.field("product_locale").type)
         table = table.filter(pc.is_in(table["product_locale"], value_set=wanted))
     if config.subset != "all":
@@ -203,7 +203,7 @@ def _explain_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be read as parquet ({error}): it may be cut short; download it again"
         ) from error
 
@@ -221,7 +221,7 @@ def _check_columns(file: pq.ParquetFile, path: Path, expected: dict[str, str]):
         or not (type_checks[kind](types[name]) or pa.types.is_null(types[name]))
     ]
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"{path}: wrong columns {', '.join(wrong)}; expected "
             f"{', '.join(f'{name} ({kind})' for name, kind in expected.items())}; found "
             f"{', '.join(f'{name} ({t})' for name, t in types.items())}"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from she_jax.cot import CotSchema
-from she_jax.data.dataset import CarvedConfig, ExampleBuilder
+from she_jax.data.dataset import ExampleBuilder, HashSplitConfig
 from she_jax.data.intake import Row
 from she_jax.types import BadRow, Example
 
@@ -24,7 +24,7 @@ _VERDICTS = {step.name: step.verdicts for step in CotSchema.build(checks=1).step
 
 
 @dataclass(kw_only=True, eq=False)
-class JsonlConfig(CarvedConfig):
+class JsonlConfig(HashSplitConfig):
     """Options of a JSONL file: its path, splits and chain.
 
     Attributes:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from she_jax.data.dataset import CarvedConfig, ExampleBuilder
+from she_jax.data.dataset import ExampleBuilder, HashSplitConfig
 from she_jax.data.intake import Row
 from she_jax.data.rationales import implied_steps
-from she_jax.types import BadRow, Example
+from she_jax.types import BadRow, Example, UserError
 
 WANDS_LABELS = {"Exact": 4, "Partial": 3, "Irrelevant": 1}
 
@@ -28,7 +28,7 @@ _FIELDS = {
 
 
 @dataclass(kw_only=True, eq=False)
-class WandsConfig(CarvedConfig):
+class WandsConfig(HashSplitConfig):
     """Options of WANDS: ``path`` is the folder with the three files."""
 
     path: str
@@ -74,15 +74,15 @@ def _join(
     """Joins a row of the label file with its query and product.
 
     Raises:
-      ValueError: if the row cannot be used; the message is the reason.
+      UserError: if the row cannot be used; the message is the reason.
     """
     uid, query_id, product_id, label_name = cells
     if query_id not in queries:
-        raise ValueError(f"no such query: {query_id!r}")
+        raise UserError(f"no such query: {query_id!r}")
     if product_id not in products:
-        raise ValueError(f"no such product: {product_id!r}")
+        raise UserError(f"no such product: {product_id!r}")
     if label_name not in WANDS_LABELS:
-        raise ValueError(f"unknown label: {label_name!r}, expected {', '.join(WANDS_LABELS)}")
+        raise UserError(f"unknown label: {label_name!r}, expected {', '.join(WANDS_LABELS)}")
     label = WANDS_LABELS[label_name]
     steps = implied_steps(label)
     return Example(
@@ -104,13 +104,13 @@ def _read_cells(path: Path, columns: tuple[str, ...]) -> Iterator[_Cells | BadRo
     """Yields each row's line number and its cells in the order of ``columns``.
 
     Raises:
-      ValueError: if a column is missing; lists the existing ones.
+      UserError: if a column is missing; lists the existing ones.
     """
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
         reader = csv.reader(file, delimiter="\t")
         header = next(reader, [])
         if missing := [name for name in columns if name not in header]:
-            raise ValueError(f"{path}: no column {missing}; expected {columns}, found {header}")
+            raise UserError(f"{path}: no column {missing}; expected {columns}, found {header}")
         indices = [header.index(name) for name in columns]
         while True:
             try:

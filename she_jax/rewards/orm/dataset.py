@@ -9,9 +9,50 @@ import jax.numpy as jnp
 import numpy as np
 
 from she_jax.generate.prompts import PromptFormat, positions
-from she_jax.types import Example, OutcomeBatch, Rollout
+from she_jax.types import Example, OrmBatch, Rollout, UserError
 
 LOSSES = ("pointwise", "pairwise")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrmConfig:
+    """What an outcome reward model is trained and measured on.
+
+    Attributes:
+      loss: one of ``LOSSES``.
+      pairs: training pairs for which the policies write chains.
+      rollouts: chains that each policy writes a pair.
+      eval_pairs: pairs of each other split to measure on.
+      batch_size: chains at a time outside training.
+
+    Raises:
+      UserError: if a value is out of its range.
+    """
+
+    loss: str
+    pairs: int
+    rollouts: int
+    eval_pairs: int
+    batch_size: int
+
+    def __post_init__(self):
+        if self.loss not in LOSSES:
+            raise UserError(f"orm.loss={self.loss!r}: expected one of {LOSSES}")
+        for name in ("pairs", "rollouts", "eval_pairs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"orm.{name}={getattr(self, name)}: expected at least 1")
+
+    def check_batches(self, batch_size: int, micro_batches: int) -> None:
+        """Checks the sizes of the training batches.
+
+        Raises:
+          UserError: if pairs of chains do not divide into the micro-batches.
+        """
+        if self.loss == "pairwise" and batch_size % (2 * micro_batches):
+            raise UserError(
+                f"sft.batch_size={batch_size}: chains come in pairs and in micro_batches="
+                f"{micro_batches}, so expected a multiple of {2 * micro_batches}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +99,9 @@ def read_outcomes(path: Path) -> list[Outcome]:
     return outcomes
 
 
-def mixed_pairs(outcomes: Iterable[Outcome]) -> tuple[list[tuple[list[int], list[int]]], int, int]:
+def contrastive_pairs(
+    outcomes: Iterable[Outcome],
+) -> tuple[list[tuple[list[int], list[int]]], int, int]:
     """Groups chains by query-product pair, to rank correct against incorrect ones.
 
     Returns:
@@ -73,7 +116,7 @@ def mixed_pairs(outcomes: Iterable[Outcome]) -> tuple[list[tuple[list[int], list
     return mixed, sum(not wrong for _, wrong in pairs), sum(not right for right, _ in pairs)
 
 
-class Drawer:
+class OutcomeSampler:
     """Samples batches: chains uniformly, or a correct and an incorrect chain of a uniform pair.
 
     Args:
@@ -81,15 +124,15 @@ class Drawer:
       loss: ``pointwise`` or ``pairwise``.
 
     Raises:
-      ValueError: if there is no chain, or for ``pairwise`` no pair with both kinds.
+      UserError: if there is no chain, or for ``pairwise`` no pair with both kinds.
     """
 
     def __init__(self, outcomes: Sequence[Outcome], loss: str):
-        self._all, self._mixed = outcomes, mixed_pairs(outcomes)[0]
+        self._all, self._mixed = outcomes, contrastive_pairs(outcomes)[0]
         self._pairwise = loss == "pairwise"
         if not (self._mixed if self._pairwise else outcomes):
             lack = "no pair with a right and a wrong chain" if outcomes else "no chains"
-            raise ValueError(f"{lack}: raise scalar.pairs or scalar.rollouts, in another --workdir")
+            raise UserError(f"{lack}: raise orm.pairs or orm.rollouts, in another --workdir")
 
     def draw(self, count: int, rng: np.random.Generator) -> list[Outcome]:
         """Samples ``count`` chains with replacement; for pairs correct and incorrect alternate."""
@@ -102,7 +145,7 @@ class Drawer:
 
 def as_rollout(outcomes: Sequence[Outcome], prompts: PromptFormat) -> Rollout:
     """Returns the prompts and their chains as rollouts; ``logps`` are 0."""
-    batch, _ = prompts.prompts([outcome.example for outcome in outcomes])
+    batch, _ = prompts.encode_prompts([outcome.example for outcome in outcomes])
     tokens = np.full((len(outcomes), prompts.completion_length), prompts.pad_id, np.int32)
     mask = np.zeros(tokens.shape, bool)
     for row, outcome in enumerate(outcomes):
@@ -119,10 +162,10 @@ def as_rollout(outcomes: Sequence[Outcome], prompts: PromptFormat) -> Rollout:
     )
 
 
-def outcome_batch(outcomes: Sequence[Outcome], prompts: PromptFormat, loss: str) -> OutcomeBatch:
+def orm_batch(outcomes: Sequence[Outcome], prompts: PromptFormat, loss: str) -> OrmBatch:
     """Returns a training batch of chains; for ``pairwise`` correct and incorrect ones alternate."""
     rollout = as_rollout(outcomes, prompts)
-    return OutcomeBatch(
+    return OrmBatch(
         tokens=rollout.tokens,
         positions=jnp.asarray(positions(rollout.prompt_mask | rollout.completion_mask)),
         right=jnp.asarray([outcome.right for outcome in outcomes], jnp.float32),

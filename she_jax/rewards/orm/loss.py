@@ -18,12 +18,12 @@ import optax
 from jaxtyping import Array, Float, Float32, Int
 
 from she_jax.rl.update import Metrics, gradient_step
-from she_jax.types import LMOutput, OutcomeBatch, TrainState
+from she_jax.types import LMOutput, OrmBatch, TrainState
 
 Forward = Callable[..., LMOutput]
 
 
-def with_value(params: Any, dim: int) -> dict[str, Any]:
+def init_orm_params(params: Any, dim: int) -> dict[str, Any]:
     """Returns initial ORM parameters with a zero value: every score is 0, probability 1/2.
 
     Args:
@@ -48,7 +48,7 @@ def chain_scores(
 
     Args:
       forward: a language model, (params, tokens, positions) to its hidden states.
-      params: see ``with_value``.
+      params: see ``init_orm_params``.
       tokens: prompts with their chains, padded on both sides.
       positions: position of each token in its own sequence, -1 on padding.
 
@@ -99,9 +99,9 @@ def pairwise_loss(
     return losses.sum(), jnp.float32(chosen.shape[0])
 
 
-def make_scalar_step(
+def make_orm_step(
     forward: Forward, optimizer: optax.GradientTransformation, *, micro_batches: int = 1
-) -> Callable[[TrainState, OutcomeBatch], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, OrmBatch], tuple[TrainState, Metrics]]:
     """Returns the update step of an outcome reward model; model and value are trained together.
 
     The loss is ``pointwise_loss`` for a batch of single chains and ``pairwise_loss`` for a batch of
@@ -114,8 +114,9 @@ def make_scalar_step(
 
     Returns:
       A pure function (state, batch) -> (state, metrics), with the metrics ``loss``, ``accuracy``
-      (share of chains classified correctly at probability 1/2, or of pairs ranked correctly) and
-      ``grad_norm``. It raises ValueError if the batch does not divide into the micro-batches.
+      (share of chains classified correctly at probability 1/2, or of pairs ranked correctly),
+      ``grad_norm`` and ``tokens``. It raises ValueError if the batch does not divide into the
+      micro-batches.
 
     Raises:
       ValueError: if ``micro_batches`` is below 1.
@@ -123,7 +124,7 @@ def make_scalar_step(
     if micro_batches < 1:
         raise ValueError(f"micro_batches={micro_batches}: expected at least 1")
 
-    def loss_sum(params: Any, batch: OutcomeBatch) -> tuple[Float[Array, ""], Metrics]:
+    def loss_sum(params: Any, batch: OrmBatch) -> tuple[Float[Array, ""], Metrics]:
         scores = chain_scores(forward, params, batch.tokens, batch.positions)
         if batch.group_size == 2:
             chosen, rejected = scores[0::2], scores[1::2]
@@ -134,7 +135,8 @@ def make_scalar_step(
             is_correct = (scores >= 0) == (batch.right > 0)
         return total, {"count": count, "accuracy": is_correct.sum(dtype=jnp.float32)}
 
-    def update(state: TrainState, batch: OutcomeBatch) -> tuple[TrainState, Metrics]:
-        return gradient_step(loss_sum, optimizer, state, batch, micro_batches)
+    def update(state: TrainState, batch: OrmBatch) -> tuple[TrainState, Metrics]:
+        state, metrics = gradient_step(loss_sum, optimizer, state, batch, micro_batches)
+        return state, metrics | {"tokens": (batch.positions >= 0).sum().astype(jnp.float32)}
 
     return update

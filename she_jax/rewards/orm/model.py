@@ -8,37 +8,36 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from she_jax.generate.language_model import Policy
+from she_jax.generate.language_model import LanguageModel
 from she_jax.generate.prompts import positions
 from she_jax.models.sharding import batch_sharding, shardings
-from she_jax.rewards.artifact import RewardFolder, tokenizer_digest
-from she_jax.rewards.orm.loss import chain_scores, with_value
-from she_jax.training.setup import make_policy
-from she_jax.training.workdir import Config
-from she_jax.types import Rollout
+from she_jax.rewards.artifact import RewardArtifact, token_format
+from she_jax.rewards.orm.loss import chain_scores, init_orm_params
+from she_jax.types import Rollout, UserError
 
-SCALAR = RewardFolder(
-    key="reward.scalar",
+ORM = RewardArtifact(
+    key="reward.orm",
     kind="scalar_reward",
-    name="scalar reward model",
-    identity="scalar_reward.json",
+    name="outcome reward model",
+    file="orm.json",
 )
 
 
-class ScalarReward:
+class OutcomeRewardModel:
     """An outcome reward model that scores rollouts.
 
     All batches of rollouts of one length have the same shape.
 
     Args:
-      policy: the ORM's model and mesh, and its parameters, the value vector included.
+      lm: the ORM's model and mesh.
+      params: its parameters, the value vector included.
       batch_size: rollouts per batch, rounded up to a multiple of the devices. The last batch is
         padded with repeated rows.
     """
 
-    def __init__(self, policy: Policy, batch_size: int):
-        self._policy = policy
-        devices = policy.mesh.shape["data"] * policy.mesh.shape["fsdp"]
+    def __init__(self, lm: LanguageModel, params: Any, batch_size: int):
+        self._lm, self._params = lm, params
+        devices = lm.mesh.shape["data"] * lm.mesh.shape["fsdp"]
         self._batch_size = math.ceil(batch_size / devices) * devices
         self._probabilities = jax.jit(self._score_batch)
 
@@ -53,57 +52,45 @@ class ScalarReward:
         tokens, position_ids = np.asarray(rollout.tokens), positions(np.logical_or(*masks))
         rows = np.arange(math.ceil(len(tokens) / self._batch_size) * self._batch_size)
         batches = np.minimum(rows, len(tokens) - 1).reshape(-1, self._batch_size)
-        layout = batch_sharding(self._policy.mesh)
+        layout = batch_sharding(self._lm.mesh)
         probabilities = [
             self._probabilities(
-                self._policy.params, *jax.device_put((tokens[batch], position_ids[batch]), layout)
+                self._params, *jax.device_put((tokens[batch], position_ids[batch]), layout)
             )
             for batch in batches
         ]
         return np.concatenate(jax.device_get(probabilities))[: len(tokens)]
 
     def _score_batch(self, params: Any, tokens: Array, position_ids: Array) -> Float[Array, "B"]:
-        forward = self._policy.model.forward
+        forward = self._lm.model.forward
         return jax.nn.sigmoid(chain_scores(forward, params, tokens, position_ids))
 
 
-def as_scalar(policy: Policy) -> Policy:
-    """Returns an outcome reward model initialized from a policy, sharded over its mesh."""
-    params = with_value(policy.params, policy.model.config.dim)
-    return Policy(
-        **vars(policy) | {"params": jax.device_put(params, shardings(params, policy.mesh))}
-    )
+def as_orm(lm: LanguageModel, params: Any) -> Any:
+    """Parameters of an outcome reward model that begins as a policy, sharded over its mesh."""
+    with_head = init_orm_params(params, lm.model.config.dim)
+    return jax.device_put(with_head, shardings(with_head, lm.mesh))
 
 
-def describe_scalar(policy: Policy) -> dict[str, Any]:
-    """Returns the content of ``scalar_reward.json``: the token format of the rollouts it scores."""
-    return {
-        "tokenizer": tokenizer_digest(policy),
-        "chat_template": policy.format.chat_template,
-        "eos_ids": list(policy.format.eos_ids),
-    }
-
-
-def load_scalar(config: Config, policy: Policy) -> ScalarReward:
-    """Loads the outcome reward model that ``config.reward.scalar`` names.
+def load_orm(folder: Path, lm: LanguageModel, batch_size: int) -> OutcomeRewardModel:
+    """Loads the outcome reward model of a folder, for the rollouts of a policy.
 
     Args:
-      config: config of the policy's run.
-      policy: the policy whose rollouts are to be scored.
+      folder: of a finished run of ``configs/scalar_reward.py``.
+      lm: the policy whose rollouts are to be scored.
+      batch_size: rollouts per batch.
 
     Raises:
       FileNotFoundError: if there is no finished outcome reward model in that folder.
-      ValueError: if the folder is of another kind of run, for another chain, or for another
+      UserError: if the folder is of another kind of run, for another chain, or for another
         tokenizer, chat template or end-of-sequence token than the policy's.
     """
-    folder = Path(config.reward.scalar)
-    untrained = make_policy(SCALAR.check(folder, config), folder, mesh=policy.mesh)
-    expected, actual = describe_scalar(untrained), describe_scalar(policy)
+    description = ORM.check(folder, lm.prompts.schema)
+    expected, actual = description["tokens"], token_format(lm)
     if mismatches := [name for name in expected if expected[name] != actual[name]]:
-        raise ValueError(
-            f"{SCALAR.key}={folder} reads other tokens than the policy writes (another "
+        raise UserError(
+            f"{ORM.key}={folder} reads other tokens than the policy writes (another "
             f"{', another '.join(mismatches)}); train one for this policy with "
-            f"--config=configs/{SCALAR.kind}.py"
+            f"--config=configs/{ORM.kind}.py"
         )
-    trained = SCALAR.restore(folder, as_scalar(untrained), expected)
-    return ScalarReward(trained, config.reward.batch_size)
+    return OutcomeRewardModel(*ORM.load(folder, description, lm.mesh, as_orm), batch_size)

@@ -24,16 +24,58 @@ import numpy as np
 
 from she_jax.cot import ARROW, Chain, CotSchema, ParsedStep
 from she_jax.data.rationales import write_chain
-from she_jax.rewards.prm.step_query import Examination, true_evidence, write_critique, written_steps
-from she_jax.rewards.verifier import FULL_MARKS, verify
+from she_jax.rewards.prm.step_query import StepQuery, true_evidence, write_critique, written_steps
+from she_jax.rewards.verifier import FULL_REWARD, verify
 from she_jax.training.files import write_text
-from she_jax.types import Example
+from she_jax.types import Example, UserError
 
 POLICY = "policy"
-SPOILT = ("verdict", "attribute", "product", "reason", "evidence")
+CORRUPTIONS = ("verdict", "attribute", "product", "reason", "evidence")
 
 
-def put_right(example: Example, schema: CotSchema, evidence: Mapping[str, str]) -> Example | None:
+@dataclass(frozen=True, kw_only=True)
+class PrmConfig:
+    """What a process reward model is trained and measured on.
+
+    Attributes:
+      pairs: training pairs that give steps of their rationale, correct and corrupted.
+      policy_pairs: training pairs for which the policies write steps.
+      rollouts: chains that each policy writes a pair.
+      eval_pairs: pairs of each other split to measure on.
+      answer_length: tokens of an answer, the end included.
+      room: tokens of the answers to one chain in a training row.
+      batch_size: steps or pairs at a time outside training.
+      votes: critiques a step to measure with, too; 0: verdicts read directly only.
+
+    Raises:
+      UserError: if a number is out of its range.
+    """
+
+    pairs: int
+    policy_pairs: int
+    rollouts: int
+    eval_pairs: int
+    answer_length: int
+    room: int
+    batch_size: int
+    votes: int
+
+    def __post_init__(self):
+        for name in ("pairs", "rollouts", "eval_pairs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"prm.{name}={getattr(self, name)}: expected at least 1")
+        if self.room < 2 * self.answer_length:
+            raise UserError(
+                f"prm.room={self.room}: expected at least {2 * self.answer_length}, for two "
+                f"answers of answer_length={self.answer_length}"
+            )
+        if self.votes < 0:
+            raise UserError(f"prm.votes={self.votes}: expected 0 (no critiques) or more")
+
+
+def with_correct_rationale(
+    example: Example, schema: CotSchema, evidence: Mapping[str, str]
+) -> Example | None:
     """Returns the example with a rationale that is correct in every step.
 
     Free-text steps repeat the annotation. Optional steps are included if annotated.
@@ -63,7 +105,7 @@ def put_right(example: Example, schema: CotSchema, evidence: Mapping[str, str]) 
     return dataclasses.replace(example, rationale=schema.write(texts, verdicts))
 
 
-def right_evidence(step_queries: Iterable[Examination]) -> dict[str, dict[str, str]]:
+def correct_evidence(step_queries: Iterable[StepQuery]) -> dict[str, dict[str, str]]:
     """Returns the text of correct steps before their verdicts, by pair and step name.
 
     The last one wins if there are several. Corrupted steps are never correct, so none is included.
@@ -77,9 +119,9 @@ def right_evidence(step_queries: Iterable[Examination]) -> dict[str, dict[str, s
     return evidence
 
 
-def judged(
+def label_steps(
     chain: Chain, example: Example, schema: CotSchema, source: str, name: str
-) -> list[Examination]:
+) -> list[StepQuery]:
     """Returns a labeled step query for each annotated step of a chain, unreadable ones excluded.
 
     Args:
@@ -92,11 +134,11 @@ def judged(
     truth = _known_truth(example)
     rewards, known = verify(chain, example, schema)
     return [
-        Examination(
+        StepQuery(
             example=example,
             step=step.name,
             written=written_steps(chain, schema, k),
-            correct=bool(rewards[k] >= FULL_MARKS),
+            correct=bool(rewards[k] >= FULL_REWARD),
             critique=write_critique(step.name, truth, parsed),
             source=source,
             chain=name,
@@ -106,9 +148,9 @@ def judged(
     ]
 
 
-def demonstrated(
+def rationale_step_queries(
     example: Example, other: Example, schema: CotSchema, rng: np.random.Generator
-) -> Iterator[Examination]:
+) -> Iterator[StepQuery]:
     """Yields the step queries of a rationale, each correct one also in a corrupted version.
 
     Args:
@@ -119,7 +161,7 @@ def demonstrated(
     """
     chain, other_chain = (schema.parse(write_chain(pair, schema, rng)) for pair in (example, other))
     facts = _facts(example, chain, schema), _facts(other, other_chain, schema)
-    for step_query in judged(chain, example, schema, "gold", f"{example.uid}/demonstration"):
+    for step_query in label_steps(chain, example, schema, "gold", f"{example.uid}/demonstration"):
         if not step_query.correct:
             yield dataclasses.replace(step_query, source="teacher")
             continue
@@ -127,7 +169,9 @@ def demonstrated(
         k = schema.names.index(step_query.step)
         verdicts = schema.steps[k].verdicts
         step, other_step = chain.steps[k], other_chain.steps[k]
-        attempts = {way: _corrupt(way, step, other_step, verdicts, facts, rng) for way in SPOILT}
+        attempts = {
+            way: _corrupt(way, step, other_step, verdicts, facts, rng) for way in CORRUPTIONS
+        }
         options = [(way, wrong) for way, wrong in attempts.items() if wrong is not None]
         if options:
             way, wrong = options[rng.integers(len(options))]
@@ -174,7 +218,7 @@ def _corrupt(
     """Returns the step made wrong in a given way, or None if it might still be correct.
 
     Args:
-      way: one of ``SPOILT``.
+      way: one of ``CORRUPTIONS``.
       step: the correct step.
       other_step: the same step of another pair's chain.
       verdicts: the verdicts that the step may have, empty for a free-text step.
@@ -245,7 +289,7 @@ def _known_truth(example: Example) -> dict[str, str]:
     return truth | ({} if example.label is None else {"label": str(example.label)})
 
 
-class Balanced:
+class BalancedSampler:
     """Samples chains with one step query per step, from a balanced mixture of sources.
 
     Half of the samples are policy chains, if present. Their steps are correct as often as the
@@ -255,26 +299,24 @@ class Balanced:
     and the kinds of corruption.
 
     Raises:
-      ValueError: if there is no step query.
+      UserError: if there is no step query.
     """
 
-    def __init__(self, step_queries: Sequence[Examination]):
-        chains: dict[str, dict[str, list[Examination]]] = {}
+    def __init__(self, step_queries: Sequence[StepQuery]):
+        chains: dict[str, dict[str, list[StepQuery]]] = {}
         for step_query in step_queries:
             chains.setdefault(step_query.chain, {}).setdefault(step_query.step, []).append(
                 step_query
             )
         if not chains:
-            raise ValueError(
-                "no step to examine: the pairs have neither labels nor annotated steps"
-            )
-        by_origin: dict[bool, list[list[list[Examination]]]] = {True: [], False: []}
+            raise UserError("no step to examine: the pairs have neither labels nor annotated steps")
+        by_origin: dict[bool, list[list[list[StepQuery]]]] = {True: [], False: []}
         for steps in chains.values():
             by_step = list(steps.values())
             by_origin[by_step[0][0].source == POLICY].append(by_step)
         self._pools = [pool for pool in by_origin.values() if pool]
 
-    def draw(self, count: int, rng: np.random.Generator) -> list[list[Examination]]:
+    def draw(self, count: int, rng: np.random.Generator) -> list[list[StepQuery]]:
         """Samples the step queries of ``count`` chains, with replacement."""
         samples = []
         for _ in range(count):
@@ -287,23 +329,28 @@ def _choose(rng: np.random.Generator, choices):
     return choices[int(rng.integers(len(choices)))]
 
 
-def save_examinations(path: Path, found: Iterable[Examination]) -> None:
-    """Writes examinations as JSON lines, for people and for ``read_examinations``."""
+def step_query_file(workdir: Path, split: str) -> Path:
+    """Where the run of a process reward model keeps the step queries of a split."""
+    return workdir / "step_queries" / f"{split}.jsonl"
+
+
+def write_step_queries(path: Path, step_queries: Iterable[StepQuery]) -> None:
+    """Writes step queries as JSON lines, for people and for ``read_step_queries``."""
     lines = []
-    for one in found:
-        pair = {"uid": one.example.uid, "query": one.example.query}
-        rest = {name: value for name, value in vars(one).items() if name != "example"}
-        record = pair | {"product": dict(one.example.product)} | rest
+    for query in step_queries:
+        pair = {"uid": query.example.uid, "query": query.example.query}
+        rest = {name: value for name, value in vars(query).items() if name != "example"}
+        record = pair | {"product": dict(query.example.product)} | rest
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     write_text(path, "".join(lines))
 
 
-def read_examinations(path: Path) -> list[Examination]:
-    """Reads them back; of a pair there is its ``uid``, query and product."""
-    found = []
+def read_step_queries(path: Path) -> list[StepQuery]:
+    """Reads step queries; their examples have ``uid``, query and product."""
+    step_queries = []
     with path.open(encoding="utf-8") as file:
         for line in file:
             record = json.loads(line)
             pair = {name: record.pop(name) for name in ("uid", "query", "product")}
-            found.append(Examination(example=Example(**pair), **record))
-    return found
+            step_queries.append(StepQuery(example=Example(**pair), **record))
+    return step_queries

@@ -3,55 +3,53 @@
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float32, Int
 
 from she_jax.cot import Chain, CotSchema
-from she_jax.generate.generator import Judge
-from she_jax.generate.language_model import Policy
+from she_jax.generate.generator import Generator
+from she_jax.generate.language_model import LanguageModel
 from she_jax.generate.prompts import positions
 from she_jax.generate.sampler import jit_sample
 from she_jax.models.sharding import batch_sharding
-from she_jax.rewards.artifact import RewardFolder, tokenizer_digest
-from she_jax.rewards.prm.packing import Branch, Question, QuestionFormat
+from she_jax.rewards.artifact import RewardArtifact
+from she_jax.rewards.prm.packing import Branch, StepQueryFormat, StepQueryTokens
 from she_jax.rewards.prm.step_query import (
     CRITIQUE,
     VERDICT,
-    Examination,
+    StepQuery,
     read_answer,
     write_critique,
     written_steps,
 )
-from she_jax.training.setup import examiner_mesh, make_policy
-from she_jax.training.workdir import Config
 from she_jax.types import Example
 
-SOLVE = "solve"  # the training phase in which the PRM learns to write chains itself
+REFERENCE = "reference"  # the training phase in which the PRM learns to write chains itself
 REFERENCE_BATCH = 32  # pairs per batch when it writes reference chains
 MAX_WIDTHS = 8  # maximum number of row widths for scoring verdicts; each is compiled
 WIDTH_STEP = 16  # minimum difference between two widths, tokens
 READABLE = 0.5  # minimum total probability of the two verdicts for a score to be known
-EXAMINER = RewardFolder(
-    key="reward.model", kind="reward_model", name="examiner", identity="examiner.json"
+PRM = RewardArtifact(
+    key="reward.prm", kind="reward_model", name="process reward model", file="prm.json"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
+class StepScores:
     """Scores of steps by a process reward model: P(correct) in [0, 1], valid if ``known``."""
 
     score: Float32[np.ndarray, "..."]
     known: Bool[np.ndarray, "..."]
 
 
-class Examiner:
+class ProcessRewardModel:
     """A generative process reward model, which SHE calls the examiner.
 
     The score of a step is the probability of the verdict ``correct``, normalized over ``correct``
@@ -63,47 +61,49 @@ class Examiner:
     ``MAX_WIDTHS`` shapes when verdicts are scored in packed rows.
 
     Args:
-      policy: the PRM's model, parameters, prompt format and mesh.
-      answer_length: see ``QuestionFormat``.
+      lm: the PRM's model, prompts and mesh.
+      params: its parameters.
+      answer_length: see ``StepQueryFormat``.
       batch_size: chains per batch, or step queries per batch if critiques are sampled.
       votes: critiques per step; 0 scores the verdict directly, 1 uses the greedy critique.
-      own_chain: if ``votes`` is 0, the model greedily writes a reference chain for each pair, and
-        the verdict follows the critique that ``write_critique`` builds from the two chains. The
-        score is unknown if the reference chain is not well formed.
+      reference_chains: if ``votes`` is 0, the model greedily writes a reference chain for each
+        pair, and the verdict follows the critique that ``write_critique`` builds from the two
+        chains. The score is unknown if the reference chain is not well formed.
     """
 
     def __init__(
         self,
-        policy: Policy,
+        lm: LanguageModel,
+        params: Any,
         *,
         answer_length: int,
         batch_size: int,
         votes: int = 0,
-        own_chain: bool = False,
+        reference_chains: bool = False,
     ):
-        self.format = QuestionFormat(prompts=policy.format, answer_length=answer_length)
+        self.format = StepQueryFormat(prompts=lm.prompts, answer_length=answer_length)
         self.asked = self.repeated = 0  # in the last call: distinct queries; repeated or too long
-        self.policy, self._votes = policy, votes
-        devices = policy.mesh.shape["data"] * policy.mesh.shape["fsdp"]
-        self._branches = len(policy.format.schema.steps)  # maximum step queries per packed row
+        self.lm, self.params, self._votes = lm, params, votes
+        devices = lm.mesh.shape["data"] * lm.mesh.shape["fsdp"]
+        self._branches = len(lm.prompts.schema.steps)  # maximum step queries per packed row
         self._batch_size = math.ceil(batch_size / devices) * devices
         self._verdict_probabilities = jax.jit(self._compute_verdict_probabilities)
-        self._generator = Judge(policy, REFERENCE_BATCH) if own_chain else None
-        self._uses_references = own_chain and not votes
+        self._generator = Generator(lm, REFERENCE_BATCH) if reference_chains else None
+        self._uses_references = reference_chains and not votes
         self._sampler = jit_sample(
-            policy.model,
+            lm.model,
             group_size=max(votes, 1),
             max_new_tokens=answer_length,
-            eos_id=policy.format.eos_ids,
-            pad_id=policy.format.pad_id,
-            mesh=policy.mesh,
+            eos_id=lm.prompts.eos_ids,
+            pad_id=lm.prompts.pad_id,
+            mesh=lm.mesh,
         )
 
-    def learnt(self, params: Any) -> None:
+    def set_params(self, params: Any) -> None:
         """Replaces the parameters."""
-        self.policy = replace(self.policy, params=params)
+        self.params = params
 
-    def score(self, step_queries: Sequence[Examination], key: Array) -> Scores:
+    def score(self, step_queries: Sequence[StepQuery], key: Array) -> StepScores:
         """Scores step queries, without using their labels; ``[n]`` arrays.
 
         Nothing is cached between calls: in another batch the same step query may differ in the last
@@ -135,9 +135,9 @@ class Examiner:
         by_digest = dict(zip(distinct, values, strict=True))
         scores = np.array([by_digest.get(digest, math.nan) for digest in digests], np.float32)
         known = ~np.isnan(scores)
-        return Scores(score=np.where(known, scores, 0.0).astype(np.float32), known=known)
+        return StepScores(score=np.where(known, scores, 0.0).astype(np.float32), known=known)
 
-    def remarks(self, step_queries: Sequence[Examination]) -> list[str]:
+    def critiques(self, step_queries: Sequence[StepQuery]) -> list[str]:
         """Returns the critique of each step as text, "" if there is none.
 
         This is the greedy critique with its verdict. If reference chains are used, it is the
@@ -158,18 +158,18 @@ class Examiner:
             remarks[n] = " ".join(text.split())
         return remarks
 
-    def own_chains(self, examples: Sequence[Example]) -> list[str] | None:
+    def reference_chains(self, examples: Sequence[Example]) -> list[str] | None:
         """Returns the greedy reference chain for each pair, None if the model writes none."""
         if self._generator is None:
             return None
         texts: list[str] = []
         rows = range(len(examples))
-        for batch, rollout, _ in self._generator.read(self.policy.params, examples, rows):
-            texts += self.policy.format.texts(rollout)[: len(batch)]
+        for batch, rollout, _ in self._generator.greedy_rollouts(self.params, examples, rows):
+            texts += self.lm.prompts.decode(rollout)[: len(batch)]
         return texts
 
     def _score_with_references(
-        self, questions: Sequence[Question], step_queries: Sequence[Examination]
+        self, questions: Sequence[StepQueryTokens], step_queries: Sequence[StepQuery]
     ) -> list[float]:
         """Returns P(correct) after a critique from the reference chain; NaN if unknown."""
         all_critiques = enumerate(self._reference_critiques(step_queries))
@@ -181,11 +181,11 @@ class Examiner:
         scores[[*critiques]] = self._score_branches(branches, max_length)
         return scores.tolist()
 
-    def _reference_critiques(self, step_queries: Sequence[Examination]) -> list[str | None]:
+    def _reference_critiques(self, step_queries: Sequence[StepQuery]) -> list[str | None]:
         """Compares each step with its reference chain; None if that chain is not well formed."""
-        schema = self.policy.format.schema
+        schema = self.lm.prompts.schema
         pairs = {_pair_key(step_query.example): step_query.example for step_query in step_queries}
-        texts = self.own_chains([*pairs.values()]) or []
+        texts = self.reference_chains([*pairs.values()]) or []
         references = dict(zip(pairs, map(schema.parse, texts), strict=True))
         critiques: list[str | None] = []
         for step_query in step_queries:
@@ -194,7 +194,9 @@ class Examiner:
             if written is None or not reference.well_formed:
                 critiques.append(None)
             else:
-                critiques.append(write_critique(step_query.step, said(reference, schema), written))
+                critiques.append(
+                    write_critique(step_query.step, stated_values(reference, schema), written)
+                )
         return critiques
 
     def _score_branches(self, branches: Sequence[Branch], max_length: int) -> list[float]:
@@ -222,7 +224,9 @@ class Examiner:
                 scores[n] = branch_scores[: len(rows[n])].tolist()
         return [score for n in range(len(rows)) for score in scores[n]]
 
-    def _score_with_critiques(self, questions: Sequence[Question], key: Array) -> list[float]:
+    def _score_with_critiques(
+        self, questions: Sequence[StepQueryTokens], key: Array
+    ) -> list[float]:
         """Returns the mean P(correct) over the critiques that can be parsed; NaN if none can."""
         texts: list[str] = []
         for n, batch in enumerate(self._batches(questions)):
@@ -245,14 +249,16 @@ class Examiner:
             votes[row] += [] if math.isnan(score) else [score]
         return [float(np.mean(row_votes)) if row_votes else math.nan for row_votes in votes]
 
-    def _sample(self, questions: Sequence[Question], key: Array, temperature: float) -> list[str]:
+    def _sample(
+        self, questions: Sequence[StepQueryTokens], key: Array, temperature: float
+    ) -> list[str]:
         """Samples answers with a critique for a batch of step queries, ``max(votes, 1)`` each."""
-        mark, mesh = self.format.marks[CRITIQUE], self.policy.mesh
+        mark, mesh = self.format.marks[CRITIQUE], self.lm.mesh
         key = jax.device_put(key, NamedSharding(mesh, PartitionSpec()))
         rows = [[*question.ids, *mark] for question in questions]
         batch = self.format.padded(rows, self.format.question_length)
-        rollout = self._sampler(self.policy.params, batch, key, temperature)
-        return self.policy.format.texts(jax.device_get(rollout))
+        rollout = self._sampler(self.params, batch, key, temperature)
+        return self.lm.prompts.decode(jax.device_get(rollout))
 
     def _batches(self, rows: Sequence[Any]) -> list[Sequence[Any]]:
         """Splits rows into batches of one size; the last one is padded with its last row."""
@@ -268,15 +274,15 @@ class Examiner:
         mask: Bool[np.ndarray, "B T T"] | None = None,
     ) -> Float32[np.ndarray, "B M"]:
         """Returns P(correct) after each column in ``ends``; NaN if unknown or ``ends`` is -1."""
-        rows = jax.device_put((tokens, position_ids, ends, mask), batch_sharding(self.policy.mesh))
-        score, mass = jax.device_get(self._verdict_probabilities(self.policy.params, *rows))
+        rows = jax.device_put((tokens, position_ids, ends, mask), batch_sharding(self.lm.mesh))
+        score, mass = jax.device_get(self._verdict_probabilities(self.params, *rows))
         return np.where((mass >= READABLE) & (ends >= 0), score, np.nan)
 
     def _compute_verdict_probabilities(
         self, params: Any, tokens: Array, position_ids: Array, ends: Array, mask: Array | None
     ) -> tuple[Array, Array]:
         """Returns P(correct) normalized over the two verdicts, and their total probability."""
-        output = self.policy.model.forward(params, tokens, position_ids, mask=mask)
+        output = self.lm.model.forward(params, tokens, position_ids, mask=mask)
         hidden = jnp.take_along_axis(output.hidden, jnp.maximum(ends, 0)[:, :, None], axis=1)
         logits = jnp.einsum("bmd,dv->bmv", hidden, output.head)
         logps = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
@@ -285,13 +291,13 @@ class Examiner:
         return jax.nn.softmax(verdict_logps, axis=-1)[:, :, 0], mass
 
 
-def examine_chains(
-    examiner: Examiner,
+def score_steps(
+    examiner: ProcessRewardModel,
     chains: Sequence[Chain],
     examples: Sequence[Example],
     schema: CotSchema,
     key: Array,
-) -> Scores:
+) -> StepScores:
     """Scores every step of every rollout with a process reward model; ``[B, S]`` arrays.
 
     A step that cannot be parsed scores 0 without running the model. A step that a chain lacks is
@@ -300,16 +306,16 @@ def examine_chains(
     shape = len(chains), len(schema.steps)
     known = np.array([[step is not None for step in chain.steps] for chain in chains])
     score = np.zeros(shape, np.float32)
-    indices, step_queries = chain_examinations(chains, examples, schema)
+    indices, step_queries = chain_step_queries(chains, examples, schema)
     scores = examiner.score(step_queries, key)
     for index, step_score, step_known in zip(indices, scores.score, scores.known, strict=True):
         score[index], known[index] = step_score, step_known
-    return Scores(score=score, known=known)
+    return StepScores(score=score, known=known)
 
 
-def chain_examinations(
+def chain_step_queries(
     chains: Sequence[Chain], examples: Sequence[Example], schema: CotSchema
-) -> tuple[list[tuple[int, int]], list[Examination]]:
+) -> tuple[list[tuple[int, int]], list[StepQuery]]:
     """Returns the (row, step index) and the step query of each readable step of the chains."""
     indices = [
         (b, k)
@@ -318,7 +324,7 @@ def chain_examinations(
         if parsed is not None and parsed.valid
     ]
     return indices, [
-        Examination(
+        StepQuery(
             example=examples[b],
             step=schema.names[k],
             written=written_steps(chains[b], schema, k),
@@ -331,35 +337,31 @@ def chain_examinations(
 # -------------------------------------------------------------------------- on the disk
 
 
-def describe_examiner(policy: Policy) -> dict[str, str]:
-    """Returns the content of ``examiner.json``: a digest of the tokenizer used in training."""
-    return {"tokenizer": tokenizer_digest(policy)}
+def load_prm(
+    folder: Path, schema: CotSchema, mesh: Mesh, *, batch_size: int, votes: int = 0
+) -> ProcessRewardModel:
+    """Loads the process reward model of a folder.
 
-
-def load_examiner(config: Config) -> Examiner:
-    """Loads the process reward model that ``config.reward.model`` names.
+    Args:
+      folder: of a finished run of ``configs/reward_model.py``.
+      schema: the steps of the chains to be scored.
+      mesh: the devices.
+      batch_size, votes: as for ``ProcessRewardModel``.
 
     Raises:
-      FileNotFoundError, ValueError: as ``RewardFolder.check`` and ``RewardFolder.restore``.
+      FileNotFoundError, UserError: as ``RewardArtifact.check`` and ``RewardArtifact.load``.
     """
-    folder = Path(config.reward.model)
-    prm_config = EXAMINER.check(folder, config)
-    policy = make_policy(prm_config, folder, mesh=examiner_mesh(config))
-    return Examiner(
-        EXAMINER.restore(folder, policy, describe_examiner(policy)),
-        answer_length=prm_config.examiner.answer_length,
-        batch_size=config.reward.batch_size,
-        votes=config.reward.votes,
-        own_chain=writes_own_chain(folder),
+    description = PRM.check(folder, schema)
+    return ProcessRewardModel(
+        *PRM.load(folder, description, mesh),
+        answer_length=description["answer_length"],
+        batch_size=batch_size,
+        votes=votes,
+        reference_chains=description["reference_chains"],
     )
 
 
-def writes_own_chain(folder: Path) -> bool:
-    """Whether the process reward model of a folder was trained to write reference chains."""
-    return (folder / "checkpoints" / SOLVE).is_dir()
-
-
-def said(chain: Chain, schema: CotSchema) -> dict[str, str]:
+def stated_values(chain: Chain, schema: CotSchema) -> dict[str, str]:
     """Returns a chain's verdict or items by step name, in the format of an annotation."""
     return {
         step.name: str(parsed.verdict) if step.verdicts else parsed.text

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int
 
 from she_jax.generate.prompts import PromptFormat
-from she_jax.rewards.prm.step_query import CRITIQUE, VERDICT, VERDICTS, Examination
+from she_jax.rewards.prm.step_query import CRITIQUE, VERDICT, VERDICTS, StepQuery
 from she_jax.types import PromptBatch, SftBatch
 
 Ids: TypeAlias = list[int]
@@ -23,7 +23,7 @@ VERDICT_WEIGHT = 8.0  # loss weight of the verdict token; other answer tokens ha
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class StepQueryTokens:
     """A tokenized step query: the prompt, and the chain by line, ending with the step's line."""
 
     prompt: Ids
@@ -34,7 +34,7 @@ class Question:
         """Token ids of the prompt and all lines."""
         return [*self.prompt, *_flatten(self.lines)]
 
-    def follows(self, other: "Question") -> bool:
+    def follows(self, other: "StepQueryTokens") -> bool:
         """Whether the other one is a prefix of this one, by lines, or equal to it."""
         return self.prompt == other.prompt and self.lines[: len(other.lines)] == other.lines
 
@@ -43,9 +43,9 @@ class Question:
 class Branch:
     """Tokens that follow a tokenized step query in a packed row, and their loss weights."""
 
-    question: Question
+    question: StepQueryTokens
     ids: Ids
-    weights: list[float] = field(default_factory=list)
+    loss_weights: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +58,12 @@ class Packed:
     tokens: Int[np.ndarray, "B T"]
     positions: Int[np.ndarray, "B T"]
     mask: Bool[np.ndarray, "B T T"]
-    weights: Float32[np.ndarray, "B T"]
+    loss_weights: Float32[np.ndarray, "B T"]
     ends: Int[np.ndarray, "B M"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuestionFormat:
+class StepQueryFormat:
     """Tokenization and packing of step queries for one process reward model.
 
     A step query is the policy's prompt, the chain, and a mark of what comes next (``CRITIQUE`` or
@@ -112,7 +112,7 @@ class QuestionFormat:
         set_field(self, "marks", marks)
         set_field(self, "_verdicts", verdicts)
 
-    def questions(self, step_queries: Sequence[Examination]) -> list[Question]:
+    def questions(self, step_queries: Sequence[StepQuery]) -> list[StepQueryTokens]:
         """Tokenizes step queries; only the prompt of a pair is truncated.
 
         If a prompt is too long, the product is truncated first, then the query (see
@@ -122,29 +122,31 @@ class QuestionFormat:
         Args:
           step_queries: at least one.
         """
-        pairs, _ = self.prompts.prompts([step_query.example for step_query in step_queries])
+        pairs, _ = self.prompts.encode_prompts([step_query.example for step_query in step_queries])
         texts = [step_query.written for step_query in step_queries]
         chains = [text.split("\n") if text else [] for text in texts]
         chains = [[f"\n{line}" if n else line for n, line in enumerate(c)] for c in chains]
         encoded = iter(self.prompts.encode([line for lines in chains for line in lines]))
         return [
-            Question(
+            StepQueryTokens(
                 prompt=np.asarray(tokens)[np.asarray(mask)].tolist(),
                 lines=[next(encoded) for _ in lines],
             )
             for tokens, mask, lines in zip(pairs.tokens, pairs.mask, chains, strict=True)
         ]
 
-    def fits(self, question: Question) -> bool:
+    def fits(self, question: StepQueryTokens) -> bool:
         """Whether the chain of a step query is within the maximum chain length."""
         return sum(map(len, question.lines)) <= self.prompts.completion_length
 
-    def compared(self, question: Question, critique: str) -> Branch:
+    def compared(self, question: StepQueryTokens, critique: str) -> Branch:
         """Returns a branch with a critique, up to where the verdict comes next."""
         ids = self.critiqued([question], [critique])[0][len(question.ids) :]
         return Branch(question=question, ids=ids)
 
-    def critiqued(self, questions: Sequence[Question], critiques: Sequence[str]) -> list[Ids]:
+    def critiqued(
+        self, questions: Sequence[StepQueryTokens], critiques: Sequence[str]
+    ) -> list[Ids]:
         """Returns step queries with a critique, up to where the verdict comes next."""
         encoded = self.prompts.encode([f" {critique}" for critique in critiques])
         mark, shared = self.marks[VERDICT], self.before
@@ -155,7 +157,7 @@ class QuestionFormat:
         ]
 
     def answers(
-        self, step_queries: Sequence[Examination], questions: Sequence[Question]
+        self, step_queries: Sequence[StepQuery], questions: Sequence[StepQueryTokens]
     ) -> list[Branch]:
         """Returns two training branches per step query: verdict only, and critique with verdict.
 
@@ -173,7 +175,7 @@ class QuestionFormat:
             for prompt, text in ((mark, []), (self.marks[CRITIQUE], [*critique, *mark])):
                 ids = [*prompt, *text, *verdict]
                 weights = [*[0.0] * len(prompt), *[1.0] * len(text), *verdict_weights]
-                branches.append(Branch(question=question, ids=ids, weights=weights))
+                branches.append(Branch(question=question, ids=ids, loss_weights=weights))
         return branches
 
     def _chain_branch(self, prompt: Ids, chain: Ids) -> Branch:
@@ -182,9 +184,9 @@ class QuestionFormat:
         It begins with the last token of the prompt, from which the chain's first is predicted.
         """
         chain = [*chain, self.prompts.eos_ids[0]][: self.prompts.completion_length]
-        question = Question(prompt=prompt[:-1], lines=[])
+        question = StepQueryTokens(prompt=prompt[:-1], lines=[])
         return Branch(
-            question=question, ids=[prompt[-1], *chain], weights=[0.0] + [1.0] * len(chain)
+            question=question, ids=[prompt[-1], *chain], loss_weights=[0.0] + [1.0] * len(chain)
         )
 
     def pack(
@@ -224,17 +226,19 @@ class QuestionFormat:
                 mask[b, cells, first : first + start] = True
                 mask[b, cells, cells] = tri[:size, :size]
                 column += size
-                if branch.weights:
-                    weights[b, column - len(branch.weights) : column] = branch.weights
+                if branch.loss_weights:
+                    weights[b, column - len(branch.loss_weights) : column] = branch.loss_weights
                 ends[b, n] = column - 1
-        return Packed(tokens=tokens, positions=positions, mask=mask, weights=weights, ends=ends)
+        return Packed(
+            tokens=tokens, positions=positions, mask=mask, loss_weights=weights, ends=ends
+        )
 
     def size(self, row: Sequence[Branch]) -> int:
         """Returns the number of tokens that ``pack`` needs for a row, trunk and branches."""
         trunk, suffixes = self._split_row(row)
         return len(trunk.ids) + sum(len(ids) for _, ids in suffixes)
 
-    def _split_row(self, row: Sequence[Branch]) -> tuple[Question, list[tuple[int, Ids]]]:
+    def _split_row(self, row: Sequence[Branch]) -> tuple[StepQueryTokens, list[tuple[int, Ids]]]:
         """Returns the trunk of a row, and each branch's prefix length in it and suffix after it."""
         longest = max((branch.question for branch in row), key=lambda question: len(question.lines))
         trunk, suffixes = self._trunk(longest), []
@@ -245,12 +249,12 @@ class QuestionFormat:
             suffixes.append((prefix, [*_flatten(lines[shared:]), *branch.ids]))
         return trunk, suffixes
 
-    def _trunk(self, question: Question) -> Question:
+    def _trunk(self, question: StepQueryTokens) -> StepQueryTokens:
         """Returns the step query without the last lines that exceed the maximum chain length."""
         count, left = 0, self.prompts.completion_length
         while count < len(question.lines) and (left := left - len(question.lines[count])) >= 0:
             count += 1
-        return Question(prompt=question.prompt, lines=question.lines[:count])
+        return StepQueryTokens(prompt=question.prompt, lines=question.lines[:count])
 
     def padded(self, rows: Sequence[Ids], length: int) -> PromptBatch:
         """Pads rows on the left to a length, so that the last column predicts the next token."""
@@ -262,7 +266,7 @@ class QuestionFormat:
 
     def sft_batch(
         self,
-        chains: Sequence[Sequence[Examination]],
+        chains: Sequence[Sequence[StepQuery]],
         answer_budget: int,
         rng: np.random.Generator,
         reference_chains: Sequence[str] | None = None,
@@ -293,7 +297,7 @@ class QuestionFormat:
         batch = SftBatch(
             tokens=jnp.asarray(packed.tokens),
             positions=jnp.asarray(packed.positions),
-            weights=jnp.asarray(packed.weights),
+            loss_weights=jnp.asarray(packed.loss_weights),
             mask=jnp.asarray(packed.mask),
             prompt_length=self.trunk_length,
         )

@@ -31,7 +31,7 @@ VERDICTS = ("correct", "incorrect")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Examination:
+class StepQuery:
     """A step query: one step of a chain to be scored, and its true verdict if known.
 
     Attributes:

@@ -10,7 +10,7 @@ import pytest
 from recipes import SHARED_DATA
 
 from she_jax.data.dataset import open_split, prepare
-from she_jax.data.intake import hygiene
+from she_jax.data.intake import normalize_text
 from she_jax.data.readers.esci import Esci, EsciConfig
 from she_jax.types import BadRow, Example
 
@@ -152,7 +152,7 @@ def test_html_goes_and_its_text_stays(tmp_path):
     )
     write(tmp_path, [pair(0)], [product("B1", product_bullet_point=markup)])
     (row,) = read(tmp_path)
-    assert hygiene(row.example.product["bullets"]) == "Size: 10 cm A & B 5 < 6 <3 end"
+    assert normalize_text(row.example.product["bullets"]) == "Size: 10 cm A & B 5 < 6 <3 end"
 
 
 def test_locales_subsets_and_splits(tmp_path):
@@ -269,12 +269,14 @@ def test_excerpt_rows_come_back_identical_in_three_languages(excerpt):
         for example in open_split(made.path, name):
             row = raw[example.uid]
             source = products[row["product_id"], row["product_locale"]]
-            assert example.query == hygiene(row["query"])
-            assert example.product["title"] == hygiene(html.unescape(source["product_title"]))
-            assert example.product.get("brand", "") == hygiene(
+            assert example.query == normalize_text(row["query"])
+            assert example.product["title"] == normalize_text(
+                html.unescape(source["product_title"])
+            )
+            assert example.product.get("brand", "") == normalize_text(
                 html.unescape(source["product_brand"] or "")
             )
-            assert example.product.get("colour", "") == hygiene(
+            assert example.product.get("colour", "") == normalize_text(
                 html.unescape(source["product_color"] or "")
             )
             kana = re.findall("[\u3040-\u30ff\u4e00-\u9fff]", source["product_title"])

@@ -13,13 +13,13 @@ from she_jax.models.decoder import ModelConfig, build_model, init_params
 from she_jax.models.sharding import make_mesh
 from she_jax.rewards.orm.loss import (
     chain_scores,
-    make_scalar_step,
+    init_orm_params,
+    make_orm_step,
     pairwise_loss,
     pointwise_loss,
-    with_value,
 )
 from she_jax.rl.update import jit_update_step
-from she_jax.types import LMOutput, OutcomeBatch
+from she_jax.types import LMOutput, OrmBatch
 
 V, T = 16, 10
 CONFIG = ModelConfig(vocab_size=V, dim=8, layers=1, heads=2, kv_heads=1, head_dim=4, ffn=16)
@@ -43,7 +43,7 @@ def model():
 
 def random_params(seed=0):
     key, other = jax.random.split(jax.random.PRNGKey(seed))
-    params = with_value(init_params(CONFIG, key), CONFIG.dim)
+    params = init_orm_params(init_params(CONFIG, key), CONFIG.dim)
     return params | {"value": jax.random.normal(other, (CONFIG.dim,))}
 
 
@@ -54,7 +54,7 @@ def random_batch(rows=16, group_size=1, seed=0):
     slot = np.arange(T)
     real = (slot >= first[:, None]) & (slot <= last[:, None])
     right = np.tile([1.0, 0.0], rows // 2) if group_size == 2 else rng.integers(2, size=rows)
-    return OutcomeBatch(
+    return OrmBatch(
         tokens=jnp.asarray(rng.integers(0, V, (rows, T)), dtype=jnp.int32),
         positions=jnp.asarray(np.where(real, np.cumsum(real, axis=1) - 1, -1)),
         right=jnp.asarray(right, dtype=jnp.float32),
@@ -64,7 +64,7 @@ def random_batch(rows=16, group_size=1, seed=0):
 
 @functools.cache
 def compiled(micro_batches):
-    step = make_scalar_step(model().forward, optax.sgd(0.1), micro_batches=micro_batches)
+    step = make_orm_step(model().forward, optax.sgd(0.1), micro_batches=micro_batches)
     return jax.jit(step)
 
 
@@ -78,7 +78,7 @@ def test_a_score_is_read_at_the_last_token_of_the_chain():
 
 def test_every_chain_begins_at_one_half():
     batch = random_batch()
-    params = with_value(init_params(CONFIG, jax.random.PRNGKey(0)), CONFIG.dim)
+    params = init_orm_params(init_params(CONFIG, jax.random.PRNGKey(0)), CONFIG.dim)
     scores = chain_scores(model().forward, params, batch.tokens, batch.positions)
     np.testing.assert_array_equal(jax.nn.sigmoid(scores), np.full(16, 0.5))
 
@@ -131,14 +131,14 @@ def test_one_update_by_hand(group_size, gradient):
     """From scores of 0: half of h a chain that is right, minus half of h one that is not; in pairs
     half of the difference. The model stays, for the value is 0."""
     optimizer = optax.sgd(1.0)
-    batch = OutcomeBatch(
+    batch = OrmBatch(
         tokens=jnp.array([[1, 1], [1, 2]]),
         positions=jnp.array([[0, 1], [0, 1]]),
         right=jnp.array([1.0, 0.0]),
         group_size=group_size,
     )
-    state = fresh_state(with_value(table(), 2), optimizer)
-    new, metrics = jax.jit(make_scalar_step(lookup, optimizer))(state, batch)
+    state = fresh_state(init_orm_params(table(), 2), optimizer)
+    new, metrics = jax.jit(make_orm_step(lookup, optimizer))(state, batch)
     np.testing.assert_allclose(new.params["value"], gradient, rtol=1e-6)
     np.testing.assert_array_equal(new.params["model"]["table"], table()["table"])
     assert set(metrics) == {"loss", "accuracy", "grad_norm"}
@@ -163,7 +163,7 @@ def test_eight_devices_equal_one(group_size):
     for devices in (jax.devices()[:1], jax.devices()):
         mesh = make_mesh(data=-1, fsdp=2 if len(devices) > 1 else 1, devices=devices)
         state = fresh_state(random_params(), optax.sgd(0.1))
-        step = make_scalar_step(model().forward, optax.sgd(0.1), micro_batches=2)
+        step = make_orm_step(model().forward, optax.sgd(0.1), micro_batches=2)
         found.append(jax.device_get(jit_update_step(step, mesh, state)(state, batch)))
     assert_trees_close(found[1], found[0], rtol=1e-4, atol=2e-5)  # of gradients of a hundred
 
@@ -172,9 +172,9 @@ def test_training_learns_an_outcome_that_the_last_token_tells():
     batch = random_batch(32)
     last = jnp.argmax(batch.positions, axis=1)
     told = jnp.take_along_axis(batch.tokens, last[:, None], axis=1)[:, 0] < V // 2
-    batch = OutcomeBatch(**vars(batch) | {"right": told.astype(jnp.float32)})
+    batch = OrmBatch(**vars(batch) | {"right": told.astype(jnp.float32)})
     optimizer = optax.adam(0.03)
-    step = jax.jit(make_scalar_step(model().forward, optimizer))
+    step = jax.jit(make_orm_step(model().forward, optimizer))
     state = fresh_state(random_params(), optimizer)
     for _ in range(60):
         state, metrics = step(state, batch)
@@ -184,7 +184,7 @@ def test_training_learns_an_outcome_that_the_last_token_tells():
 
 def test_errors():
     with pytest.raises(ValueError, match="micro_batches=0: expected at least 1"):
-        make_scalar_step(lookup, optax.sgd(1.0), micro_batches=0)
+        make_orm_step(lookup, optax.sgd(1.0), micro_batches=0)
     state, batch = fresh_state(random_params(), optax.sgd(0.1)), random_batch(12, group_size=2)
     with pytest.raises(ValueError, match="12 rows in groups of 2 do not divide into micro_batches"):
-        make_scalar_step(model().forward, optax.sgd(0.1), micro_batches=4)(state, batch)
+        make_orm_step(model().forward, optax.sgd(0.1), micro_batches=4)(state, batch)

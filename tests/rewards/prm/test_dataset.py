@@ -11,16 +11,16 @@ from she_jax.cot import CotSchema
 from she_jax.data.rationales import write_chain
 from she_jax.data.shopworld.builder import World, generate
 from she_jax.rewards.prm.dataset import (
+    CORRUPTIONS,
     POLICY,
-    SPOILT,
-    Balanced,
-    demonstrated,
-    judged,
-    put_right,
-    right_evidence,
+    BalancedSampler,
+    correct_evidence,
+    label_steps,
+    rationale_step_queries,
+    with_correct_rationale,
 )
-from she_jax.rewards.prm.step_query import Examination
-from she_jax.rewards.verifier import verify, with_all_truth
+from she_jax.rewards.prm.step_query import StepQuery
+from she_jax.rewards.verifier import fully_annotated, verify
 from she_jax.types import Example
 
 SCHEMA = CotSchema()
@@ -48,7 +48,7 @@ label: 2""")
 def test_a_chain_put_right_earns_full_marks(checks):
     schema = CotSchema.build(checks=checks)
     for example in generate(World(pairs=(60, 0, 0, 0), checks=checks), "train"):
-        right = put_right(example, schema, {})
+        right = with_correct_rationale(example, schema, {})
         assert right is not None
         chain = schema.parse(str(right.rationale))
         rewards, known = verify(chain, example, schema)
@@ -59,13 +59,13 @@ def test_a_chain_put_right_earns_full_marks(checks):
 
 
 def test_a_chain_is_put_right_with_the_evidence_of_right_steps():
-    whole = with_all_truth(LAMP)
-    demonstrated_lamp = judged(CHAIN, whole, SCHEMA, "teacher", "a/demonstration")
-    assert right_evidence(demonstrated_lamp) == {}  # its one readable verdict is wrong
+    whole = fully_annotated(LAMP)
+    demonstrated_lamp = label_steps(CHAIN, whole, SCHEMA, "teacher", "a/demonstration")
+    assert correct_evidence(demonstrated_lamp) == {}  # its one readable verdict is wrong
     right = SCHEMA.parse("attributes: red / navy conflict => conflict\nlabel: 2")
-    evidence = right_evidence(judged(right, whole, SCHEMA, POLICY, "a/0"))
+    evidence = correct_evidence(label_steps(right, whole, SCHEMA, POLICY, "a/0"))
     assert evidence == {"a": {"attributes": "red / navy conflict"}}
-    lamp = put_right(whole, SCHEMA, evidence["a"])
+    lamp = with_correct_rationale(whole, SCHEMA, evidence["a"])
     assert lamp is not None
     assert str(lamp.rationale).split("\n") == [
         "query: table lamp; red",
@@ -77,8 +77,11 @@ def test_a_chain_is_put_right_with_the_evidence_of_right_steps():
 
 
 def test_where_a_step_is_not_annotated_no_chain_is_put_right():
-    assert put_right(LAMP, SCHEMA, {}) is None
-    assert put_right(dataclasses.replace(with_all_truth(LAMP), label=None), SCHEMA, {}) is None
+    assert with_correct_rationale(LAMP, SCHEMA, {}) is None
+    assert (
+        with_correct_rationale(dataclasses.replace(fully_annotated(LAMP), label=None), SCHEMA, {})
+        is None
+    )
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +97,7 @@ def lessons(pairs):
     return [
         one
         for pair, other in zip(pairs, shifted, strict=True)
-        for one in demonstrated(pair, other, SCHEMA, rng)
+        for one in rationale_step_queries(pair, other, SCHEMA, rng)
     ]
 
 
@@ -106,7 +109,7 @@ def last_step(one):
 
 
 def test_the_annotation_judges_and_says_nothing_of_other_steps():
-    found = judged(CHAIN, LAMP, SCHEMA, POLICY, "a/0")
+    found = label_steps(CHAIN, LAMP, SCHEMA, POLICY, "a/0")
     assert [(one.step, one.correct) for one in found] == [
         ("query", True),
         ("category", False),
@@ -119,19 +122,19 @@ def test_the_annotation_judges_and_says_nothing_of_other_steps():
 
 
 def test_with_all_truth_the_product_is_judged_and_the_unreadable_step_left_out():
-    found = judged(CHAIN, with_all_truth(LAMP), SCHEMA, POLICY, "a/0")
+    found = label_steps(CHAIN, fully_annotated(LAMP), SCHEMA, POLICY, "a/0")
     assert [one.step for one in found] == ["query", "product", "category", "label"]
 
 
 def test_partial_credit_is_not_correct():
     chain = SCHEMA.parse("query: table lamp; blue")
-    assert [one.correct for one in judged(chain, LAMP, SCHEMA, POLICY, "")] == [False]
+    assert [one.correct for one in label_steps(chain, LAMP, SCHEMA, POLICY, "")] == [False]
 
 
 def test_every_source_is_there_and_means_what_it_says(pairs, lessons):
     by_uid = {pair.uid: pair for pair in pairs}
     seen = Counter(one.source for one in lessons)
-    assert {"gold", "teacher", *SPOILT} == seen.keys()
+    assert {"gold", "teacher", *CORRUPTIONS} == seen.keys()
     assert min(seen.values()) > 20
     for one in lessons:
         k = SCHEMA.names.index(one.step)
@@ -150,7 +153,7 @@ def test_every_source_is_there_and_means_what_it_says(pairs, lessons):
 def test_a_spoilt_step_differs_from_the_right_one_in_its_way_only(lessons):
     right = {(one.example.uid, one.step): one for one in lessons if one.source == "gold"}
     for one in lessons:
-        if one.source not in SPOILT:
+        if one.source not in CORRUPTIONS:
             continue
         gold = right[one.example.uid, one.step]
         # A critique compares verdicts or items, and says nothing of what precedes a verdict.
@@ -182,12 +185,12 @@ def test_what_nobody_annotated_is_not_read():
 
     def lessons_of(own):
         for n in range(len(own) - 1):
-            for one in demonstrated(own[n], own[n + 1], schema, np.random.default_rng(n)):
+            for one in rationale_step_queries(own[n], own[n + 1], schema, np.random.default_rng(n)):
                 yield one.step, one.written, one.correct, one.critique, one.source
 
     found = list(lessons_of(pairs))
     assert found == list(lessons_of(struck))
-    assert {source for *_, source in found} == {"gold", "teacher", *SPOILT}
+    assert {source for *_, source in found} == {"gold", "teacher", *CORRUPTIONS}
 
 
 def test_spoilt_evidence_is_another_pairs_whole_step(pairs, lessons):
@@ -204,7 +207,7 @@ def test_a_reason_that_would_do_for_any_pair_is_not_borrowed():
     plain = Example(uid="1", query="mug", product={"title": "mug"}, label=4)
     other = dataclasses.replace(plain, uid="2", query="blue cup", product={"title": "blue cup"})
     for seed in range(20):
-        for one in demonstrated(plain, other, SCHEMA, np.random.default_rng(seed)):
+        for one in rationale_step_queries(plain, other, SCHEMA, np.random.default_rng(seed)):
             if one.source == "reason":
                 assert last_step(one).text not in texts
 
@@ -213,14 +216,14 @@ def test_draws_are_even_over_kinds_steps_and_verdicts():
     """The policy's chains as they are; of a demonstrated step, the right or the spoilt one."""
 
     def examined(chain, source, step, correct):
-        return Examination(
+        return StepQuery(
             example=LAMP, step=step, written="", correct=correct, source=source, chain=chain
         )
 
     pool = [examined(f"p{n}", POLICY, "label", n > 0) for n in range(4)]
     pool += [examined("d", "gold", step, True) for step in ("query", "label")]
     pool += [examined("d", "verdict", "label", False), examined("d", "product", "query", False)]
-    drawn = Balanced(pool).draw(8_000, np.random.default_rng(0))
+    drawn = BalancedSampler(pool).draw(8_000, np.random.default_rng(0))
     chains = Counter(tuple(one.chain for one in chain) for chain in drawn)
     shares = {("d", "d"): 1 / 2} | {(f"p{n}",): 1 / 8 for n in range(4)}
     assert {k: v / 8_000 for k, v in chains.items()} == pytest.approx(shares, abs=0.02)
@@ -234,4 +237,4 @@ def test_draws_are_even_over_kinds_steps_and_verdicts():
 
 def test_nothing_to_draw_from_is_an_error():
     with pytest.raises(ValueError, match="no step to examine"):
-        Balanced([])
+        BalancedSampler([])

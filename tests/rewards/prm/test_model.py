@@ -9,22 +9,22 @@ import numpy as np
 import pytest
 
 from she_jax.cot import CotSchema
-from she_jax.generate.language_model import Policy
+from she_jax.generate.language_model import LanguageModel
 from she_jax.generate.prompts import EOS, PAD, PromptFormat, positions, train_tokenizer
 from she_jax.generate.sampler import jit_sample
 from she_jax.models.decoder import ModelConfig, build_model, init_params
 from she_jax.models.sharding import make_mesh, shardings
 from she_jax.rewards.prm import model as module
-from she_jax.rewards.prm.metrics import contradictions
-from she_jax.rewards.prm.model import Examiner, Scores, examine_chains
-from she_jax.rewards.prm.step_query import VERDICT, Examination
+from she_jax.rewards.prm.metrics import prm_diagnostics
+from she_jax.rewards.prm.model import ProcessRewardModel, StepScores, score_steps
+from she_jax.rewards.prm.step_query import VERDICT, StepQuery
 from she_jax.types import Example, Rollout
 
 SCHEMA = CotSchema()
 LAMP = Example(uid="a", query="red lamp", product={"title": "navy lamp"})
 KEY = jax.random.key(0)
 STEPS = [
-    Examination(example=LAMP, step="query", written=f"query: {text}")
+    StepQuery(example=LAMP, step="query", written=f"query: {text}")
     for text in ("lamp", "lamp; red", "lamp; red; oak", "lamp", "a longer one than the others are")
 ]
 
@@ -47,7 +47,7 @@ def policy():
     # Larger than at the start of training, so that what it says hangs on what it reads.
     params = jax.tree.map(lambda x: 8 * x, init_params(config, jax.random.PRNGKey(0)))
     params = jax.device_put(params, shardings(params, mesh))
-    return Policy(model=build_model(config), params=params, format=prompts, mesh=mesh)
+    return LanguageModel(model=build_model(config), params=params, format=prompts, mesh=mesh)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def readable(monkeypatch):
 
 
 def new(policy, **changes):
-    return Examiner(policy, **{"answer_length": 48, "batch_size": 8} | changes)
+    return ProcessRewardModel(policy, **{"answer_length": 48, "batch_size": 8} | changes)
 
 
 @pytest.mark.usefixtures("readable")
@@ -76,7 +76,7 @@ CHAIN = ["query: lamp; red", "product: lamp; navy", "category: a / b => match", 
 def chain_steps(lines=CHAIN):
     """An examination of each step of a chain."""
     return [
-        Examination(
+        StepQuery(
             example=LAMP, step=line.partition(":")[0], written="\n".join(lines[: n + 1]), chain="a"
         )
         for n, line in enumerate(lines)
@@ -102,13 +102,13 @@ OWN = "query: lamp; red\nproduct: lamp; navy\ncategory: a / b => near\nattribute
 
 def owns(policy, texts, monkeypatch):
     """An examiner that writes given chains of its own, and the pairs it is asked for."""
-    examiner, asked = new(policy, own_chain=True), []
+    examiner, asked = new(policy, reference_chains=True), []
 
-    def own_chains(examples):
+    def reference_chains(examples):
         asked.extend(examples)
         return texts[: len(examples)]
 
-    monkeypatch.setattr(examiner, "own_chains", own_chains)
+    monkeypatch.setattr(examiner, "own_chains", reference_chains)
     return examiner, asked
 
 
@@ -167,7 +167,7 @@ def test_beside_an_own_chain_that_cannot_be_read_all_is_unknown(policy, monkeypa
 
 
 def test_its_own_chain_is_the_most_likely_one(policy):
-    (own,) = set(new(policy, own_chain=True).own_chains([LAMP, LAMP]) or [])
+    (own,) = set(new(policy, reference_chains=True).reference_chains([LAMP, LAMP]) or [])
     rollout = jit_sample(
         policy.model,
         group_size=1,
@@ -176,13 +176,13 @@ def test_its_own_chain_is_the_most_likely_one(policy):
         pad_id=policy.format.pad_id,
     )(policy.params, policy.format.prompts([LAMP])[0], KEY, 0.0)
     assert own == policy.format.texts(rollout)[0]
-    assert new(policy).own_chains([LAMP]) is None
+    assert new(policy).reference_chains([LAMP]) is None
 
 
 @pytest.mark.usefixtures("readable")
 @pytest.mark.parametrize("votes", [0, 1])
 def test_a_chain_beyond_its_length_is_unknown_and_the_others_are_not(policy, votes):
-    long = Examination(example=LAMP, step="query", written=f"query: {'why ' * 99}")
+    long = StepQuery(example=LAMP, step="query", written=f"query: {'why ' * 99}")
     examiner = new(policy, votes=votes)
     examiner._sampler = writes(examiner, [" near\nverdict: correct"])
     told = examiner.score([STEPS[0], long, STEPS[1]], KEY)
@@ -296,7 +296,7 @@ def stub(score=0.75):
         del key
         seen.extend(questions)
         shape = len(questions)
-        return Scores(score=np.full(shape, score, np.float32), known=np.ones(shape, bool))
+        return StepScores(score=np.full(shape, score, np.float32), known=np.ones(shape, bool))
 
     return types.SimpleNamespace(score=answer, seen=seen)
 
@@ -308,7 +308,7 @@ def test_chains_with_missing_repeated_reordered_and_unreadable_steps_have_define
         "",
     ]
     examiner = stub()
-    told = examine_chains(examiner, [SCHEMA.parse(t) for t in texts], [LAMP] * 3, SCHEMA, KEY)
+    told = score_steps(examiner, [SCHEMA.parse(t) for t in texts], [LAMP] * 3, SCHEMA, KEY)
     np.testing.assert_array_equal(
         told.known,
         [[True] * 5, [False, True, True, False, True], [False] * 5],
@@ -321,14 +321,14 @@ def test_chains_with_missing_repeated_reordered_and_unreadable_steps_have_define
 
 
 def test_contradictions():
-    told = Scores(
+    told = StepScores(
         score=np.array([[0.9, 0.2, 0.0], [0.7, 0.6, 0.4]], np.float32),
         known=np.array([[True, True, False], [True, True, True]]),
     )
     verifier = np.array([[1, 1, 1], [0.5, 1, 0]], np.float32)
     known = np.array([[True, True, True], [True, False, False]])
     schema = types.SimpleNamespace(names=("a", "b", "c"))
-    figures = contradictions(verifier, known, told, schema)  # pyright: ignore
+    figures = prm_diagnostics(verifier, known, told, schema)  # pyright: ignore
     # Half marks are not correct, so the examiner's 0.7 contradicts them.
     assert figures == pytest.approx(
         {

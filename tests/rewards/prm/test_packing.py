@@ -5,8 +5,8 @@ import pytest
 
 from she_jax.cot import CotSchema
 from she_jax.generate.prompts import EOS, PAD, PromptFormat, train_tokenizer
-from she_jax.rewards.prm.packing import VERDICT_WEIGHT, QuestionFormat
-from she_jax.rewards.prm.step_query import CRITIQUE, VERDICT, Examination, read_answer
+from she_jax.rewards.prm.packing import VERDICT_WEIGHT, StepQueryFormat
+from she_jax.rewards.prm.step_query import CRITIQUE, VERDICT, StepQuery, read_answer
 from she_jax.types import Example
 
 LAMP = Example(uid="a", query="red lamp", product={"title": "navy lamp"})
@@ -15,7 +15,7 @@ WRITTEN = "query: lamp; red\nproduct: lamp; navy\ncategory: lamp / lamp => near"
 
 def examination(**fields):
     given = {"critique": "lamp / lamp: match", "correct": False, "written": WRITTEN}
-    return Examination(example=LAMP, step="category", **given | fields)
+    return StepQuery(example=LAMP, step="category", **given | fields)
 
 
 def question_format(texts=(WRITTEN,), **sizes):
@@ -29,7 +29,7 @@ def question_format(texts=(WRITTEN,), **sizes):
         prompt_length=sizes.pop("prompt_length", 64),
         completion_length=sizes.pop("completion_length", 96),
     )
-    return QuestionFormat(prompts=prompts, answer_length=sizes.pop("answer_length", 64))
+    return StepQueryFormat(prompts=prompts, answer_length=sizes.pop("answer_length", 64))
 
 
 def said(form, ids):
@@ -51,10 +51,10 @@ def test_questions_and_answers_as_text():
 def test_a_row_goes_on_with_the_own_chain_which_sees_the_pair_alone():
     form, one = question_format(), examination()
     own = "query: lamp; red\nlabel: 2"
-    batch, left_out = form.sft_batch([[one], [one]], 100, np.random.default_rng(0), [own, ""])
-    assert left_out == 0
+    batch, missing_steps = form.sft_batch([[one], [one]], 100, np.random.default_rng(0), [own, ""])
+    assert missing_steps == 0
     assert batch.mask is not None
-    weights, tokens = np.asarray(batch.weights), np.asarray(batch.tokens)
+    weights, tokens = np.asarray(batch.loss_weights), np.asarray(batch.tokens)
     ids = [*form.prompts.encode([own])[0], form.prompts.eos_ids[0]]
     columns = form.trunk_length + 1 + np.arange(len(ids))
     assert tokens[0, columns].tolist() == ids
@@ -66,7 +66,7 @@ def test_a_row_goes_on_with_the_own_chain_which_sees_the_pair_alone():
     # What comes first is read off the column before it.
     assert tokens[0, columns[0] - 1] == question.prompt[-1]
     alone, _ = form.sft_batch([[one]], 100, np.random.default_rng(0))
-    assert weights[1].sum() == np.asarray(alone.weights).sum()
+    assert weights[1].sum() == np.asarray(alone.loss_weights).sum()
 
 
 def test_a_chain_begins_with_the_same_tokens_whatever_follows():
@@ -105,10 +105,10 @@ def test_the_verdicts_part_at_the_rivals():
 def test_only_the_answers_are_trained_and_the_verdict_most_of_all():
     form = question_format()
     chain = [examination(), examination(correct=True)]
-    batch, left_out = form.sft_batch([chain, chain[:1]], 400, np.random.default_rng(0))
-    assert left_out == 0
+    batch, missing_steps = form.sft_batch([chain, chain[:1]], 400, np.random.default_rng(0))
+    assert missing_steps == 0
     assert batch.prompt_length == form.trunk_length
-    tokens, weights = np.asarray(batch.tokens), np.asarray(batch.weights)
+    tokens, weights = np.asarray(batch.tokens), np.asarray(batch.loss_weights)
     assert not weights[:, : batch.prompt_length].any()
     for row, weighed, expected in zip(tokens, weights, (chain, chain[:1]), strict=True):
         trained = said(form, row[weighed > 0])
@@ -162,8 +162,8 @@ def test_a_branch_without_room_is_left_out_and_counted():
     before = form.trunk_length
     packed = form.pack([[critique, verdict, critique]], before + room, before)
     assert packed.ends.tolist() == [[form.trunk_length + len(critique.ids) - 1, -1, -1]]
-    _, left_out = form.sft_batch([chain], room, np.random.default_rng(0))
-    assert left_out > 0
+    _, missing_steps = form.sft_batch([chain], room, np.random.default_rng(0))
+    assert missing_steps > 0
 
 
 def test_long_texts_are_cut_where_they_may_be():

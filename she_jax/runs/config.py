@@ -1,0 +1,421 @@
+"""The border: a recipe (``ConfigDict``) is parsed once, into the dataclasses of the rooms."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ml_collections import ConfigDict
+
+from she_jax.cot import CotSchema
+from she_jax.data.shopworld.builder import CHECKS, TeacherErrors, World
+from she_jax.data.sources import DataConfig
+from she_jax.evaluation.evaluate import EvalConfig
+from she_jax.filtering.measure import MeasureConfig
+from she_jax.filtering.select import FilterConfig
+from she_jax.generate.language_model import LanguageModelConfig
+from she_jax.models.sharding import MeshConfig
+from she_jax.rewards.hybrid import RewardConfig
+from she_jax.rewards.orm.dataset import OrmConfig
+from she_jax.rewards.prm.dataset import PrmConfig
+from she_jax.rewards.prm.refresh import RefreshConfig
+from she_jax.rewards.verifier import FULL_REWARD
+from she_jax.rl.advantages import CRITICAL, ESTIMATORS, STEPWISE
+from she_jax.rl.losses import LossConfig
+from she_jax.rollouts.collector import RolloutConfig
+from she_jax.rollouts.credit import CreditConfig
+from she_jax.rollouts.offline import OfflineConfig
+from she_jax.rollouts.online import OnlineConfig
+from she_jax.rollouts.prompt_source import PromptConfig
+from she_jax.training.optimizer import OptimizerConfig
+from she_jax.training.sft import SftConfig
+from she_jax.training.workdir import read_recipe
+from she_jax.types import UserError
+
+# A ConfigDict. Its attributes are typed as a union of everything, which no checker can follow.
+Recipe: TypeAlias = Any
+
+METHODS = ("rl", "sft", "dpo")
+INHERITED = ("data", "shopworld", "chain", "model")  # what a run takes from its policy's run
+_MEASURE = ("pairs", "skip", "rollouts", "records", "part", "parts")  # of filter: MeasureConfig's
+_LENGTHS = ("prompt_length", "completion_length")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What every run has, parsed.
+
+    Attributes:
+      recipe: the recipe as plain values, which ``config.json`` keeps.
+      kind: what to do, see ``she_jax.runs.run.KINDS``.
+      seed: of parameters, data order and sampling.
+      chain: the keyword arguments of ``CotSchema.build``.
+      data: the pairs.
+      model: the policy's model.
+      mesh: the devices.
+    """
+
+    recipe: Mapping[str, Any]
+    kind: str
+    seed: int
+    chain: Mapping[str, Any]
+    data: DataConfig
+    model: LanguageModelConfig
+    mesh: MeshConfig
+
+    @property
+    def schema(self) -> CotSchema:
+        """The steps of the chain."""
+        return CotSchema.build(**self.chain)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """A policy's training.
+
+    Attributes:
+      export: write the policy as a Hugging Face directory, too.
+      init_from: checkpoints to start from, "" for a cold start.
+      method: what follows the cold start, one of ``METHODS``.
+      balance: draw the classes in equal shares while training.
+      measure: what the filter measures; with 0 pairs there is no filter.
+    """
+
+    export: bool
+    init_from: str
+    method: str
+    balance: bool
+    evaluation: EvalConfig
+    sft: SftConfig
+    online: OnlineConfig
+    rollout: RolloutConfig
+    credit: CreditConfig
+    loss: LossConfig
+    prompts: PromptConfig
+    offline: OfflineConfig
+    reward: RewardConfig
+    measure: MeasureConfig
+    filter: FilterConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(RunConfig):
+    """Predictions of a checkpoint for a data set."""
+
+    checkpoint: str
+    evaluation: EvalConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterRunConfig(RunConfig):
+    """Filtering of a run's training pairs by its policy."""
+
+    checkpoint: str
+    measure: MeasureConfig
+    filter: FilterConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrmRunConfig(RunConfig):
+    """Training of a process reward model for a run's policy.
+
+    Attributes:
+      eval_split: measured beside the long tail.
+      reference_sft: how it first learns to write chains itself; with 0 steps it does not.
+      sft: how it learns to score steps.
+    """
+
+    checkpoint: str
+    eval_split: str
+    reference_sft: SftConfig
+    sft: SftConfig
+    prm: PrmConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrmRunConfig(RunConfig):
+    """Training of an outcome reward model for a run's policy."""
+
+    checkpoint: str
+    eval_split: str
+    sft: SftConfig
+    orm: OrmConfig
+
+
+def parse(recipe: Recipe, workdir: Path) -> RunConfig:
+    """The dataclasses of a recipe, whose values check themselves.
+
+    Args:
+      recipe: a ``ConfigDict`` of the kind ``train``, ``evaluate``, ``filter``, ``reward_model`` or
+        ``scalar_reward``; the last three complete, see ``inherit``.
+      workdir: the run's folder.
+
+    Raises:
+      UserError: for the first value that is out of its range.
+    """
+    parsers = {
+        "train": _train,
+        "evaluate": _predict,
+        "filter": _filter_run,
+        "reward_model": _prm_run,
+        "scalar_reward": _orm_run,
+    }
+    try:
+        return parsers[recipe.kind](recipe, _common(recipe, workdir))
+    except UserError:
+        raise
+    except ValueError as error:  # a dataclass's check of itself
+        raise UserError(str(error)) from error
+
+
+def read_run(folder: Path, workdir: Path | None = None) -> RunConfig:
+    """The config of a run that was started before, from its ``config.json``.
+
+    Args:
+      folder: of the run.
+      workdir: where its data set lies if the recipe does not say; ``folder`` if None.
+
+    Raises:
+      UserError: if an earlier version of she_jax wrote the file.
+    """
+    return parse(ConfigDict(read_recipe(folder)), workdir or folder)
+
+
+def inherit(recipe: Recipe) -> Recipe:
+    """The recipe with the pairs, the chain and the model of the run ``recipe.checkpoint``.
+
+    Raises:
+      FileNotFoundError: if there is no run.
+      UserError: if the folder belongs to another kind of run, or the run has no cold start yet.
+    """
+    folder = Path(recipe.checkpoint)
+    hint = "give the folder of a policy's run with --config.checkpoint"
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"checkpoint={folder}: there is no run there; {hint}")
+    run = read_recipe(folder)
+    if run.get("kind") != "train" or not (folder / "checkpoints" / "sft").is_dir():
+        raise UserError(f"checkpoint={folder}: no policy was trained there; {hint}")
+    whole: Recipe = ConfigDict(recipe.to_dict() | {name: run[name] for name in INHERITED})
+    whole.data.dir = whole.data.dir or str(folder / "data")
+    return whole.lock()
+
+
+def plain(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as values that JSON returns unchanged."""
+    return json.loads(json.dumps(recipe.to_dict()))
+
+
+def _common(recipe: Recipe, workdir: Path) -> dict[str, Any]:
+    """The attributes of ``RunConfig``."""
+    data, chain = recipe.data, recipe.chain.to_dict()
+    return {
+        "recipe": plain(recipe),
+        "kind": recipe.kind,
+        "seed": recipe.seed,
+        "chain": chain,
+        "data": DataConfig(
+            name=data.name,
+            path=data.path,
+            folder=Path(data.dir or workdir / "data"),
+            max_bad_share=data.max_bad_share,
+            world=_world(recipe) if data.name == "shopworld" else None,
+            evaluation=recipe.kind == "evaluate",
+            **chain,
+        ),
+        "model": LanguageModelConfig(**recipe.model.to_dict()),
+        "mesh": MeshConfig(**recipe.mesh.to_dict()),
+    }
+
+
+def _world(recipe: Recipe) -> World:
+    options = recipe.shopworld.to_dict()
+    if recipe.chain.checks not in CHECKS:
+        choices = " or ".join(map(str, CHECKS))
+        raise UserError(f"chain.checks={recipe.chain.checks}: ShopWorld takes {choices}")
+    return World(
+        **options
+        | {
+            "pairs": tuple(options["pairs"]),
+            "class_balance": tuple(options["class_balance"]),
+            "errors": TeacherErrors(**options["errors"]),
+            "checks": recipe.chain.checks,
+            "label_first": recipe.chain.label_first,
+        }
+    )
+
+
+def _evaluation(recipe: Recipe) -> EvalConfig:
+    return EvalConfig(
+        split=recipe.data.eval_split,
+        pairs=recipe.data.eval_pairs,
+        seed=recipe.seed,
+        **recipe.eval.to_dict(),
+    )
+
+
+def _optimizer(section: Recipe) -> OptimizerConfig:
+    return OptimizerConfig(**{name: section[name] for name in OptimizerConfig.__dataclass_fields__})
+
+
+def _sft(section: Recipe, seed: int, name: str = "sft") -> SftConfig:
+    sizes = ("steps", "batch_size", "micro_batches", "checkpoint_every")
+    return SftConfig(
+        section=name,
+        seed=seed,
+        optimizer=_optimizer(section),
+        **{size: section[size] for size in sizes},
+    )
+
+
+def _measure(recipe: Recipe, data: DataConfig) -> MeasureConfig:
+    return MeasureConfig(
+        seed=recipe.seed,
+        batch_size=recipe.eval.batch_size,
+        shuffled=data.shuffled,
+        **{name: recipe.filter[name] for name in _MEASURE},
+    )
+
+
+def _filter(recipe: Recipe) -> FilterConfig:
+    options = {k: v for k, v in recipe.filter.items() if k not in _MEASURE}
+    return FilterConfig(**options | {"front": tuple(options["front"]), "seed": recipe.seed})
+
+
+def _train(recipe: Recipe, common: dict[str, Any]) -> TrainConfig:
+    if recipe.method not in METHODS:
+        raise UserError(f"method={recipe.method!r}: expected one of {METHODS}")
+    rl, rollout = recipe.rl, _rollout(recipe)
+    return TrainConfig(
+        **common,
+        export=recipe.export,
+        init_from=recipe.init_from,
+        method=recipe.method,
+        balance=recipe.data.balance,
+        evaluation=_evaluation(recipe),
+        sft=_sft(recipe.sft, recipe.seed),
+        online=OnlineConfig(
+            optimizer=_optimizer(rl),
+            steps=rl.steps,
+            eval_every=rl.eval_every,
+            checkpoint_every=rl.checkpoint_every,
+            page_every=rl.sample_every,
+            patience=rl.patience,
+            dynamic_sampling_rounds=rl.dynamic_sampling_rounds,
+            self_imitation=rl.self_imitation,
+        ),
+        rollout=rollout,
+        credit=_credit(recipe),
+        loss=LossConfig(**rl.loss),
+        prompts=PromptConfig(
+            prompts=rl.prompts,
+            steps=rl.steps,
+            seed=recipe.seed,
+            difficulty=rl.difficulty,
+            balance=recipe.data.balance,
+            unsolved_share=rl.unsolved_share,
+            init_from=recipe.init_from,
+        ),
+        offline=OfflineConfig(
+            group_size=rl.group_size,
+            rows=rollout.rows,
+            micro_batches=rl.loss.micro_batches,
+            seed=recipe.seed,
+            batch_size=recipe.eval.batch_size,
+            **recipe.offline.to_dict(),
+        ),
+        reward=_reward(recipe),
+        measure=_measure(recipe, common["data"]),
+        filter=_filter(recipe),
+    )
+
+
+def _rollout(recipe: Recipe) -> RolloutConfig:
+    rl = recipe.rl
+    if rl.group_size < 1 + (recipe.method == "rl"):
+        raise UserError(f"group_size={rl.group_size}: the group baseline needs at least 2")
+    names = ("prompts", "group_size", "temperature", "top_k", "top_p", "batch_compactions")
+    return RolloutConfig(
+        **{name: rl[name] for name in names},
+        kl_coef=rl.kl_coef,
+        loss_aggregation=rl.loss_aggregation,
+        micro_batches=rl.loss.micro_batches,
+        stepwise=rl.estimator in STEPWISE,
+    )
+
+
+def _credit(recipe: Recipe) -> CreditConfig:
+    rl, options = recipe.rl, {}
+    for name, value, choices in (
+        ("estimator", rl.estimator, tuple(ESTIMATORS)),
+        ("srpo.critical", rl.srpo.critical, CRITICAL),
+    ):
+        if value not in choices:
+            raise UserError(f"rl.{name}={value!r}: expected one of {choices}")
+    if not 0 < rl.srpo.correct_from <= 1:
+        raise UserError(f"rl.srpo.correct_from={rl.srpo.correct_from}: expected a reward in (0, 1]")
+    if rl.estimator == "srpo":
+        options = rl.srpo.to_dict()
+        options["correct_from"] = min(rl.srpo.correct_from, FULL_REWARD)
+    return CreditConfig(
+        estimator=ESTIMATORS[rl.estimator],
+        options=options,
+        group_size=rl.group_size,
+        min_std=rl.min_std,
+        advantage_clip=rl.advantage_clip,
+        negative_advantage_weight=rl.negative_advantage_weight,
+    )
+
+
+def _reward(recipe: Recipe) -> RewardConfig:
+    reward = recipe.reward
+    return RewardConfig(
+        prm=reward.prm,
+        orm=reward.orm,
+        combine=reward.combine,
+        votes=reward.votes,
+        batch_size=reward.batch_size,
+        devices=reward.devices,
+        format_weight=recipe.rl.format_weight,
+        refresh=RefreshConfig(
+            every=reward.refresh_every,
+            steps=reward.refresh_steps,
+            batch_size=reward.refresh_batch_size,
+            learning_rate=reward.refresh_learning_rate,
+            seed=recipe.seed,
+        ),
+    )
+
+
+def _predict(recipe: Recipe, common: dict[str, Any]) -> PredictConfig:
+    return PredictConfig(**common, checkpoint=recipe.checkpoint, evaluation=_evaluation(recipe))
+
+
+def _filter_run(recipe: Recipe, common: dict[str, Any]) -> FilterRunConfig:
+    return FilterRunConfig(
+        **common,
+        checkpoint=recipe.checkpoint,
+        measure=_measure(recipe, common["data"]),
+        filter=_filter(recipe),
+    )
+
+
+def _prm_run(recipe: Recipe, common: dict[str, Any]) -> PrmRunConfig:
+    return PrmRunConfig(
+        **common,
+        checkpoint=recipe.checkpoint,
+        eval_split=recipe.data.eval_split,
+        reference_sft=_sft(recipe.reference_sft, recipe.seed, "reference_sft"),
+        sft=_sft(recipe.sft, recipe.seed),
+        prm=PrmConfig(**recipe.prm.to_dict()),
+    )
+
+
+def _orm_run(recipe: Recipe, common: dict[str, Any]) -> OrmRunConfig:
+    return OrmRunConfig(
+        **common,
+        checkpoint=recipe.checkpoint,
+        eval_split=recipe.data.eval_split,
+        sft=_sft(recipe.sft, recipe.seed),
+        orm=OrmConfig(**recipe.orm.to_dict()),
+    )

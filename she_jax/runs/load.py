@@ -1,0 +1,94 @@
+"""Builds or loads the policy of a run."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from she_jax.cot import CotSchema
+from she_jax.data.dataset import PreparedDataset
+from she_jax.generate.language_model import PROMPT_FILE, LanguageModel
+from she_jax.runs.config import RunConfig, TrainConfig, read_run
+from she_jax.training.checkpoint import Checkpoints
+from she_jax.training.setup import (
+    make_language_model,
+    read_tokenizer,
+    run_tokenizer,
+    split_mesh,
+)
+from she_jax.training.workdir import read_recipe
+from she_jax.types import UserError
+
+PHASES = ("policy", "sft")  # of a policy's run, the later one first
+
+
+def new_policy(
+    config: TrainConfig, workdir: Path, dataset: PreparedDataset
+) -> tuple[LanguageModel, Any]:
+    """The policy before any training, its parameters laid out on the mesh.
+
+    A tokenizer that is trained is kept in the run's folder, and read again on resume.
+    """
+    mesh, _ = split_mesh(config.mesh, config.reward.devices)
+    tokenizer = None
+    if config.model.name == "scratch":
+        size = config.model.vocab_size
+        tokenizer = run_tokenizer(workdir, dataset, size, config.init_from)
+    return make_language_model(
+        config.model, config.schema, mesh, seed=config.seed, tokenizer=tokenizer
+    )
+
+
+def load_policy(
+    config: RunConfig, checkpoint: str, mesh: Mesh, phases: Sequence[str] = PHASES
+) -> tuple[LanguageModel, Any, str]:
+    """The policy of a checkpoint, and a description of where exactly it is from.
+
+    A run's folder brings its own model, chain and lengths, and the best checkpoint of the first of
+    ``phases`` that it has.
+
+    Args:
+      config: gives model, chain and seed where the checkpoint is a model in files.
+      checkpoint: a run's folder, a Hugging Face directory or a .gguf file.
+      mesh: the devices.
+      phases: folders under ``checkpoints/``.
+
+    Raises:
+      FileNotFoundError: if there is no such checkpoint.
+      UserError: if the folder is one of a curriculum.
+    """
+    folder = Path(checkpoint)
+    if not checkpoint:
+        raise UserError("evaluating needs --config.checkpoint: a run's folder or a model's")
+    recipe = read_recipe(folder) if (folder / "config.json").is_file() else {}
+    if "kind" not in recipe:
+        return *_model_in_files(config, checkpoint, mesh), checkpoint
+    if recipe["kind"] == "curriculum":
+        raise UserError(
+            f"checkpoint={folder} has stages: give one of them, for example "
+            f"{folder / max(recipe['stages'])}"
+        )
+    run = read_run(folder)
+    tokenizer = read_tokenizer(folder) if run.model.name == "scratch" else None
+    lm, params = make_language_model(
+        run.model, run.schema, mesh, seed=run.seed, tokenizer=tokenizer
+    )
+    for phase in phases:
+        if (folder / "checkpoints" / phase).is_dir():
+            restored = Checkpoints(folder / "checkpoints" / phase).restore_params(params)
+            if restored is not None:
+                return lm, restored[1], f"{folder}, {phase} step {restored[0]}"
+    raise FileNotFoundError(f"{folder / 'checkpoints'} holds no whole checkpoint: train first")
+
+
+def _model_in_files(config: RunConfig, checkpoint: str, mesh: Mesh) -> tuple[LanguageModel, Any]:
+    model, schema = replace(config.model, name=checkpoint), config.schema
+    record = Path(checkpoint) / PROMPT_FILE
+    if record.is_file():  # exported by a run: prompted as it was trained
+        prompted = json.loads(record.read_text(encoding="utf-8"))
+        model = replace(model, **prompted["model"])
+        schema = CotSchema.build(**prompted["chain"])
+    return make_language_model(model, schema, mesh, seed=config.seed)

@@ -1,0 +1,41 @@
+"""The optimizer of every training run."""
+
+from dataclasses import dataclass
+
+import optax
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with a linear warm-up and a cosine schedule.
+
+    Attributes:
+      learning_rate: the peak.
+      final_share: of the peak, at the end of the cosine.
+      warmup: steps of the linear warm-up.
+      b1, b2, weight_decay: of AdamW.
+      clip_norm: bound on the norm of the whole gradient.
+    """
+
+    learning_rate: float
+    final_share: float
+    warmup: int
+    b1: float
+    b2: float
+    weight_decay: float
+    clip_norm: float
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """The optimizer for a run of so many steps, with the gradient clipped by its norm."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=config.learning_rate,
+        warmup_steps=min(config.warmup, steps - 1),
+        decay_steps=steps,
+        end_value=config.learning_rate * config.final_share,
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay),
+    )
