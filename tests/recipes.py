@@ -14,8 +14,10 @@ import optax
 from configs import base
 from she_jax.data.dataset import ExampleBuilder, ExampleConfig, prepare
 from she_jax.data.intake import Row
+from she_jax.runs.config import parse
 from she_jax.training.checkpoint import Checkpoints
-from she_jax.training.setup import make_optimizer, make_policy
+from she_jax.training.optimizer import make_optimizer
+from she_jax.training.setup import make_language_model, read_tokenizer, split_mesh
 from she_jax.training.sft import new_state
 from she_jax.types import Example, TrainState
 
@@ -81,13 +83,27 @@ def lines(workdir):
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
 
 
+def untrained_policy(workdir, **changes):
+    """The language model of a small run's folder, and parameters that nobody trained."""
+    parsed = parse(config(**changes), workdir)
+    mesh, _ = split_mesh(parsed.mesh, 0)
+    return make_language_model(
+        parsed.model,
+        parsed.schema,
+        mesh,
+        seed=parsed.seed,
+        tokenizer=read_tokenizer(workdir),
+    )
+
+
 def last_state(workdir):
     """The last checkpoint: its step, every array, and the host's part."""
-    own = config()
-    template = new_state(make_policy(own, workdir), make_optimizer(own.rl), 0)
-    found = Checkpoints(workdir / "checkpoints" / "srpo").restore(template)
-    assert found is not None
-    step, state, host = found
+    online = parse(config(), workdir).online
+    lm, params = untrained_policy(workdir)
+    template = new_state(params, lm.mesh, make_optimizer(online.optimizer, online.steps), 0)
+    restored = Checkpoints(workdir / "checkpoints" / "policy").restore(template)
+    assert restored is not None
+    step, state, host = restored
     return step, jax.device_get([state.params, state.opt_state, state.key]), host
 
 
