@@ -1,10 +1,12 @@
 """The data sets that a run can name, and how each is configured."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from she_jax.data.dataset import ExampleBuilder
+from she_jax.data.readers.custom import Custom, CustomConfig
 from she_jax.data.readers.esci import Esci, EsciConfig
 from she_jax.data.readers.jsonl import Jsonl, JsonlConfig
 from she_jax.data.readers.wands import Wands, WandsConfig
@@ -25,6 +27,8 @@ class DataConfig:
       world: of ShopWorld.
       label_first, checks: of the chain, see ``CotSchema.build``.
       evaluation: put every row of a JSONL file into ``test``.
+      pairs: a user's class, named in ``name`` as ``package.module:Class``.
+      digest: of its source.
 
     Raises:
       ValueError: for an unknown name, or a missing path.
@@ -38,10 +42,16 @@ class DataConfig:
     label_first: bool = False
     checks: int = 0
     evaluation: bool = False
+    pairs: Callable[[], Any] | None = None
+    digest: str = ""
 
     def __post_init__(self):
+        if self.pairs is not None:
+            return
         if self.name not in SETS:
-            raise ValueError(f"data.name={self.name!r}: expected one of {SETS}")
+            raise ValueError(
+                f"data.name={self.name!r}: expected one of {SETS}, or package.module:Class"
+            )
         if self.name != "shopworld" and not self.path:
             raise ValueError(f"data.name={self.name!r} needs --config.data.path")
 
@@ -64,6 +74,13 @@ def make_builder(config: DataConfig) -> ExampleBuilder:
       ValueError: if its options do not fit together.
       FileNotFoundError: if its files are missing.
     """
+    if config.pairs is not None:
+        options = CustomConfig(
+            pairs=config.name, digest=config.digest, max_bad_share=config.max_bad_share
+        )
+        builder = Custom(data_dir=config.folder, config=options)
+        builder.pairs = config.pairs
+        return builder
     source = {"path": config.path, "max_bad_share": config.max_bad_share}
     if config.name == "esci":
         return Esci(data_dir=config.folder, config=EsciConfig(**source))

@@ -19,6 +19,8 @@ class RewardConfig:
     """Which rewards a run uses.
 
     Attributes:
+      step: a user's step rewards in place of the verifier's, or None.
+      outcome: a user's outcome rewards in place of the label's, or None.
       prm: folder of a process reward model, "" for none.
       orm: folder of an outcome reward model, "" for none.
       combine: how step rewards are combined, see ``combine_rewards``.
@@ -32,6 +34,8 @@ class RewardConfig:
       ValueError: if a value is out of its range, or needs a process reward model.
     """
 
+    step: StepRewardFn | None
+    outcome: OutcomeRewardFn | None
     prm: str
     orm: str
     combine: str

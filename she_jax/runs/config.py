@@ -16,6 +16,7 @@ from she_jax.filtering.measure import MeasureConfig
 from she_jax.filtering.select import FilterConfig
 from she_jax.generate.language_model import LanguageModelConfig
 from she_jax.models.sharding import MeshConfig
+from she_jax.rewards.checked import checked_outcome_reward, checked_step_reward
 from she_jax.rewards.hybrid import RewardConfig
 from she_jax.rewards.orm.dataset import OrmConfig
 from she_jax.rewards.prm.dataset import PrmConfig
@@ -28,6 +29,13 @@ from she_jax.rollouts.credit import CreditConfig
 from she_jax.rollouts.offline import OfflineConfig
 from she_jax.rollouts.online import OnlineConfig
 from she_jax.rollouts.prompt_source import PromptConfig
+from she_jax.runs.plugins import (
+    PLUGIN_FILE,
+    Plugin,
+    checked_estimator,
+    is_plugin,
+    load_plugin,
+)
 from she_jax.training.optimizer import OptimizerConfig
 from she_jax.training.sft import SftConfig
 from she_jax.training.workdir import read_recipe
@@ -37,6 +45,7 @@ from she_jax.types import UserError
 Recipe: TypeAlias = Any
 
 METHODS = ("rl", "sft", "dpo")
+PLUGIN_SETTINGS = ("data.name", "reward.step", "reward.outcome", "rl.estimator")
 INHERITED = ("data", "shopworld", "chain", "model")  # what a run takes from its policy's run
 _MEASURE = ("pairs", "skip", "rollouts", "records", "part", "parts")  # of filter: MeasureConfig's
 _LENGTHS = ("prompt_length", "completion_length")
@@ -54,6 +63,7 @@ class RunConfig:
       data: the pairs.
       model: the policy's model.
       mesh: the devices.
+      plugins: a user's own objects, by setting.
     """
 
     recipe: Mapping[str, Any]
@@ -63,6 +73,7 @@ class RunConfig:
     data: DataConfig
     model: LanguageModelConfig
     mesh: MeshConfig
+    plugins: Mapping[str, Plugin]
 
     @property
     def schema(self) -> CotSchema:
@@ -162,24 +173,37 @@ def parse(recipe: Recipe, workdir: Path) -> RunConfig:
         "scalar_reward": _orm_run,
     }
     try:
-        return parsers[recipe.kind](recipe, _common(recipe, workdir))
+        return parsers[recipe.kind](recipe, _common(recipe, workdir, _load_plugins(recipe)))
     except UserError:
         raise
     except ValueError as error:  # a dataclass's check of itself
         raise UserError(str(error)) from error
 
 
-def read_run(folder: Path, workdir: Path | None = None) -> RunConfig:
-    """The config of a run that was started before, from its ``config.json``.
+@dataclass(frozen=True, kw_only=True)
+class StoredRun:
+    """What ``config.json`` of a policy's run says of its language model; loading it runs no code."""
 
-    Args:
-      folder: of the run.
-      workdir: where its data set lies if the recipe does not say; ``folder`` if None.
+    seed: int
+    chain: Mapping[str, Any]
+    model: LanguageModelConfig
+
+    @property
+    def schema(self) -> CotSchema:
+        """The steps of the chain."""
+        return CotSchema.build(**self.chain)
+
+
+def read_run(folder: Path) -> StoredRun:
+    """The language model of a run that was started before.
 
     Raises:
       UserError: if an earlier version of she_jax wrote the file.
     """
-    return parse(ConfigDict(read_recipe(folder)), workdir or folder)
+    recipe = read_recipe(folder)
+    return StoredRun(
+        seed=recipe["seed"], chain=recipe["chain"], model=LanguageModelConfig(**recipe["model"])
+    )
 
 
 def inherit(recipe: Recipe) -> Recipe:
@@ -197,6 +221,9 @@ def inherit(recipe: Recipe) -> Recipe:
     if run.get("kind") != "train" or not (folder / "checkpoints" / "sft").is_dir():
         raise UserError(f"checkpoint={folder}: no policy was trained there; {hint}")
     whole: Recipe = ConfigDict(recipe.to_dict() | {name: run[name] for name in INHERITED})
+    if is_plugin(whole.data.name):  # the pairs it wrote, not the code that wrote them
+        plugins = json.loads((folder / PLUGIN_FILE).read_text(encoding="utf-8"))
+        whole.data.name, whole.data.path = "prepared", plugins["data.name"]["prepared"]
     whole.data.dir = whole.data.dir or str(folder / "data")
     return whole.lock()
 
@@ -206,9 +233,21 @@ def plain(recipe: Recipe) -> dict[str, Any]:
     return json.loads(json.dumps(recipe.to_dict()))
 
 
-def _common(recipe: Recipe, workdir: Path) -> dict[str, Any]:
+def _load_plugins(recipe: Recipe) -> dict[str, Plugin]:
+    """A user's own objects, by setting."""
+    plugins = {}
+    for setting in PLUGIN_SETTINGS:
+        section, key = setting.split(".")
+        name = recipe.get(section, {}).get(key, "")
+        if name and (is_plugin(name) or section == "reward"):
+            plugins[setting] = load_plugin(setting, name)
+    return plugins
+
+
+def _common(recipe: Recipe, workdir: Path, plugins: Mapping[str, Plugin]) -> dict[str, Any]:
     """The attributes of ``RunConfig``."""
     data, chain = recipe.data, recipe.chain.to_dict()
+    pairs = plugins.get("data.name")
     return {
         "recipe": plain(recipe),
         "kind": recipe.kind,
@@ -221,10 +260,13 @@ def _common(recipe: Recipe, workdir: Path) -> dict[str, Any]:
             max_bad_share=data.max_bad_share,
             world=_world(recipe) if data.name == "shopworld" else None,
             evaluation=recipe.kind == "evaluate",
+            pairs=None if pairs is None else pairs.value,
+            digest="" if pairs is None else pairs.digest,
             **chain,
         ),
         "model": LanguageModelConfig(**recipe.model.to_dict()),
         "mesh": MeshConfig(**recipe.mesh.to_dict()),
+        "plugins": plugins,
     }
 
 
@@ -285,7 +327,7 @@ def _filter(recipe: Recipe) -> FilterConfig:
 def _train(recipe: Recipe, common: dict[str, Any]) -> TrainConfig:
     if recipe.method not in METHODS:
         raise UserError(f"method={recipe.method!r}: expected one of {METHODS}")
-    rl, rollout = recipe.rl, _rollout(recipe)
+    rl, rollout, plugins = recipe.rl, _rollout(recipe), common["plugins"]
     return TrainConfig(
         **common,
         export=recipe.export,
@@ -305,7 +347,7 @@ def _train(recipe: Recipe, common: dict[str, Any]) -> TrainConfig:
             self_imitation=rl.self_imitation,
         ),
         rollout=rollout,
-        credit=_credit(recipe),
+        credit=_credit(recipe, plugins.get("rl.estimator")),
         loss=LossConfig(**rl.loss),
         prompts=PromptConfig(
             prompts=rl.prompts,
@@ -324,7 +366,7 @@ def _train(recipe: Recipe, common: dict[str, Any]) -> TrainConfig:
             batch_size=recipe.eval.batch_size,
             **recipe.offline.to_dict(),
         ),
-        reward=_reward(recipe),
+        reward=_reward(recipe, plugins),
         measure=_measure(recipe, common["data"]),
         filter=_filter(recipe),
     )
@@ -340,25 +382,26 @@ def _rollout(recipe: Recipe) -> RolloutConfig:
         kl_coef=rl.kl_coef,
         loss_aggregation=rl.loss_aggregation,
         micro_batches=rl.loss.micro_batches,
-        stepwise=rl.estimator in STEPWISE,
+        stepwise=rl.estimator in STEPWISE or is_plugin(rl.estimator),
     )
 
 
-def _credit(recipe: Recipe) -> CreditConfig:
+def _credit(recipe: Recipe, plugin: Plugin | None) -> CreditConfig:
     rl, options = recipe.rl, {}
-    for name, value, choices in (
-        ("estimator", rl.estimator, tuple(ESTIMATORS)),
-        ("srpo.critical", rl.srpo.critical, CRITICAL),
-    ):
-        if value not in choices:
-            raise UserError(f"rl.{name}={value!r}: expected one of {choices}")
+    if plugin is None and rl.estimator not in ESTIMATORS:
+        raise UserError(
+            f"rl.estimator={rl.estimator!r}: expected one of {tuple(ESTIMATORS)}, or "
+            "package.module:function"
+        )
+    if rl.srpo.critical not in CRITICAL:
+        raise UserError(f"rl.srpo.critical={rl.srpo.critical!r}: expected one of {CRITICAL}")
     if not 0 < rl.srpo.correct_from <= 1:
         raise UserError(f"rl.srpo.correct_from={rl.srpo.correct_from}: expected a reward in (0, 1]")
     if rl.estimator == "srpo":
         options = rl.srpo.to_dict()
         options["correct_from"] = min(rl.srpo.correct_from, FULL_REWARD)
     return CreditConfig(
-        estimator=ESTIMATORS[rl.estimator],
+        estimator=checked_estimator(plugin) if plugin else ESTIMATORS[rl.estimator],
         options=options,
         group_size=rl.group_size,
         min_std=rl.min_std,
@@ -367,9 +410,13 @@ def _credit(recipe: Recipe) -> CreditConfig:
     )
 
 
-def _reward(recipe: Recipe) -> RewardConfig:
-    reward = recipe.reward
+def _reward(recipe: Recipe, plugins: Mapping[str, Plugin]) -> RewardConfig:
+    reward, schema = recipe.reward, CotSchema.build(**recipe.chain.to_dict())
+    step, outcome = plugins.get("reward.step"), plugins.get("reward.outcome")
     return RewardConfig(
+        step=step and checked_step_reward(step.value, f"reward.step={step.name}", schema),
+        outcome=outcome
+        and checked_outcome_reward(outcome.value, f"reward.outcome={outcome.name}", schema),
         prm=reward.prm,
         orm=reward.orm,
         combine=reward.combine,

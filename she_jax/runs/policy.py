@@ -41,6 +41,7 @@ from she_jax.rollouts.self_imitation import SelfImitation
 from she_jax.runs.config import TrainConfig
 from she_jax.runs.export import export
 from she_jax.runs.load import new_policy
+from she_jax.runs.plugins import record_dataset
 from she_jax.runs.validate import check_splits
 from she_jax.training.checkpoint import Checkpoints
 from she_jax.training.files import write_json
@@ -66,6 +67,7 @@ def train(config: TrainConfig, workdir: Path) -> None:
     if not summary.is_file() or not exported:
         with StopSignal() as stop, MetricsWriter(workdir) as metrics:
             dataset = prepare_dataset(config.data)
+            record_dataset(workdir, dataset.path)
             lm, params = new_policy(config, workdir, dataset)
             check_splits(dataset, config.evaluation.split)
             reference = cold_start(config, workdir, lm, params, dataset, metrics, stop)
@@ -199,8 +201,8 @@ def make_source(
         examples, rates = stage()
         pool = config.prompts.pool(examples, rates)
         sources = RewardSources(
-            step=annotation_reward(config.schema),
-            outcome=label_reward(reward.format_weight),
+            step=reward.step or annotation_reward(config.schema),
+            outcome=reward.outcome or label_reward(reward.format_weight),
             combine=reward.combine,
             prm=prm() if reward.prm else None,
             orm=load_orm(Path(reward.orm), lm, reward.batch_size) if reward.orm else None,

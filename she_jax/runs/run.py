@@ -8,6 +8,7 @@ from she_jax.runs.config import Recipe, inherit, parse
 from she_jax.runs.curriculum import run_prerequisite, run_stages
 from she_jax.runs.filter import filter_run
 from she_jax.runs.outcome_reward import train_orm
+from she_jax.runs.plugins import record_plugins
 from she_jax.runs.policy import train
 from she_jax.runs.predict import predict
 from she_jax.runs.process_reward import train_prm
@@ -41,6 +42,7 @@ def run(recipe: Recipe, workdir: Path) -> None:
     config = parse(recipe, workdir)
     validate(config)
     claim_workdir(workdir, config.recipe)
+    record_plugins(workdir, config.plugins)
     runs: dict[str, Callable[[Any, Path], None]] = {
         "train": train,
         "filter": filter_run,

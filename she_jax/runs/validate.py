@@ -121,6 +121,11 @@ def _check_method(config: TrainConfig) -> None:
                 "rl.top_p=1, rl.dynamic_sampling_rounds=0, rl.self_imitation=0 and "
                 "rl.difficulty=even"
             )
+        if reward.step or reward.outcome:
+            raise UserError(
+                f"method={config.method!r} takes its chains by labels and annotation: leave "
+                "reward.step and reward.outcome empty, or set method=rl"
+            )
         rejects = config.method == "sft" and config.offline.chains == "rejection"
         if reward.orm or (reward.prm and not rejects):
             raise UserError(

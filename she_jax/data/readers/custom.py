@@ -1,0 +1,45 @@
+"""A user's own pairs: a class with one method, ``examples(split)``."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from she_jax.data.dataset import ExampleBuilder, ExampleConfig
+from she_jax.data.intake import Row
+from she_jax.types import BadRow, Example
+
+SPLITS = ("train", "validation", "test", "test_longtail")
+
+
+@dataclass(kw_only=True, eq=False)
+class CustomConfig(ExampleConfig):
+    """Which class.
+
+    Attributes:
+      pairs: ``package.module:Class``.
+      digest: SHA-256 of its source file: another version is another data set.
+    """
+
+    pairs: str
+    digest: str
+
+
+class Custom(ExampleBuilder):
+    """Pairs from a user's class, whose ``examples(split)`` yields ``she_jax.Example`` records.
+
+    It is asked for each of ``SPLITS``, and yields nothing for a split that it does not have.
+    """
+
+    builder_config: CustomConfig
+    pairs: Callable[[], Any]
+
+    def rows(self) -> Iterator[Row | BadRow]:
+        source = self.pairs()
+        for split in SPLITS:
+            for line, example in enumerate(source.examples(split), start=1):
+                file = f"{self.builder_config.pairs} ({split})"
+                if isinstance(example, Example):
+                    yield Row(split=split, example=example, file=file, line=line)
+                else:
+                    reason = f"not an Example: {type(example).__name__}"
+                    yield BadRow(file=file, line=line, reason=reason)
