@@ -1,4 +1,4 @@
-"""Judges a set of pairs with a checkpoint, a JSON line a pair, and scores it where it has labels.
+"""Predictions of a checkpoint for a set of pairs, a JSON line a pair, and metrics if it has labels.
 
     python launch.py --config=configs/evaluate.py --config.checkpoint=runs/stage1 \\
         --config.data.name=jsonl --config.data.path=FILE --workdir=DIR

@@ -2,9 +2,9 @@
 
     python launch.py --config=configs/filter.py --config.checkpoint=runs/stage1
 
-measures training pairs of that run by rollouts of its best policy and writes those that
-are worth training on as a data set, with a page that says what went and why. With other thresholds
-the same rollouts serve again:
+measures training pairs of that run by rollouts of its best policy and writes those that are worth
+training on as a data set, with a page that shows what was dropped and why. The rollouts can be
+reused with other thresholds:
 
     python launch.py --config=configs/filter.py --config.checkpoint=runs/stage1 \\
         --config.filter.records=runs/filter/filter/records --config.filter.low=0.3 \\
@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     full: Any = base.get_config()
     config: Any = ConfigDict()
     config.kind = "filter"
-    config.seed = 0  # of the rollouts and of the choice
+    config.seed = 0  # of the rollouts and of the selection
     config.checkpoint = "runs/stage1"  # folder of the policy's run
     config.cpu_devices = full.cpu_devices
     config.mesh = full.mesh

@@ -1,9 +1,9 @@
-"""A scalar reward model for the policy of a run: what the examiner is compared with.
+"""An outcome reward model for the policy of a run: what process reward models are compared with.
 
     python launch.py --config=configs/scalar_reward.py --config.checkpoint=runs/stage1
 
-It takes its pairs, chain and model from that run, begins as the run's cold start with a value
-vector, learns from chains of the run's policies which ones came out right, and is measured on other
+Pairs, chain and model are those of that run. It begins as the run's cold start with a value head,
+learns from chains of the run's policies which of them are correct, and is measured on other
 queries. Then
 
     python launch.py --config=configs/stage1.py --config.init_from=runs/stage1/checkpoints/sft \\
@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     config.mesh = full.mesh
     config.cpu_devices = full.cpu_devices
     config.sft = full.sft  # its batch_size counts chains, also where they come in pairs
-    config.sft.learning_rate = 3e-4  # at 1e-3 it learns the training pairs by heart
+    config.sft.learning_rate = 3e-4  # at 1e-3 it memorizes the training pairs
     config.sft.steps = 1_200
 
     config.orm = ConfigDict()

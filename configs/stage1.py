@@ -33,29 +33,29 @@ def get_config(arg: str = "") -> Any:
             choices = "; ".join(f"{k}={'|'.join(v)}" for k, v in CHOICES.items())
             raise ValueError(f"stage1.py:{part}: expected {choices}")
         config[key].name = value
-    # Foundation: what the cold start gets right now and then, neither always nor hardly ever.
+    # Foundation: prompts that the cold start solves sometimes, neither always nor hardly ever.
     config.rl.steps = 60
     config.rl.eval_every = 30
     config.rl.difficulty = "medium"
     config.rl.dynamic_sampling_rounds = 1
     config.filter.pairs = 3_000
     config.filter.size = 1_500
-    config.filter.low = 0.2  # of eight rollouts two right
-    config.filter.high = 0.9  # to seven
+    config.filter.low = 0.2  # two of eight rollouts correct
+    config.filter.high = 0.9  # to seven of eight
     if config.model.name == "smollm2":
         _smollm2(config)
     if config.data.name != "shopworld":
-        config.data.balance = True  # real labels are lopsided
+        config.data.balance = True  # real labels are unbalanced
     return config
 
 
 def _smollm2(config: ConfigDict) -> None:
-    """SmolLM2-135M-Instruct: longer texts, a gentler hand, fewer and smaller steps."""
+    """SmolLM2-135M-Instruct: longer texts, lower rates, fewer and smaller updates."""
     config.update_from_flattened_dict(
         {
             "model.prompt_length": 256,
             "model.completion_length": 128,
-            "cpu_devices": 1,  # a second one would hold the parameters again
+            "cpu_devices": 1,  # a second one would hold another copy of the parameters
             "sft.learning_rate": 1e-4,
             "sft.batch_size": 16,
             "sft.steps": 240,

@@ -1,12 +1,12 @@
-"""Stage 2, reasoning: SRPO from stage 1's policy, on prompts that it does not get right yet.
+"""Stage 2, reasoning: SRPO from stage 1's policy, on prompts that it does not solve yet.
 
     python launch.py --config=configs/stage2.py
 
-starts from ``runs/stage1``, which it makes where it is not there. It measures that policy on
-training pairs that stage 1's filter has not looked at and keeps those that it gets right now and
-then, hard ones in as large a share as there are: even shares over class, kind and difficulty.
-(Hard prompts alone made it worse: docs/results.md.) The hybrid examination is on as soon as there
-is a process reward model: ``--config.reward.prm=runs/reward_model --config.rl.min_std=0.05``.
+starts from ``runs/stage1``, which it runs first if it is missing. It measures that policy on
+training pairs that stage 1's filter has not measured and keeps those that it solves sometimes, in
+equal shares over label, kind and difficulty. (Hard prompts alone made it worse: docs/results.md.)
+With a process reward model the reward is the hybrid:
+``--config.reward.prm=runs/reward_model --config.rl.min_std=0.05``.
 """
 
 import re
@@ -25,16 +25,16 @@ def get_config(arg: str = "") -> Any:
     config.rl.steps = 30
     config.rl.eval_every = 10
     config.rl.patience = 2
-    config.filter.skip = prerequisite.filter.pairs  # what stage 1's filter has looked at
+    config.filter.skip = prerequisite.filter.pairs  # what stage 1's filter has measured
     config.filter.pairs = prerequisite.filter.pairs * 4 // 3
     config.filter.size = prerequisite.filter.size * 2 // 3
-    config.filter.low = 0.1  # of eight rollouts one right
+    config.filter.low = 0.1  # one of eight rollouts correct
     config.filter.high = 0.9  # to seven
     return config.lock()
 
 
 def after(prerequisite: Any, name: str, arg: str) -> Any:
-    """A stage that starts where another one ends; what they share is one value in both."""
+    """A stage that starts from another one's policy; what they share is one value in both."""
     config = stage1.get_config(arg).unlock()
     config.prerequisite = prerequisite
     config.init_from = f"{folder(name, arg)}/checkpoints/policy"
@@ -45,5 +45,5 @@ def after(prerequisite: Any, name: str, arg: str) -> Any:
 
 
 def folder(name: str, arg: str) -> str:
-    """Where ``launch.py`` puts a stage if it is not told otherwise."""
+    """The folder in which ``launch.py`` runs a stage by default."""
     return f"runs/{name}" + re.sub(r"[^A-Za-z0-9.]+", "-", f":{arg}" if arg else "")

@@ -1,8 +1,8 @@
-"""Stage 3, the long tail: SRPO from stage 2's policy, with the difficult kinds of query in front.
+"""Stage 3, the long tail: SRPO from stage 2's policy, with the difficult kinds of query first.
 
     python launch.py --config=configs/stage3.py
 
-starts from ``runs/stage2``, which it makes where it is not there, and measures anew what is
+starts from ``runs/stage2``, which it runs first if it is missing, and measures anew what is
 difficult for that policy.
 """
 
