@@ -392,6 +392,6 @@ def open_split(path: str | Path, split: str) -> ExampleSource:
     return ExampleSource(builder.as_data_source(split))
 
 
-def fingerprint(made: PreparedDataset) -> str:
-    """Tells one data set from another: its options, and the size and time of its files."""
-    return made.path.parent.name
+def fingerprint(dataset: PreparedDataset) -> str:
+    """Identifies a data set: its options, and the size and time of its source files."""
+    return dataset.path.parent.name

@@ -182,7 +182,7 @@ def parse(recipe: Recipe, workdir: Path) -> RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredRun:
-    """What ``config.json`` of a policy's run says of its language model; loading it runs no code."""
+    """What ``config.json`` of a policy's run says of its language model; it names no code."""
 
     seed: int
     chain: Mapping[str, Any]

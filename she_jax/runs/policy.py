@@ -24,31 +24,21 @@ from she_jax.evaluation.evaluate import (
     validation_file,
 )
 from she_jax.evaluation.report import before_after_table
-from she_jax.filtering.measure import filter_prompts
 from she_jax.generate.generator import Generator
 from she_jax.generate.language_model import PROMPT_FILE, LanguageModel
-from she_jax.rewards.hybrid import RewardSources
-from she_jax.rewards.orm.model import load_orm
-from she_jax.rewards.prm.model import ProcessRewardModel, load_prm
-from she_jax.rewards.prm.refresh import Refresher
-from she_jax.rewards.verifier import annotation_reward, label_reward
 from she_jax.rl.update import jit_update_step, make_dpo_step, make_sft_step, make_update_step
-from she_jax.rollouts.collector import Collector
-from she_jax.rollouts.offline import PreferencePairs, RejectionSampling, offline_prompts
-from she_jax.rollouts.online import OnlineParts, OnlineRL
-from she_jax.rollouts.prompt_source import Examples, read_unsolved, unsolved_prompts
-from she_jax.rollouts.self_imitation import SelfImitation
 from she_jax.runs.config import TrainConfig
 from she_jax.runs.export import export
 from she_jax.runs.load import new_policy
 from she_jax.runs.plugins import record_dataset
+from she_jax.runs.sources import make_source
 from she_jax.runs.validate import check_splits
 from she_jax.training.checkpoint import Checkpoints
 from she_jax.training.files import write_json
 from she_jax.training.logging import MetricsWriter, log
-from she_jax.training.loop import BatchSource, Evaluation, fit
+from she_jax.training.loop import Evaluation, fit
 from she_jax.training.optimizer import make_optimizer
-from she_jax.training.setup import prepare_dataset, split_mesh
+from she_jax.training.setup import prepare_dataset
 from she_jax.training.sft import BatchSeries, adopt, new_state, sft, sft_batch
 from she_jax.training.stop import StopSignal
 from she_jax.training.workdir import read_recipe
@@ -170,113 +160,6 @@ def make_step(
     if config.method == "dpo":
         return make_dpo_step(forward, optimizer, beta=config.offline.beta, micro_batches=parts)
     return make_update_step(forward, optimizer, config.loss)
-
-
-def make_source(
-    config: TrainConfig,
-    workdir: Path,
-    lm: LanguageModel,
-    reference: Any,
-    dataset: PreparedDataset,
-    generator: Generator,
-    stop: StopSignal,
-) -> BatchSource:
-    """The batches that follow the cold start, as ``method`` says."""
-    reward, data = config.reward, fingerprint(dataset)
-
-    def stage() -> tuple[Examples, dict[str, float]]:
-        return stage_prompts(config, workdir, lm, reference, dataset, stop)
-
-    def prm() -> ProcessRewardModel:
-        _, mesh = split_mesh(config.mesh, reward.devices)
-        return load_prm(
-            Path(reward.prm),
-            config.schema,
-            mesh,
-            batch_size=reward.batch_size,
-            votes=reward.votes,
-        )
-
-    def online_parts(step: int) -> OnlineParts:
-        examples, rates = stage()
-        pool = config.prompts.pool(examples, rates)
-        sources = RewardSources(
-            step=reward.step or annotation_reward(config.schema),
-            outcome=reward.outcome or label_reward(reward.format_weight),
-            combine=reward.combine,
-            prm=prm() if reward.prm else None,
-            orm=load_orm(Path(reward.orm), lm, reward.batch_size) if reward.orm else None,
-        )
-        collector = Collector(lm, reference, config.rollout, config.credit, sources)
-        refresher = None
-        if sources.prm is not None and reward.refresh.every:
-            shown = batches(
-                examples, config.prompts.prompts, seed=config.seed, balance=config.balance
-            )
-            last = min(step, config.online.steps - 1)  # after the last update there is no refresh
-            folder = workdir / "checkpoints" / "prm"
-            refresher = Refresher(
-                reward.refresh, folder, Path(reward.prm), sources.prm, generator, shown
-            )
-            refresher.resume(last)
-        return OnlineParts(pool=pool, collector=collector, prm=sources.prm, refresher=refresher)
-
-    if config.method == "rl":
-        return OnlineRL(
-            online_parts,
-            config.online,
-            workdir / "samples",
-            title=config.recipe["rl"]["estimator"].upper().replace("_", " "),
-            fingerprint=data,
-            self_imitation=SelfImitation(
-                config.online.self_imitation, config.seed, stepwise=config.rollout.stepwise
-            )
-            if config.online.self_imitation
-            else None,
-        )
-
-    def prompts() -> list[Any]:
-        return offline_prompts(config.prompts, config.offline.pairs, stage()[0])
-
-    parts: Any = (lm, reference, prompts, generator, config.offline)
-    if config.method == "dpo":
-        return PreferencePairs(*parts, fingerprint=data, stop=stop)
-    earlier = config.init_from if config.prompts.unsolved_share else ""
-    return RejectionSampling(
-        *parts,
-        fingerprint=data,
-        stop=stop,
-        workdir=workdir,
-        load_prm=prm if reward.prm else None,
-        earlier=earlier,
-    )
-
-
-def stage_prompts(
-    config: TrainConfig,
-    workdir: Path,
-    lm: LanguageModel,
-    params: Any,
-    dataset: PreparedDataset,
-    stop: StopSignal,
-) -> tuple[Examples, dict[str, float]]:
-    """The prompts of the stage, and their pass rates by uid where they were measured.
-
-    All of the training split; or what a filter keeps of it with the policy as it is now; or what
-    an earlier run left unsolved and, where that is not enough, new pairs.
-    """
-    source = open_split(dataset.path, "train")
-    if config.prompts.unsolved_share:
-        unsolved, seen = read_unsolved(config.init_from)
-        return unsolved_prompts(unsolved, seen, source, config.prompts), {}
-    if not config.measure.pairs:
-        return source, {}
-    kept = filter_prompts(
-        workdir / "filter", lm, params, dataset, config.measure, config.filter, stop
-    )
-    if kept is None:
-        raise SystemExit(0)
-    return [source[row] for row in kept.rows], dict(kept.rates)
 
 
 def _reuse_evaluation(config: TrainConfig, workdir: Path, dataset: PreparedDataset) -> None:

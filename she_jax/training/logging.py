@@ -217,14 +217,14 @@ def log(text: str) -> None:
 
 
 def rows_table(title: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Figures for the screen: a row each under its name, a column a figure, a dash for None."""
+    """A table for the console: a row per name, a column per metric, a dash for None."""
     # In 80 columns there is room for the names and the figures; longer headings are folded.
     figure = {"min_width": 5, "justify": "right", "overflow": "fold"}
     headings = [Column(name.replace("_", " "), **figure) for name in columns]
     style = {"box": box.SIMPLE, "padding": (0, 1, 0, 0)}
     table = Table(Column(no_wrap=True), *headings, title=title, **style)
-    for name, own in rows.items():
-        cells = [own[column] for column in columns]
+    for name, values in rows.items():
+        cells = [values[column] for column in columns]
         table.add_row(
             name,
             *("-" if c is None else f"{c:.3f}" if isinstance(c, float) else str(c) for c in cells),
