@@ -1,0 +1,181 @@
+"""A user's own parts: the code of docs/extend.md runs, and what goes wrong in them is said."""
+
+import json
+import re
+import sys
+
+import jax
+import numpy as np
+import pytest
+from recipes import ROOT, config, lines
+
+import she_jax
+from she_jax.cot import CotSchema
+from she_jax.rewards.checked import checked_outcome_reward, checked_step_reward
+from she_jax.runs.config import inherit, parse
+from she_jax.runs.plugins import load_plugin, record_plugins
+from she_jax.runs.run import run
+from she_jax.types import Example, UserError
+
+BLOCKS = dict(
+    re.findall(
+        r"^```python\n# (\w+\.py)\n(.*?)^```",
+        (ROOT / "docs/extend.md").read_text(encoding="utf-8"),
+        re.M | re.S,
+    )
+)
+SCHEMA = CotSchema()
+CHAIN = SCHEMA.parse("query: mug\nproduct: cup\ncategory: near\nattributes: met\nlabel: 3")
+PAIR = Example(uid="p7", query="red mug", product={"title": "Blue \x1b[31mcup"}, label=2)
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A working folder with the page's modules, which are forgotten afterwards."""
+    for name, code in BLOCKS.items():
+        (tmp_path / name).write_text(code, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    path, modules = list(sys.path), set(sys.modules)
+    yield tmp_path
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        if name in ("rules", "pairs", "credit", "broken"):
+            del sys.modules[name]
+
+
+def test_the_page_shows_four_parts_each_short():
+    assert set(BLOCKS) == {"rules.py", "pairs.py", "credit.py", "model.py"}
+    for name, code in BLOCKS.items():
+        assert len([line for line in code.splitlines() if line.strip()]) <= 21, name
+
+
+def test_a_run_with_a_users_rewards_data_set_and_estimator(workplace, capsys):
+    recipe = {
+        "data__name": "pairs:Mugs",
+        "reward__step": "rules:check",
+        "reward__outcome": "rules:label_only",
+        "rl__estimator": "credit:best_of_group",
+        "rl__steps": 1,
+        "rl__group_size": 2,
+        "eval__pass_k": 0,
+    }
+    run(config(**recipe), workplace / "run")
+    metrics = [line for line in lines(workplace / "run") if line["phase"] == "rl"]
+    assert 0 <= metrics[0]["reward"] <= 1
+    plugins = json.loads((workplace / "run/plugins.json").read_text())
+    assert plugins["reward.step"]["name"] == "rules:check"
+    assert len(plugins["rl.estimator"]["sha256"]) == 64
+    # A reward model of this run reads the pairs from the disk: a checkpoint's files run no code.
+    base = config().unlock()
+    base.checkpoint = str(workplace / "run")
+    whole = inherit(base.lock())
+    assert whole.data.name == "prepared"
+    assert whole.data.path == plugins["data.name"]["prepared"]
+    # The source changed: the run goes on, and says so.
+    with (workplace / "rules.py").open("a") as file:
+        file.write("# another line\n")
+    record_plugins(workplace / "run", parse(config(**recipe), workplace / "run").plugins)
+    assert "reward.step=rules:check: its source changed" in capsys.readouterr().out
+
+
+def test_the_model_of_the_page_takes_an_update():
+    names: dict = {}
+    exec(compile(BLOCKS["model.py"], "model.py", "exec"), names)
+    tokens = jax.numpy.arange(12).reshape(2, 6)
+    batch = she_jax.TrainBatch(
+        tokens=tokens,
+        positions=jax.numpy.tile(jax.numpy.arange(6), (2, 1)),
+        loss_weights=jax.numpy.ones((2, 6)),
+        advantages=jax.numpy.ones((2, 6)),
+        old_logps=she_jax.token_logps(names["forward"](names["params"], tokens, tokens), tokens)[0],
+    )
+    state, metrics = names["update"](names["state"], batch)
+    assert state.step == 1
+    assert np.isfinite(float(metrics["loss"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere:check", "there is no module 'nowhere', neither in "),
+        ("rules:chek", "rules has no function or class 'chek'; it has "),
+        ("rules:STEPS", "rules has no function or class 'STEPS'"),
+        ("broken:check", "its import failed: ZeroDivisionError"),
+    ],
+)
+def test_a_name_that_cannot_be_imported(workplace, name, message):
+    (workplace / "broken.py").write_text("1 / 0\n")
+    with pytest.raises(UserError, match=re.escape(f"reward.step={name}: ")) as error:
+        load_plugin("reward.step", name)
+    assert message in str(error.value)
+
+
+def raising(chains, examples):
+    raise KeyError("brand")
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (raising, "raised KeyError: 'brand'"),
+        (lambda c, e: np.zeros((1, 5)), "returned ndarray, expected a pair"),
+        (lambda c, e: (np.zeros((1, 4)), np.ones((1, 4))), "returned rewards [1, 4] and mask"),
+        (lambda c, e: (np.full((1, 5), 1.5), np.ones((1, 5))), "gave step 'query' the reward 1.5"),
+        (lambda c, e: (np.full((1, 5), np.nan), np.ones((1, 5))), "the reward nan"),
+    ],
+)
+def test_step_rewards_of_the_wrong_form_name_the_pair_and_the_chain(function, message):
+    checked = checked_step_reward(function, "reward.step=rules:check", SCHEMA)
+    with pytest.raises(UserError, match=r"reward\.step=rules:check ") as error:
+        checked([CHAIN], [PAIR])
+    text = str(error.value)
+    assert message in text
+    assert "pair p7: query 'red mug'" in text
+    assert "category:  => near" in text
+    assert "\x1b" not in text  # what a data set wrote cannot act on the screen
+
+
+def test_unknown_step_rewards_may_be_anything():
+    known = np.array([[True, False, False, False, False]])
+    checked = checked_step_reward(
+        lambda c, e: (np.array([[0.5, 7.0, np.nan, -1.0, 2.0]]), known), "name", SCHEMA
+    )
+    rewards, mask = checked([CHAIN], [PAIR])
+    np.testing.assert_array_equal(rewards, [[0.5, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(mask, known)
+
+
+def test_the_rollout_that_made_a_function_fail_is_named():
+    def fails_on_two(chains, examples):
+        if any(example.uid == "p2" for example in examples):
+            raise ValueError("no price")
+        return np.zeros(len(chains))
+
+    examples = [Example(uid=f"p{n}", query="q", product={"title": "t"}) for n in range(4)]
+    checked = checked_outcome_reward(fails_on_two, "reward.outcome=rules:price", SCHEMA)
+    with pytest.raises(UserError, match=r"raised ValueError: no price .*\n  pair p2: "):
+        checked([CHAIN] * 4, examples)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [([0.5], "returned [1], expected [2]"), ([0.5, -1.0], "gave a rollout the reward -1.0")],
+)
+def test_outcome_rewards_of_the_wrong_form(values, message):
+    checked = checked_outcome_reward(lambda c, e: values, "reward.outcome=rules:price", SCHEMA)
+    with pytest.raises(UserError, match=re.escape(message)):
+        checked([CHAIN] * 2, [PAIR] * 2)
+
+
+def test_an_estimator_that_returns_something_else(workplace):
+    (workplace / "broken.py").write_text("def mine(r, m, o, **options):\n    return o\n")
+    recipe = config(rl__estimator="broken:mine")
+    estimator = parse(recipe, workplace / "run").credit.estimator
+    with pytest.raises(UserError, match=r"rl\.estimator=broken:mine returned ndarray"):
+        estimator(np.zeros((4, 2)), np.ones((4, 2), bool), np.zeros(4), group_size=2)
+
+
+def test_methods_without_rollouts_take_no_users_reward(workplace):
+    recipe = config(method="dpo", reward__outcome="rules:label_only", rl__group_size=2)
+    with pytest.raises(UserError, match="takes its chains by labels and annotation"):
+        run(recipe, workplace / "run")
