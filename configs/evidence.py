@@ -24,7 +24,7 @@ long as the outermost is best. Nothing is chosen on a test split.
 
 On 2 cores of an Intel Xeon, jax 0.10.2, it takes 2 h 26 min from nothing, the sum of three sittings
 (2026-11-29 and 30): macro F1 0.56 after the cold start, 0.76 after GRPO, 0.87 after SRPO with every
-step annotated (docs/evidence.md).
+step annotated (docs/results.md).
 
     python launch.py --config=configs/evidence.py:model=smollm2,data=esci \\
         --config.recipe.data.path=DIR

@@ -292,7 +292,7 @@ class ProcessRewardModel:
 
 
 def score_steps(
-    examiner: ProcessRewardModel,
+    prm: ProcessRewardModel,
     chains: Sequence[Chain],
     examples: Sequence[Example],
     schema: CotSchema,
@@ -307,7 +307,7 @@ def score_steps(
     known = np.array([[step is not None for step in chain.steps] for chain in chains])
     score = np.zeros(shape, np.float32)
     indices, step_queries = chain_step_queries(chains, examples, schema)
-    scores = examiner.score(step_queries, key)
+    scores = prm.score(step_queries, key)
     for index, step_score, step_known in zip(indices, scores.score, scores.known, strict=True):
         score[index], known[index] = step_score, step_known
     return StepScores(score=score, known=known)
