@@ -1,4 +1,4 @@
-"""The scalar reward model's score, losses and update: by hand, cut in parts, over devices."""
+"""The outcome reward model's score, losses and update: by hand, in micro-batches, on devices."""
 
 import functools
 
@@ -76,14 +76,14 @@ def test_a_score_is_read_at_the_last_token_of_the_chain():
         np.testing.assert_array_equal(score(lookup, params, tokens, positions), [-6.0, 3.0, -6.0])
 
 
-def test_every_chain_begins_at_one_half():
+def test_the_initial_probability_of_every_chain_is_one_half():
     batch = random_batch()
     params = init_orm_params(init_params(CONFIG, jax.random.PRNGKey(0)), CONFIG.dim)
     scores = chain_scores(model().forward, params, batch.tokens, batch.positions)
     np.testing.assert_array_equal(jax.nn.sigmoid(scores), np.full(16, 0.5))
 
 
-def test_padding_and_what_stands_in_it_change_no_score():
+def test_padding_and_its_tokens_change_no_score():
     batch = random_batch()
     tokens = np.where(batch.positions < 0, (batch.tokens + 3) % V, batch.tokens)
     wide = [
@@ -96,7 +96,7 @@ def test_padding_and_what_stands_in_it_change_no_score():
 
 
 def test_pointwise_loss_by_hand():
-    """Scores of log 3 say 3/4, of -log 3 say 1/4."""
+    """A score of log 3 is a probability of 3/4, one of -log 3 of 1/4."""
     scores = jnp.log(jnp.array([3.0, 3.0, 1 / 3]))
     right = jnp.array([1.0, 0.0, 0.0])
     for loss in (pointwise_loss, jax.jit(pointwise_loss)):
@@ -118,22 +118,22 @@ def test_pairwise_loss_by_hand():
     np.testing.assert_allclose(gradient, [-0.25, -0.75], rtol=1e-5)
 
 
-def test_losses_of_certain_scores_are_finite():
-    sure = jnp.array([1e4, -1e4])
+def test_losses_of_extreme_scores_are_finite():
+    extreme = jnp.array([1e4, -1e4])
     for loss in (pointwise_loss, pairwise_loss):
-        value, gradient = jax.value_and_grad(lambda s, loss=loss: loss(s, sure * 0)[0])(sure)
+        value, gradient = jax.value_and_grad(lambda s, loss=loss: loss(s, extreme * 0)[0])(extreme)
         assert np.isfinite(value)
         assert np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize(("group_size", "gradient"), [(1, [0.75, 0.0]), (2, [1.5, 0.0])])
 def test_one_update_by_hand(group_size, gradient):
-    """From scores of 0: half of h a chain that is right, minus half of h one that is not; in pairs
-    half of the difference. The model stays, for the value is 0."""
+    """At scores of 0 the value gains h/2 of a correct chain and loses h/2 of an incorrect one; of a
+    pair it gains half of the difference. The model stays, for the value is 0."""
     optimizer = optax.sgd(1.0)
     batch = OrmBatch(
         tokens=jnp.array([[1, 1], [1, 2]]),
-        positions=jnp.array([[0, 1], [0, 1]]),
+        positions=jnp.array([[0, -1], [0, 1]]),
         right=jnp.array([1.0, 0.0]),
         group_size=group_size,
     )
@@ -141,10 +141,13 @@ def test_one_update_by_hand(group_size, gradient):
     new, metrics = jax.jit(make_orm_step(lookup, optimizer))(state, batch)
     np.testing.assert_allclose(new.params["value"], gradient, rtol=1e-6)
     np.testing.assert_array_equal(new.params["model"]["table"], table()["table"])
-    assert set(metrics) == {"loss", "accuracy", "grad_norm"}
+    assert set(metrics) == {"loss", "accuracy", "grad_norm", "tokens"}
     np.testing.assert_allclose(metrics["loss"], np.log(2), rtol=1e-6)
     np.testing.assert_allclose(metrics["grad_norm"], gradient[0], rtol=1e-6)
-    assert metrics["accuracy"] == (0.5 if group_size == 1 else 0.0)  # a tie is no right ranking
+    assert metrics["tokens"] == 3
+    assert metrics["accuracy"] == (
+        0.5 if group_size == 1 else 0.0
+    )  # a tie is not a correct ranking
     assert new.step == 1
 
 
@@ -153,26 +156,26 @@ def test_one_update_by_hand(group_size, gradient):
 def test_micro_batches_equal_the_full_batch(group_size, micro_batches):
     state, batch = fresh_state(random_params(), optax.sgd(0.1)), random_batch(group_size=group_size)
     whole, parts = (compiled(n)(state, batch) for n in (1, micro_batches))
-    assert_trees_close(parts, whole, rtol=1e-4, atol=2e-5)  # of gradients of a hundred
+    assert_trees_close(parts, whole, rtol=1e-4, atol=2e-5)  # gradients are near 100
 
 
 @pytest.mark.parametrize("group_size", [1, 2])
 def test_eight_devices_equal_one(group_size):
     batch = random_batch(group_size=group_size)
-    found = []
+    results = []
     for devices in (jax.devices()[:1], jax.devices()):
         mesh = make_mesh(data=-1, fsdp=2 if len(devices) > 1 else 1, devices=devices)
         state = fresh_state(random_params(), optax.sgd(0.1))
         step = make_orm_step(model().forward, optax.sgd(0.1), micro_batches=2)
-        found.append(jax.device_get(jit_update_step(step, mesh, state)(state, batch)))
-    assert_trees_close(found[1], found[0], rtol=1e-4, atol=2e-5)  # of gradients of a hundred
+        results.append(jax.device_get(jit_update_step(step, mesh, state)(state, batch)))
+    assert_trees_close(results[1], results[0], rtol=1e-4, atol=2e-5)  # gradients are near 100
 
 
-def test_training_learns_an_outcome_that_the_last_token_tells():
+def test_training_learns_an_outcome_that_depends_on_the_last_token():
     batch = random_batch(32)
     last = jnp.argmax(batch.positions, axis=1)
-    told = jnp.take_along_axis(batch.tokens, last[:, None], axis=1)[:, 0] < V // 2
-    batch = OrmBatch(**vars(batch) | {"right": told.astype(jnp.float32)})
+    right = jnp.take_along_axis(batch.tokens, last[:, None], axis=1)[:, 0] < V // 2
+    batch = OrmBatch(**vars(batch) | {"right": right.astype(jnp.float32)})
     optimizer = optax.adam(0.03)
     step = jax.jit(make_orm_step(model().forward, optimizer))
     state = fresh_state(random_params(), optimizer)

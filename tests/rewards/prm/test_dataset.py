@@ -1,4 +1,4 @@
-"""What an examiner learns from: every example is what its source says, and draws are even."""
+"""Training data of a process reward model: labels, corruptions, and balanced draws."""
 
 import dataclasses
 import re
@@ -45,7 +45,7 @@ label: 2""")
 
 
 @pytest.mark.parametrize("checks", [0, 4])
-def test_a_chain_put_right_earns_full_marks(checks):
+def test_a_correct_rationale_earns_every_reward(checks):
     schema = CotSchema.build(checks=checks)
     for example in generate(World(pairs=(60, 0, 0, 0), checks=checks), "train"):
         right = with_correct_rationale(example, schema, {})
@@ -54,14 +54,14 @@ def test_a_chain_put_right_earns_full_marks(checks):
         rewards, known = verify(chain, example, schema)
         assert chain.well_formed
         assert rewards[known].min() == 1
-        told = {step.name for step, parsed in zip(schema.steps, chain.steps, strict=True) if parsed}
-        assert told == {*example.annotations, "label"}
+        names = {name for name, step in zip(schema.names, chain.steps, strict=True) if step}
+        assert names == {*example.annotations, "label"}
 
 
-def test_a_chain_is_put_right_with_the_evidence_of_right_steps():
+def test_a_correct_rationale_keeps_the_evidence_of_correct_steps():
     whole = fully_annotated(LAMP)
-    demonstrated_lamp = label_steps(CHAIN, whole, SCHEMA, "teacher", "a/demonstration")
-    assert correct_evidence(demonstrated_lamp) == {}  # its one readable verdict is wrong
+    taught = label_steps(CHAIN, whole, SCHEMA, "teacher", "a/demonstration")
+    assert correct_evidence(taught) == {}  # its only readable verdict with a text is wrong
     right = SCHEMA.parse("attributes: red / navy conflict => conflict\nlabel: 2")
     evidence = correct_evidence(label_steps(right, whole, SCHEMA, POLICY, "a/0"))
     assert evidence == {"a": {"attributes": "red / navy conflict"}}
@@ -76,12 +76,10 @@ def test_a_chain_is_put_right_with_the_evidence_of_right_steps():
     ]
 
 
-def test_where_a_step_is_not_annotated_no_chain_is_put_right():
-    assert with_correct_rationale(LAMP, SCHEMA, {}) is None
-    assert (
-        with_correct_rationale(dataclasses.replace(fully_annotated(LAMP), label=None), SCHEMA, {})
-        is None
-    )
+def test_without_a_full_annotation_there_is_no_correct_rationale():
+    unlabeled = dataclasses.replace(fully_annotated(LAMP), label=None)
+    for example in (LAMP, unlabeled):
+        assert with_correct_rationale(example, SCHEMA, {}) is None
 
 
 @pytest.fixture(scope="module")
@@ -90,151 +88,153 @@ def pairs():
 
 
 @pytest.fixture(scope="module")
-def lessons(pairs):
-    """Every demonstrated examination of the pairs, each pair borrowing from the next."""
+def queries(pairs):
+    """The step queries of all rationales; each pair borrows wrong text from another."""
     rng = np.random.default_rng(0)
     shifted = [*pairs[7:], *pairs[:7]]
     return [
-        one
+        query
         for pair, other in zip(pairs, shifted, strict=True)
-        for one in rationale_step_queries(pair, other, SCHEMA, rng)
+        for query in rationale_step_queries(pair, other, SCHEMA, rng)
     ]
 
 
-def last_step(one):
-    """The step under examination, parsed."""
-    step = SCHEMA.parse(one.written).steps[SCHEMA.names.index(one.step)]
+def last_step(query):
+    """The step to be scored, parsed."""
+    step = SCHEMA.parse(query.written).steps[SCHEMA.names.index(query.step)]
     assert step is not None
     return step
 
 
-def test_the_annotation_judges_and_says_nothing_of_other_steps():
-    found = label_steps(CHAIN, LAMP, SCHEMA, POLICY, "a/0")
-    assert [(one.step, one.correct) for one in found] == [
+def test_only_annotated_steps_are_labeled():
+    labeled = label_steps(CHAIN, LAMP, SCHEMA, POLICY, "a/0")
+    assert [(query.step, query.correct) for query in labeled] == [
         ("query", True),
         ("category", False),
         ("label", True),
     ]
-    assert {one.source for one in found} == {POLICY}
-    assert {one.chain for one in found} == {"a/0"}
-    # The truth of steps that nobody annotated stays out of the critiques too.
-    assert [one.critique for one in found] == ["table lamp; red", "near, not match", "near: 2"]
+    assert {query.source for query in labeled} == {POLICY}
+    assert {query.chain for query in labeled} == {"a/0"}
+    # The critiques do not show the truth of the other steps either.
+    critiques = [query.critique for query in labeled]
+    assert critiques == ["table lamp; red", "near, not match", "near: 2"]
 
 
-def test_with_all_truth_the_product_is_judged_and_the_unreadable_step_left_out():
-    found = label_steps(CHAIN, fully_annotated(LAMP), SCHEMA, POLICY, "a/0")
-    assert [one.step for one in found] == ["query", "product", "category", "label"]
+def test_with_a_full_annotation_only_the_unreadable_step_is_left_out():
+    labeled = label_steps(CHAIN, fully_annotated(LAMP), SCHEMA, POLICY, "a/0")
+    assert [query.step for query in labeled] == ["query", "product", "category", "label"]
 
 
-def test_partial_credit_is_not_correct():
+def test_a_step_with_partial_credit_is_incorrect():
     chain = SCHEMA.parse("query: table lamp; blue")
-    assert [one.correct for one in label_steps(chain, LAMP, SCHEMA, POLICY, "")] == [False]
+    (query,) = label_steps(chain, LAMP, SCHEMA, POLICY, "")
+    assert query.correct is False
 
 
-def test_every_source_is_there_and_means_what_it_says(pairs, lessons):
+def test_every_source_occurs_with_the_labels_it_stands_for(pairs, queries):
     by_uid = {pair.uid: pair for pair in pairs}
-    seen = Counter(one.source for one in lessons)
+    seen = Counter(query.source for query in queries)
     assert {"gold", "teacher", *CORRUPTIONS} == seen.keys()
     assert min(seen.values()) > 20
-    for one in lessons:
-        k = SCHEMA.names.index(one.step)
-        chain = SCHEMA.parse(one.written)
-        reward = verify(chain, by_uid[one.example.uid], SCHEMA)[0][k]
-        assert one.correct == (one.source == "gold")
-        assert last_step(one).valid
-        if one.source == "reason":
+    for query in queries:
+        k = SCHEMA.names.index(query.step)
+        chain = SCHEMA.parse(query.written)
+        reward = verify(chain, by_uid[query.example.uid], SCHEMA)[0][k]
+        assert query.correct == (query.source == "gold")
+        assert last_step(query).valid
+        if query.source == "reason":
             assert reward == 1  # the verifier reads the verdict alone
-        elif SCHEMA.steps[k].verdicts and one.source == "product":
+        elif SCHEMA.steps[k].verdicts and query.source == "product":
             assert reward == 1
         else:
-            assert (reward == 1) == one.correct
+            assert (reward == 1) == query.correct
 
 
-def test_a_spoilt_step_differs_from_the_right_one_in_its_way_only(lessons):
-    right = {(one.example.uid, one.step): one for one in lessons if one.source == "gold"}
-    for one in lessons:
-        if one.source not in CORRUPTIONS:
+def test_a_corrupted_step_differs_from_the_correct_one_in_its_way_only(queries):
+    correct = {(q.example.uid, q.step): q for q in queries if q.source == "gold"}
+    for query in queries:
+        if query.source not in CORRUPTIONS:
             continue
-        gold = right[one.example.uid, one.step]
-        # A critique compares verdicts or items, and says nothing of what precedes a verdict.
-        silent = one.source in ("reason", "product") and one.step in ("category", "attributes")
-        assert (one.critique == gold.critique) == silent
-        assert one.critique.startswith(gold.critique)
-        assert one.chain == gold.chain
-        assert one.written.split("\n")[:-1] == gold.written.split("\n")[:-1]
-        same_verdict = last_step(one).verdict == last_step(gold).verdict
-        assert same_verdict == (one.source not in ("verdict", "evidence"))
-        same_text = last_step(one).text == last_step(gold).text
-        if one.source == "verdict":
-            was, now = last_step(gold).verdict, last_step(one).verdict
+        gold = correct[query.example.uid, query.step]
+        # A critique compares verdicts or items; it does not mention the text before a verdict.
+        silent = query.source in ("reason", "product") and query.step in ("category", "attributes")
+        assert (query.critique == gold.critique) == silent
+        assert query.critique.startswith(gold.critique)
+        assert query.chain == gold.chain
+        assert query.written.split("\n")[:-1] == gold.written.split("\n")[:-1]
+        same_verdict = last_step(query).verdict == last_step(gold).verdict
+        assert same_verdict == (query.source not in ("verdict", "evidence"))
+        same_text = last_step(query).text == last_step(gold).text
+        if query.source == "verdict":
+            old, new = last_step(gold).verdict, last_step(query).verdict
             words = re.findall(r"\w+|\W", last_step(gold).text)
-            said = "".join(now if word == was else word for word in words)
-            assert last_step(one).text == said
+            assert last_step(query).text == "".join(new if word == old else word for word in words)
         else:
-            assert one.source == "evidence" or not same_text
+            assert query.source == "evidence" or not same_text
 
 
-def test_what_nobody_annotated_is_not_read():
-    """A world keeps all truth; here it is struck out where humans said nothing."""
+def test_truth_that_is_not_annotated_is_not_used():
+    """ShopWorld keeps all truth; here it is overwritten where there is no annotation."""
     schema = CotSchema.build(checks=4)
     pairs = list(generate(World(pairs=(80, 0, 0, 0), checks=4, coverage=0.3), "train"))
-    struck = []
+    masked = []
     for pair in pairs:
         truth = {k: v if k in pair.annotations else "zebra" for k, v in (pair.steps or {}).items()}
-        struck.append(dataclasses.replace(pair, steps=truth))
+        masked.append(dataclasses.replace(pair, steps=truth))
 
-    def lessons_of(own):
-        for n in range(len(own) - 1):
-            for one in rationale_step_queries(own[n], own[n + 1], schema, np.random.default_rng(n)):
-                yield one.step, one.written, one.correct, one.critique, one.source
+    def step_queries(pairs):
+        for n in range(len(pairs) - 1):
+            rng = np.random.default_rng(n)
+            for query in rationale_step_queries(pairs[n], pairs[n + 1], schema, rng):
+                yield query.step, query.written, query.correct, query.critique, query.source
 
-    found = list(lessons_of(pairs))
-    assert found == list(lessons_of(struck))
-    assert {source for *_, source in found} == {"gold", "teacher", *CORRUPTIONS}
+    expected = list(step_queries(pairs))
+    assert list(step_queries(masked)) == expected
+    assert {source for *_, source in expected} == {"gold", "teacher", *CORRUPTIONS}
 
 
-def test_spoilt_evidence_is_another_pairs_whole_step(pairs, lessons):
-    """Text and verdict agree with each other: only the pair shows that they are wrong."""
+def test_borrowed_evidence_is_a_whole_step_of_another_pair(pairs, queries):
+    """Its text and verdict agree with each other: only the pair shows that they are wrong."""
     written = [SCHEMA.parse(write_chain(p, SCHEMA, np.random.default_rng(0))) for p in pairs]
     steps = [step for chain in written for step in chain.steps if step is not None]
-    borrowed = [last_step(one) for one in lessons if one.source == "evidence"]
+    borrowed = [last_step(query) for query in queries if query.source == "evidence"]
     assert {(s.text, s.verdict) for s in borrowed} <= {(s.text, s.verdict) for s in steps}
 
 
-def test_a_reason_that_would_do_for_any_pair_is_not_borrowed():
-    """Of a set without truths or shared words: 'nothing is lacking' is no wrong reason."""
+def test_a_reason_that_could_be_about_any_pair_is_not_borrowed():
+    """In a data set without annotated steps: 'nothing is lacking' is no wrong reason."""
     texts = ["all as asked", "nothing is lacking", "nothing speaks against it"]
     plain = Example(uid="1", query="mug", product={"title": "mug"}, label=4)
     other = dataclasses.replace(plain, uid="2", query="blue cup", product={"title": "blue cup"})
     for seed in range(20):
-        for one in rationale_step_queries(plain, other, SCHEMA, np.random.default_rng(seed)):
-            if one.source == "reason":
-                assert last_step(one).text not in texts
+        for query in rationale_step_queries(plain, other, SCHEMA, np.random.default_rng(seed)):
+            if query.source == "reason":
+                assert last_step(query).text not in texts
 
 
-def test_draws_are_even_over_kinds_steps_and_verdicts():
-    """The policy's chains as they are; of a demonstrated step, the right or the spoilt one."""
+def test_draws_are_balanced_over_origins_steps_and_verdicts():
+    """The policy's chains as they are; of a rationale's step, the correct or the corrupted one."""
 
-    def examined(chain, source, step, correct):
+    def query(chain, source, step, correct):
         return StepQuery(
             example=LAMP, step=step, written="", correct=correct, source=source, chain=chain
         )
 
-    pool = [examined(f"p{n}", POLICY, "label", n > 0) for n in range(4)]
-    pool += [examined("d", "gold", step, True) for step in ("query", "label")]
-    pool += [examined("d", "verdict", "label", False), examined("d", "product", "query", False)]
+    pool = [query(f"p{n}", POLICY, "label", n > 0) for n in range(4)]
+    pool += [query("d", "gold", step, True) for step in ("query", "label")]
+    pool += [query("d", "verdict", "label", False), query("d", "product", "query", False)]
     drawn = BalancedSampler(pool).draw(8_000, np.random.default_rng(0))
-    chains = Counter(tuple(one.chain for one in chain) for chain in drawn)
+    chains = Counter(tuple(query.chain for query in chain) for chain in drawn)
     shares = {("d", "d"): 1 / 2} | {(f"p{n}",): 1 / 8 for n in range(4)}
     assert {k: v / 8_000 for k, v in chains.items()} == pytest.approx(shares, abs=0.02)
-    shown = [chain for chain in drawn if chain[0].chain == "d"]
-    assert all([one.step for one in chain] == ["query", "label"] for chain in shown)
-    sources = Counter(one.source for chain in shown for one in chain)
-    assert {k: v / len(shown) for k, v in sources.items()} == pytest.approx(
+    rationales = [chain for chain in drawn if chain[0].chain == "d"]
+    assert all([query.step for query in chain] == ["query", "label"] for chain in rationales)
+    sources = Counter(query.source for chain in rationales for query in chain)
+    assert {k: v / len(rationales) for k, v in sources.items()} == pytest.approx(
         {"gold": 1, "verdict": 1 / 2, "product": 1 / 2}, abs=0.04
     )
 
 
-def test_nothing_to_draw_from_is_an_error():
+def test_without_step_queries_there_is_an_error():
     with pytest.raises(ValueError, match="no step to examine"):
         BalancedSampler([])
