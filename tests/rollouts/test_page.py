@@ -9,40 +9,55 @@ from rich.console import Console
 
 from she_jax.cot import CotSchema
 from she_jax.evaluation.report import before_after_table
-from she_jax.rollouts import page as report
+from she_jax.rollouts.batch import RolloutBatch
 from she_jax.rollouts.page import write_rollouts
+from she_jax.runs.config import plain
+from she_jax.training import files
 from she_jax.training.files import write_json, write_text
 from she_jax.training.workdir import claim_workdir
-from she_jax.types import Example
+from she_jax.types import Example, StepBatch, UserError
 
 SCHEMA = CotSchema()
 GOOD = "query: shoes\nproduct: boots\ncategory: shoes / boots => near\nattributes: met\nlabel: 3"
 
 
-def samples(path, texts, query="shoes", unknown=()):
+def page_of(path, texts, query="shoes", unknown=(), groups=1, **options):
+    """The page of some rollouts, the same number for each group."""
     example = Example(
         uid="u1", query=query, product={"title": "Boots"}, label=3, steps={"category": "near"}
     )
     rows = len(texts)
-    known = np.array([[c is not None for c in SCHEMA.parse(t).steps] for t in texts])
+    chains = [SCHEMA.parse(text) for text in texts]
+    known = np.array([[step is not None for step in chain.steps] for chain in chains])
     known[:, list(unknown)] = False
-    write_rollouts(
-        path,
-        step=40,
-        schema=SCHEMA,
-        examples=[example],
-        texts=texts,
-        chains=[SCHEMA.parse(text) for text in texts],
-        rewards=np.full((rows, 5), 0.5),
-        advantages=np.linspace(-1, 1, rows * 5).reshape(rows, 5),
+    steps = StepBatch(
+        step_ids=np.zeros((rows, 1), np.int32),
         step_mask=known,
-        outcomes=np.arange(rows) / rows,
+        verifier=np.zeros((rows, 5), np.float32),
+        verifier_known=np.zeros((rows, 5), bool),
+        model_score=np.full((rows, 5), 0.25, np.float32),
+        model_known=known,
+        outcome=np.zeros(rows, np.float32),
     )
+    rollouts = RolloutBatch(
+        batch=None,  # of which the page shows nothing
+        metrics={},
+        examples=[example] * groups,
+        texts=texts,
+        chains=chains,
+        steps=steps,
+        outcome=np.arange(rows) / rows,
+        rewards=np.full((rows, 5), 0.5),
+        known=known,
+        advantages=np.linspace(-1, 1, rows * 5).reshape(rows, 5),
+        informative=np.ones(groups, bool),
+    )
+    write_rollouts(path, 40, SCHEMA, rollouts, **options)
     return path.read_text(encoding="utf-8")
 
 
 def test_a_page_shows_the_pair_and_each_step(tmp_path):
-    page = samples(tmp_path / "samples" / "step_000040.md", [GOOD, "label: 2"])
+    page = page_of(tmp_path / "samples" / "step_000040.md", [GOOD, "label: 2"])
     assert page.startswith("# Rollouts of step 40\n")
     for line in (
         "    query    shoes",
@@ -60,10 +75,43 @@ def test_a_page_shows_the_pair_and_each_step(tmp_path):
         assert line in page.splitlines(), line
 
 
-def test_a_step_that_nobody_rewards_shows_the_advantage_that_the_outcome_gives_it(tmp_path):
-    lines = samples(tmp_path / "page.md", [GOOD], unknown=[1]).splitlines()
+def test_a_step_without_a_reward_shows_the_advantage_of_the_outcome(tmp_path):
+    lines = page_of(tmp_path / "page.md", [GOOD], unknown=[1]).splitlines()
     assert "         -     -0.500  -            product: boots" in lines
     assert "      0.50     +0.000  near         category: shoes / boots" in lines
+
+
+def test_a_page_shows_the_first_groups(tmp_path):
+    """Of three groups of two rollouts, the first two, and each with its own rollouts."""
+    texts = [GOOD.replace("boots", f"boot{n}") for n in range(6)]
+    page = page_of(tmp_path / "page.md", texts, groups=3)
+    assert [f"product: boot{n}" in page for n in range(6)] == [True] * 4 + [False] * 2
+    titles = [line for line in page.splitlines() if line.startswith("###")]
+    assert titles == [
+        "### Rollout 1.1: outcome reward 0.00",
+        "### Rollout 1.2: outcome reward 0.17",
+        "### Rollout 2.1: outcome reward 0.33",
+        "### Rollout 2.2: outcome reward 0.50",
+    ]
+
+
+class Critic:
+    """A process reward model whose critique names the step, with what must not act on a page."""
+
+    def critiques(self, step_queries):
+        return [f"{query.step} of row {query.chain}\n# so be it" for query in step_queries]
+
+
+def test_the_critique_of_a_reward_model_is_below_its_step(tmp_path):
+    texts = ["query: shoes\nlabel: 2", "label: 3", "label: 4"]
+    lines = page_of(tmp_path / "page.md", texts, unknown=[0], groups=3, prm=Critic()).splitlines()
+    for step, critique in (
+        ("query: shoes", "unknown query of row 0\\n# so be it"),
+        ("label:", "0.25 label of row 0\\n# so be it"),
+    ):
+        row = next(n for n, line in enumerate(lines) if line.endswith(f"  {step}"))
+        assert lines[row + 1] == f"{'reward model:':>32}  {critique}"
+    assert sum("reward model:" in line for line in lines) == 3  # two groups, of three
 
 
 HOSTILE = [
@@ -74,29 +122,19 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_what_a_model_writes_cannot_act_on_the_page(tmp_path, text):
-    """Every line but our own headings is code (four spaces), and nothing unseen is left in."""
-    page = samples(tmp_path / "page.md", [text], query=text)
+def test_text_of_a_model_cannot_act_on_the_page(tmp_path, text):
+    """Every line but the page's headings is code (four spaces), without invisible characters."""
+    page = page_of(tmp_path / "page.md", [text], query=text)
     for line in page.splitlines():
-        ours = line.startswith(("# Rollouts of", "## Group", "### Rollout"))
-        assert line == "" or ours or line.startswith("    "), line
+        heading = line.startswith(("# Rollouts of", "## Group", "### Rollout"))
+        assert line == "" or heading or line.startswith("    "), line
     assert not [c for c in page if c != "\n" and (ord(c) < 32 or c in "\x7f\x85\u202e\u200b\u2028")]
 
 
 def test_long_text_is_cut_and_says_so(tmp_path):
-    page = samples(tmp_path / "page.md", ["label: " + "x" * 100_000])
+    page = page_of(tmp_path / "page.md", ["label: " + "x" * 100_000])
     assert len(page) < 5_000
     assert "characters)" in page
-
-
-def test_rollouts_must_divide_among_examples(tmp_path):
-    with pytest.raises(ValueError, match="0 chains for 1 examples"):
-        write_rollouts(
-            tmp_path / "x.md", step=1, schema=SCHEMA,
-            examples=[Example(uid="u", query="q", product={"title": "t"})],
-            texts=["label: 1"], chains=[], rewards=np.zeros((1, 5)), advantages=np.zeros((1, 5)),
-            step_mask=np.zeros((1, 5), bool), outcomes=np.zeros(1),
-        )  # fmt: skip
 
 
 def test_before_after_table():
@@ -137,61 +175,69 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         write_text(tmp_path / "x", "new")
     assert (tmp_path / "x").read_text() == "old"
 
 
-def config(**changes):
+def recipe(**changes):
     base = ml_collections.ConfigDict({"seed": 0, "optim": {"lr": 1e-3, "betas": (0.9, 0.99)}})
     base.update_from_flattened_dict(changes)
-    return base
+    return plain(base)
 
 
-def test_a_workdir_is_claimed_once_and_known_again(tmp_path):
-    claim_workdir(tmp_path / "run", config())
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["optim"]["betas"] == [
-        0.9,
-        0.99,
-    ]
-    (tmp_path / "run" / "metrics.jsonl").touch()
-    claim_workdir(tmp_path / "run", config())
+def test_a_workdir_is_claimed_once_and_recognized(tmp_path):
+    claim_workdir(tmp_path / "run", recipe())
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert saved == {"schema": 2, "seed": 0, "optim": {"lr": 1e-3, "betas": [0.9, 0.99]}}
+    (tmp_path / "run" / "checkpoints").mkdir()
+    claim_workdir(tmp_path / "run", recipe())
 
 
-def test_a_changed_config_lists_every_key_that_differs(tmp_path):
-    claim_workdir(tmp_path, config())
+def test_a_changed_recipe_lists_every_key_that_differs(tmp_path):
+    claim_workdir(tmp_path, recipe())
     (tmp_path / "checkpoints").mkdir()
-    other = config(**{"seed": 1, "optim.lr": 2e-3})
-    other.extra = {"flag": True}
-    with pytest.raises(ValueError, match="another config") as error:
-        claim_workdir(tmp_path, other)
+    changed = recipe(**{"seed": 1, "optim.lr": 2e-3}) | {"extra": {"flag": True}}
+    with pytest.raises(UserError, match="another config") as error:
+        claim_workdir(tmp_path, changed)
     message = str(error.value)
     assert "seed: 0 in the workdir, 1 now" in message
     assert "optim.lr: 0.001 in the workdir, 0.002 now" in message
     assert "extra.flag: absent in the workdir, true now" in message
     assert "betas" not in message
+    assert "schema" not in message
     assert "--workdir" in message
 
 
-def test_a_folder_in_which_nothing_was_made_takes_another_config(tmp_path):
-    claim_workdir(tmp_path, config())
-    claim_workdir(tmp_path, config(seed=1))
+def test_a_folder_without_results_takes_another_recipe(tmp_path):
+    claim_workdir(tmp_path, recipe())
+    claim_workdir(tmp_path, recipe(seed=1))
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
+
+
+def test_a_folder_of_an_earlier_version_is_refused(tmp_path):
+    """Its keys had other names, so a list of those that differ would help nobody."""
+    write_json(tmp_path / "config.json", recipe())
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(
+        UserError, match=r"another version of she_jax \(schema 1, this one reads 2\)"
+    ):
+        claim_workdir(tmp_path, recipe())
 
 
 def test_a_folder_of_other_files_is_not_taken(tmp_path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(ValueError, match=r"thesis\.tex"):
-        claim_workdir(tmp_path, config())
-    with pytest.raises(ValueError, match="is a file"):
-        claim_workdir(tmp_path / "thesis.tex", config())
+    with pytest.raises(UserError, match=r"thesis\.tex"):
+        claim_workdir(tmp_path, recipe())
+    with pytest.raises(UserError, match="is a file"):
+        claim_workdir(tmp_path / "thesis.tex", recipe())
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_kill_while_claiming_and_a_spoilt_config(tmp_path):
+def test_a_kill_while_claiming_and_a_broken_config(tmp_path):
     (tmp_path / "config.json.part").write_text('{"se')
-    claim_workdir(tmp_path, config())
+    claim_workdir(tmp_path, recipe())
     (tmp_path / "config.json").write_text('{"se')
-    with pytest.raises(ValueError, match="not JSON"):
-        claim_workdir(tmp_path, config())
+    with pytest.raises(UserError, match="not JSON"):
+        claim_workdir(tmp_path, recipe())
