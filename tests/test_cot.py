@@ -1,4 +1,4 @@
-"""The chain of thought: whatever text a model writes, reading it has a defined result."""
+"""The chain of thought: parsing is defined for any text, and inverts writing."""
 
 import re
 
@@ -11,7 +11,7 @@ from she_jax.cot import ATTRIBUTES, CATEGORY, LABELS, CotSchema, Step
 SCHEMAS = [CotSchema(), CotSchema.build(label_first=True), CotSchema.build(checks=2)]
 schemas = st.sampled_from(SCHEMAS)
 
-# Text that comes near a chain often enough to reach every branch, and text of any other kind.
+# Text that resembles a chain often enough to reach every branch, and arbitrary text.
 fragments = st.sampled_from(
     [
         *("query", "product", "category", "attributes", "label", "check_1", "Label "),
@@ -21,7 +21,7 @@ fragments = st.sampled_from(
 )
 texts = st.one_of(st.lists(fragments, max_size=40).map("".join), st.text(max_size=200))
 
-# What a writer may put into a step: one line, and no arrow in it.
+# Allowed text of a step: one line.
 free_text = st.text(
     st.characters(codec="utf-8", exclude_categories=("Cc", "Zl", "Zp")), min_size=1, max_size=40
 ).filter(str.strip)
@@ -29,7 +29,7 @@ free_text = st.text(
 
 @st.composite
 def written(draw):
-    """A schema with texts and verdicts that make a whole chain."""
+    """A schema with texts and verdicts of a complete chain."""
     schema = draw(schemas)
     verdicts, bodies = {}, {}
     for step in schema.steps:
@@ -43,7 +43,7 @@ def written(draw):
 
 
 @given(schemas, texts)
-def test_any_text_can_be_read(schema, text):
+def test_any_text_can_be_parsed(schema, text):
     chain = schema.parse(text)
     assert len(chain.steps) == len(schema.steps)
     assert len(chain.line_steps) == text.count("\n") + 1
@@ -57,7 +57,7 @@ def test_any_text_can_be_read(schema, text):
 
 @given(schemas, texts)
 def test_lines_and_steps_agree(schema, text):
-    """A step is there just when a line belongs to it, and lines go forward through the steps."""
+    """A step is present if and only if a line belongs to it; lines follow the steps' order."""
     chain = schema.parse(text)
     owned = [k for k in chain.line_steps if k >= 0]
     assert set(owned) == {k for k, step in enumerate(chain.steps) if step is not None}
@@ -66,7 +66,7 @@ def test_lines_and_steps_agree(schema, text):
 
 
 @given(schemas, texts)
-def test_a_well_formed_chain_is_whole_and_has_a_label(schema, text):
+def test_a_well_formed_chain_is_complete_and_has_a_label(schema, text):
     chain = schema.parse(text)
     if chain.well_formed:
         assert chain.label is not None
@@ -75,7 +75,7 @@ def test_a_well_formed_chain_is_whole_and_has_a_label(schema, text):
 
 
 @given(texts)
-def test_a_stray_line_in_front_spoils_the_form_and_no_step(text):
+def test_a_stray_first_line_makes_the_chain_ill_formed_and_changes_no_step(text):
     schema = CotSchema()
     stray = schema.parse(f"well then\n{text}")
     plain = schema.parse(text)
@@ -85,14 +85,14 @@ def test_a_stray_line_in_front_spoils_the_form_and_no_step(text):
 
 
 @given(schemas, texts, texts)
-def test_what_comes_later_does_not_move_earlier_lines(schema, text, more):
-    """So the step of a token does not depend on what the model writes after it."""
+def test_later_text_does_not_change_the_step_of_earlier_lines(schema, text, more):
+    """So the step of a token does not depend on later tokens."""
     lines = schema.parse(text).line_steps
     assert schema.parse(f"{text}\n{more}").line_steps[: len(lines)] == lines
 
 
 @given(written())
-def test_what_is_written_reads_back(case):
+def test_a_written_chain_is_parsed_back(case):
     schema, bodies, verdicts = case
     text = schema.write(bodies, verdicts)
     chain = schema.parse(text)
@@ -108,8 +108,8 @@ def test_what_is_written_reads_back(case):
 
 
 @given(written())
-def test_cut_short_it_keeps_the_steps_that_were_finished(case):
-    """Without its last line a chain loses the last step only, and its good form."""
+def test_a_truncated_chain_keeps_its_complete_steps(case):
+    """Without its last line a chain loses only the last step, and is ill-formed."""
     schema, bodies, verdicts = case
     whole = schema.write(bodies, verdicts)
     cut, _, _ = whole.rpartition("\n")
@@ -135,7 +135,7 @@ def test_the_chain_of_the_docstring():
     assert chain.steps[2].text == "running shoes / trail shoes"
 
 
-def test_case_space_and_full_stop_are_forgiven():
+def test_case_space_and_full_stop_are_ignored():
     chain = CotSchema().parse(GOOD.replace("label: 2", " LABEL :  2. ").replace("near", " Near."))
     assert chain.label == 2
     assert chain.well_formed
@@ -152,13 +152,13 @@ def test_case_space_and_full_stop_are_forgiven():
         (("running shoes; red", ""), 2),  # empty
     ],
 )
-def test_bad_form(change, label):
+def test_ill_formed_chains(change, label):
     chain = CotSchema().parse(GOOD.replace(*change, 1))
     assert not chain.well_formed
     assert chain.label == label
 
 
-def test_a_line_that_names_no_step_continues_the_one_before():
+def test_a_line_without_a_step_name_continues_the_step_before():
     chain = CotSchema().parse(GOOD.replace(" => near", "\nand so: => near"))
     assert chain.line_steps == (0, 1, 2, 2, 3, 4)
     assert chain.well_formed
@@ -174,12 +174,12 @@ def test_a_label_first_chain():
 
 @pytest.mark.parametrize("label_first", [False, True])
 @pytest.mark.parametrize("checks", [0, 2])
-def test_a_schema_tells_its_switches(label_first, checks):
-    switches = {"label_first": label_first, "checks": checks}
-    assert CotSchema.build(**switches).switches == switches
+def test_a_schema_reports_the_options_it_was_built_with(label_first, checks):
+    options = {"label_first": label_first, "checks": checks}
+    assert CotSchema.build(**options).options == options
 
 
-def test_optional_checks_may_be_left_out():
+def test_optional_checks_may_be_missing():
     schema = CotSchema.build(checks=2)
     assert schema.names[3:5] == ("check_1", "check_2")
     chain = schema.parse(
@@ -199,7 +199,7 @@ def test_optional_checks_may_be_left_out():
         ((Step(name="label", verdicts=ATTRIBUTES),), "with verdicts ('1', '2', '3', '4')"),
     ],
 )
-def test_a_schema_that_cannot_be(steps, message):
+def test_an_invalid_schema_is_refused(steps, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         CotSchema(steps=steps)
 
@@ -213,6 +213,6 @@ def test_a_schema_that_cannot_be(steps, message):
         ({"colour": "red"}, {}, "steps ['colour'] are not in the schema"),
     ],
 )
-def test_a_chain_that_cannot_be_written(texts, verdicts, message):
+def test_an_invalid_chain_is_not_written(texts, verdicts, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         CotSchema().write(texts, verdicts)

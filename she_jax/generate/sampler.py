@@ -59,9 +59,9 @@ def sample(
       top_p: sample among the smallest set of most probable tokens that holds this share of the top
         k's probability, in (0, 1]. Needs ``top_k``, since the whole vocabulary is never sorted.
         Traced; a traced value is ignored if ``top_k`` is 0.
-      halvings: maximum number of times that, once half of the rows in the loop have ended, decoding
-        continues with the other half only. The rollouts are the same, but sooner if a few are much
-        longer than most. Each halving compiles the loop once more; static.
+      compactions: maximum number of times that, once half of the rows in the loop have ended,
+        decoding continues with the other half only. The rollouts are the same, but sooner if a few
+        are much longer than most. Each compiles the loop once more; static.
 
     Returns:
       B = N * G rows, those of a group contiguous.
@@ -155,7 +155,7 @@ def _check_options(group_size: int, max_new_tokens: int, top_k: int, top_p: Any,
     if group_size < 1 or max_new_tokens < 1 or top_k < 0 or compactions < 0:
         raise ValueError(
             f"group_size={group_size}, max_new_tokens={max_new_tokens}, top_k={top_k}, "
-            f"halvings={compactions}: expected at least 1, 1, 0 and 0"
+            f"compactions={compactions}: expected at least 1, 1, 0 and 0"
         )
     if isinstance(top_p, int | float):
         if not 0 < top_p <= 1:
@@ -271,7 +271,7 @@ def jit_sample(
     """Compiles ``sample``, once per shape of the prompts.
 
     Args:
-      model, group_size, max_new_tokens, eos_id, pad_id, top_k, halvings: as for ``sample``.
+      model, group_size, max_new_tokens, eos_id, pad_id, top_k, compactions: as for ``sample``.
         ``compactions`` is ignored if a mesh shards the rows, which would have to move between
         devices.
       mesh: prompts and rollouts are sharded over its ``data`` and ``fsdp`` axes; the parameters

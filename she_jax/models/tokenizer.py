@@ -1,4 +1,4 @@
-"""Tokenizer functions: bytes of a token id, chat templates, choice of a padding id.
+"""A model's vocabulary: bytes of a token id, chat templates, choice of a padding id.
 
 Every tokenizer here is a ``tokenizers.Tokenizer``. Encode text from ``render_chat`` with
 ``add_special_tokens=False``, since the template has already written the special tokens.
@@ -6,6 +6,7 @@ Every tokenizer here is a ``tokenizers.Tokenizer``. Encode text from ``render_ch
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jinja2
@@ -13,6 +14,26 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer, decoders
 
 from she_jax.types import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """A model's tokenizer, special tokens and chat template.
+
+    Attributes:
+      tokenizer: the tokenizer, without truncation or padding.
+      eos_ids: tokens that end a sequence, usually the main one first; at least one.
+      pad_id: padding, never one of ``eos_ids`` (see ``choose_pad``); may be an id that is no token.
+      chat_template: jinja2 source for ``render_chat``, or None.
+      specials: text of ``bos_token``, ``eos_token``, ``pad_token`` and ``unk_token``, of those that
+        are declared; chat templates use them.
+    """
+
+    tokenizer: Tokenizer
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    chat_template: str | None = None
+    specials: Mapping[str, str] = field(default_factory=dict)
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -80,10 +101,10 @@ def render_chat(
     sandbox and sees only its arguments, no clock and no files.
 
     Args:
-      template: jinja2 source, ``LoadedModel.chat_template``.
+      template: jinja2 source, ``Vocabulary.chat_template``.
       messages: ``{"role": ..., "content": ...}`` each, in order.
       add_generation_prompt: end with the opening of the assistant's turn.
-      variables: other variables of the template, usually ``**LoadedModel.specials``.
+      variables: other variables of the template, usually ``**Vocabulary.specials``.
 
     Raises:
       UserError: if the template is invalid, does something the sandbox forbids, or rejects the

@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
-from tokenizers import Tokenizer
 
 from she_jax.models.decoder import ModelConfig, init_params
 from she_jax.models.gguf import read_gguf, smollm2_file
@@ -30,7 +29,7 @@ from she_jax.models.huggingface import (
     read_directory,
     write_config,
 )
-from she_jax.models.tokenizer import choose_pad
+from she_jax.models.tokenizer import Vocabulary, choose_pad
 from she_jax.types import UserError
 
 # Parameter names of this library to those of Hugging Face, inside a layer and outside.
@@ -59,26 +58,18 @@ _OUTSIDE = {
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A model loaded from files: config, parameters, tokenizer and special tokens.
+    """A model loaded from files.
 
     Attributes:
       config: the architecture; ``config.dtype`` is the dtype the model was loaded in.
       params: parameters as ``init_params`` returns them, in that dtype.
-      tokenizer: the tokenizer, without truncation or padding.
-      eos_ids: tokens that end a sequence, usually the main one first; at least one.
-      pad_id: padding, never one of ``eos_ids`` (see ``choose_pad``); may be an id that is no token.
-      chat_template: jinja2 source for ``render_chat``, or None.
-      specials: text of ``eos_token`` and, if they exist, ``bos_token``, ``pad_token`` and
-        ``unk_token``; chat templates use them.
+      vocabulary: tokenizer, special tokens and chat template; ``eos_token`` is one of its
+        ``specials``.
     """
 
     config: ModelConfig
     params: dict[str, Any]
-    tokenizer: Tokenizer
-    eos_ids: tuple[int, ...]
-    pad_id: int
-    chat_template: str | None
-    specials: dict[str, str]
+    vocabulary: Vocabulary
 
 
 class _Parameter(NamedTuple):
@@ -121,31 +112,17 @@ def load_model(path: str | os.PathLike, *, dtype: str = "float32") -> LoadedMode
                 f"{path}: expected a directory with config.json, a .gguf file, or 'smollm2'"
             )
         config = replace(stored.config, dtype=dtype)
-        eos_ids, pad_id = _check_vocabulary(path, stored)
+        vocabulary = _vocabulary(path, stored)
         params = _assemble(path, config, stored.tensors)
-    specials = {"eos_token": stored.tokenizer.id_to_token(eos_ids[0])} | stored.specials
-    specials |= {"pad_token": stored.tokenizer.id_to_token(pad_id)}
-    return LoadedModel(
-        config=config,
-        params=params,
-        tokenizer=stored.tokenizer,
-        eos_ids=eos_ids,
-        pad_id=pad_id,
-        chat_template=stored.chat_template,
-        specials={name: text for name, text in specials.items() if text is not None},
-    )
+    return LoadedModel(config=config, params=params, vocabulary=vocabulary)
 
 
 def save_model(
     path: str | os.PathLike,
     config: ModelConfig,
     params: Mapping[str, Any],
-    tokenizer: Tokenizer,
+    vocabulary: Vocabulary,
     *,
-    eos_ids: Sequence[int],
-    pad_id: int,
-    chat_template: str | None = None,
-    specials: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Saves a Hugging Face directory that ``transformers`` and ``load_model`` can load.
@@ -158,12 +135,8 @@ def save_model(
       path: the directory; created if missing.
       config: the architecture.
       params: the parameters.
-      tokenizer: the tokenizer.
-      eos_ids: tokens that end a sequence, the main one first.
-      pad_id: padding.
-      chat_template: jinja2 source, or None.
-      specials: text of ``bos_token``, ``eos_token``, ``unk_token``, as in ``LoadedModel``;
-        ``eos_token`` is by default the first of ``eos_ids``.
+      vocabulary: tokenizer, special tokens and chat template; ``eos_token`` is by default the first
+        of its ``eos_ids``, ``pad_token`` always its ``pad_id``.
       overwrite: replace the files of an existing model.
 
     Raises:
@@ -179,10 +152,14 @@ def save_model(
     others = [f.name for f in present if ".safetensors" in f.name and f.name != "model.safetensors"]
     if others:
         raise FileExistsError(f"{path}: holds other weights {others}; remove them first")
-    texts = _check_specials(tokenizer, eos_ids, pad_id, config, specials or {})
+    texts = _check_specials(vocabulary, config)
     tensors = _disassemble(config, params)
     family = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
-    ids: dict[str, Any] = {"eos_token_id": list(eos_ids), "pad_token_id": pad_id}
+    tokenizer, chat_template = vocabulary.tokenizer, vocabulary.chat_template
+    ids: dict[str, Any] = {
+        "eos_token_id": list(vocabulary.eos_ids),
+        "pad_token_id": vocabulary.pad_id,
+    }
     if "bos_token" in texts:
         ids["bos_token_id"] = tokenizer.token_to_id(texts["bos_token"])
     dtype = str(tensors["model.embed_tokens.weight"].dtype)
@@ -312,31 +289,35 @@ def _disassemble(config: ModelConfig, params: Mapping[str, Any]) -> dict[str, np
     return tensors
 
 
-def _check_vocabulary(path: Path, stored: StoredModel) -> tuple[tuple[int, ...], int]:
-    """End-of-sequence and padding ids, after checking that tokenizer and model match."""
-    rows = stored.config.vocab_size
-    highest = max(stored.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+def _vocabulary(path: Path, stored: StoredModel) -> Vocabulary:
+    """The vocabulary of a stored model, after checking that tokenizer and model match."""
+    tokenizer, eos_ids, rows = stored.tokenizer, stored.eos_ids, stored.config.vocab_size
+    highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if not 0 <= highest < rows:
         raise UserError(
             f"{path}: the tokenizer has ids up to {highest}, the model has {rows} rows; "
             "they do not belong together"
         )
-    if not stored.eos_ids or not all(0 <= index < rows for index in stored.eos_ids):
+    if not eos_ids or not all(0 <= index < rows for index in eos_ids):
         raise UserError(
-            f"{path}: end-of-sequence ids {list(stored.eos_ids)}, expected at least one, below "
+            f"{path}: end-of-sequence ids {list(eos_ids)}, expected at least one, below "
             f"{rows}; declare eos_token_id in generation_config.json"
         )
-    return stored.eos_ids, choose_pad(stored.tokenizer, stored.pad_ids, stored.eos_ids, rows)
+    pad_id = choose_pad(tokenizer, stored.pad_ids, eos_ids, rows)
+    specials = {"eos_token": tokenizer.id_to_token(eos_ids[0])} | stored.specials
+    specials |= {"pad_token": tokenizer.id_to_token(pad_id)}
+    return Vocabulary(
+        tokenizer=tokenizer,
+        eos_ids=eos_ids,
+        pad_id=pad_id,
+        chat_template=stored.chat_template,
+        specials={name: text for name, text in specials.items() if text is not None},
+    )
 
 
-def _check_specials(
-    tokenizer: Tokenizer,
-    eos_ids: Sequence[int],
-    pad_id: int,
-    config: ModelConfig,
-    specials: Mapping[str, str],
-) -> dict[str, str]:
+def _check_specials(vocabulary: Vocabulary, config: ModelConfig) -> dict[str, str]:
     """Text of the special tokens, after checking that they exist and match the ids."""
+    tokenizer, eos_ids, pad_id = vocabulary.tokenizer, vocabulary.eos_ids, vocabulary.pad_id
     ends = [token for index in eos_ids if (token := tokenizer.id_to_token(index)) is not None]
     if not ends or len(ends) < len(eos_ids):
         raise UserError(f"eos_ids={list(eos_ids)}: expected at least one, each a token")
@@ -344,10 +325,10 @@ def _check_specials(
         raise UserError(
             f"pad_id={pad_id}: expected an id below {config.vocab_size}, not among eos_ids"
         )
-    for name, text in specials.items():
+    for name, text in vocabulary.specials.items():
         if name not in SPECIALS or tokenizer.token_to_id(text) is None:
             raise UserError(f"specials {name}={text!r}: expected a token, and one of {SPECIALS}")
-    texts = {"eos_token": ends[0]} | dict(specials)
+    texts = {"eos_token": ends[0]} | dict(vocabulary.specials)
     if texts["eos_token"] not in ends:
         raise UserError(f"eos_token {texts['eos_token']!r} is not among eos_ids={list(eos_ids)}")
     texts.pop("pad_token", None)

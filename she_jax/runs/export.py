@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from she_jax.generate.language_model import PROMPT_FILE, LanguageModel
+from she_jax.models.tokenizer import Vocabulary
 from she_jax.models.weights import save_model
 from she_jax.training.files import write_json
 
@@ -27,15 +28,12 @@ def export(folder: Path, lm: LanguageModel, params: Any, chain: Mapping[str, Any
         "completion_length": prompts.completion_length,
     }
     prompt = f"{before} {{query}}{between}\n{{field}}: {{text}}\n{{field}}: {{text}}{after}"
-    save_model(
-        folder,
-        lm.model.config,
-        jax.device_get(params),
-        prompts.tokenizer,
+    vocabulary = Vocabulary(
+        tokenizer=prompts.tokenizer,
         eos_ids=prompts.eos_ids,
         pad_id=prompts.pad_id,
         chat_template=prompts.chat_template,
         specials=prompts.specials,
-        overwrite=True,
     )
+    save_model(folder, lm.model.config, jax.device_get(params), vocabulary, overwrite=True)
     write_json(folder / PROMPT_FILE, {"prompt": prompt, "model": lengths, "chain": dict(chain)})

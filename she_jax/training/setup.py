@@ -1,6 +1,5 @@
 """From configs to what a run works with: the pairs on disk, the tokenizer, the language model."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from she_jax.generate.language_model import LanguageModel, LanguageModelConfig
 from she_jax.generate.prompts import EOS, PAD, PromptFormat, tokenizer_corpus, train_tokenizer
 from she_jax.models.decoder import ModelConfig, build_model, init_params
 from she_jax.models.sharding import MeshConfig, make_mesh, shardings
+from she_jax.models.tokenizer import Vocabulary
 from she_jax.models.weights import load_model
 from she_jax.training.files import write_text
 from she_jax.training.logging import Progress, log
@@ -95,21 +95,18 @@ def make_language_model(
         shape["vocab_size"] = tokenizer.get_vocab_size()
         model = ModelConfig(**shape)
         params = init_params(model, jax.random.PRNGKey(seed))
-        vocab = tokenizer.get_vocab()
-        tokens: Mapping[str, Any] = {"eos_ids": (vocab[EOS],), "pad_id": vocab[PAD]}
+        ids = tokenizer.get_vocab()
+        vocabulary = Vocabulary(tokenizer=tokenizer, eos_ids=(ids[EOS],), pad_id=ids[PAD])
     else:
         log(f"model: loading {config.name}")
         loaded = load_model(config.name)  # in float32: smaller types lose small updates
         model = replace(loaded.config, dtype=config.dtype, remat=config.remat)
-        params, tokenizer = loaded.params, loaded.tokenizer
-        names = ("eos_ids", "pad_id", "chat_template", "specials")
-        tokens = {name: getattr(loaded, name) for name in names}
+        params, vocabulary = loaded.params, loaded.vocabulary
     prompts = PromptFormat(
-        tokenizer=tokenizer,
+        **vars(vocabulary),
         schema=schema,
         prompt_length=config.prompt_length,
         completion_length=config.completion_length,
-        **tokens,
     )
     params = jax.device_put(params, shardings(params, mesh))
     return LanguageModel(model=build_model(model), prompts=prompts, mesh=mesh), params

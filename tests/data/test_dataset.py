@@ -1,12 +1,10 @@
-"""Examples in and out of TFDS, hygiene, bad rows, and what happens when the disk is full."""
+"""Data sets on disk: examples in and out of TFDS, splits, and errors while writing."""
 
 import dataclasses
 import errno
-import io
 import json
 import pickle
 import sys
-from collections.abc import Iterable
 from itertools import pairwise
 
 import grain
@@ -26,7 +24,7 @@ from she_jax.data.dataset import (
     prepare,
     shuffled_rows,
 )
-from she_jax.data.intake import Intake, Row, normalize_text, query_hash
+from she_jax.data.intake import Row
 from she_jax.types import BadRow, Example
 
 TEXT = st.text(st.characters(exclude_categories=()), max_size=40)
@@ -43,13 +41,6 @@ EXAMPLES = st.builds(
 )
 
 
-def admit(given: Iterable, max_bad_share: float = 0.05) -> tuple[list[Row], Intake, list[dict]]:
-    """What Intake lets through, its counts, and what it wrote."""
-    intake, written = Intake(), io.StringIO()
-    good = list(intake.admit(given, written, max_chars=2_000, max_bad_share=max_bad_share))
-    return good, intake, [json.loads(line) for line in written.getvalue().splitlines()]
-
-
 @given(EXAMPLES)
 def test_every_example_survives_encoding_and_the_file_format(example):
     """Lone surrogates and every other character included."""
@@ -63,46 +54,22 @@ def test_a_label_outside_the_classes_is_not_stored_as_unknown():
         encode(dataclasses.replace(EXAMPLE, label=0))
 
 
-@given(TEXT)
-def test_hygiene_is_idempotent_and_leaves_storable_text(text):
-    clean = normalize_text(text)
-    assert normalize_text(clean) == clean
-    assert clean == " ".join(clean.split())
-    assert clean.encode().decode() == clean  # no lone surrogates
-    assert not set(clean) & set("\0\t\n\r\ufeff\u200b\u200e\u200f\u202a\u202e\u2066\u2069\u061c")
-
-
-@pytest.mark.parametrize(
-    ("dirty", "clean"),
-    [
-        ("  red\tmug\r\n", "red mug"),
-        ("a\0b", "a b"),
-        ("\ufeff\u202eabc\u202c\u2066d\u2069", "abcd"),
-        ("x\ud800y", "x y"),
-        ("Ｎintendo　スイッチ ふちなし", "Ｎintendo スイッチ ふちなし"),
-        ("can\u0303a niño", "caña niño"),
-        ("👩‍👩‍👧 ok", "👩‍👩‍👧 ok"),
-    ],
-)
-def test_hygiene_cleans_and_keeps_three_languages(dirty, clean):
-    assert normalize_text(dirty) == clean
-
-
-def test_set_is_made_once_and_read_back_identical(tmp_path, capsys):
+def test_a_data_set_is_written_once_and_read_back_identical(tmp_path, capsys):
     given = (*good_rows(5), Row(split="test", example=dataclasses.replace(EXAMPLE, uid="t")))
-    made = make_dataset(tmp_path, given)
-    assert (made.splits, made.bad_rows, made.cut_fields) == ({"train": 5, "test": 1}, {}, 0)
-    assert not made.reused
-    assert list(open_split(made.path, "train")) == [row.example for row in given[:5]]
-    assert open_split(made.path, "test")[0].uid == "t"
+    dataset = make_dataset(tmp_path, given)
+    assert dataset.splits == {"train": 5, "test": 1}
+    assert (dataset.bad_rows, dataset.cut_fields) == ({}, 0)
+    assert not dataset.reused
+    assert list(open_split(dataset.path, "train")) == [row.example for row in given[:5]]
+    assert open_split(dataset.path, "test")[0].uid == "t"
     again = make_dataset(tmp_path, given)
     assert again.reused
-    assert dataclasses.replace(again, reused=False) == made
+    assert dataclasses.replace(again, reused=False) == dataset
     assert "tensorflow" not in sys.modules
     assert capsys.readouterr() == ("", "")
 
 
-def test_source_feeds_grain_and_travels_to_workers(tmp_path):
+def test_a_source_works_with_grain_and_can_be_pickled(tmp_path):
     source = open_split(make_dataset(tmp_path, good_rows(7)).path, "train")
     assert sorted(e.uid for e in grain.MapDataset.source(source).shuffle(seed=1)) == list("0123456")
     assert pickle.loads(pickle.dumps(source))[3] == source[3]
@@ -110,7 +77,7 @@ def test_source_feeds_grain_and_travels_to_workers(tmp_path):
         source[7]
 
 
-def test_other_options_or_sources_make_another_folder(tmp_path):
+def test_other_options_or_sources_give_another_folder(tmp_path):
     path = tmp_path / "source"
     path.write_text("1")
 
@@ -137,7 +104,7 @@ def test_progress_is_reported(tmp_path):
     assert seen == [2_000, 4_000, 4_100]
 
 
-def test_open_split_names_what_there_is(tmp_path):
+def test_open_split_names_a_missing_data_set_or_split(tmp_path):
     with pytest.raises(FileNotFoundError, match="prepare"):
         open_split(tmp_path, "train")
     path = make_dataset(tmp_path, good_rows(3)).path
@@ -146,61 +113,19 @@ def test_open_split_names_what_there_is(tmp_path):
     assert len(open_split(path, "train[:2]")) == 2
 
 
-@pytest.mark.parametrize(("size", "together"), [(1_000, 1), (1_000, 16), (7, 16), (0, 1)])
-def test_rows_in_no_order_are_all_rows_from_all_over_and_neighbours_stay(size, together):
-    rows = shuffled_rows("jsonl", size, together).tolist()
+@pytest.mark.parametrize(("size", "block_size"), [(1_000, 1), (1_000, 16), (7, 16), (0, 1)])
+def test_shuffled_rows_are_a_permutation_that_keeps_blocks_together(size, block_size):
+    rows = shuffled_rows(size, block_size=block_size).tolist()
     assert sorted(rows) == list(range(size))
-    assert rows == shuffled_rows("jsonl", size, together).tolist()
+    assert rows == shuffled_rows(size, block_size=block_size).tolist()
     if size == 1_000:
         assert rows != sorted(rows)
         counts = np.histogram(rows[:200], bins=5, range=(0, size))[0]
-        assert min(counts) >= 16  # 40 in the mean
-    beside = sum(b - a == 1 for a, b in pairwise(rows))
-    assert beside >= size - 1 - size // together
-    assert shuffled_rows("shopworld", size, together).tolist() == list(range(size))
-
-
-def test_bad_rows_are_set_aside_with_place_and_reason():
-    good = good_rows(4)
-    ruined = [
-        ("empty query", {"query": " \u200b "}),
-        ("missing title", {"product": {"brand": "x"}}),
-        ("missing title", {"product": {"title": "\0"}}),
-        ("unknown label: 7, expected 1 to 4", {"label": 7}),
-        ("empty uid", {"uid": "\n"}),
-        ("duplicate uid: '0'", {"uid": "0"}),
-    ]
-    bad = [
-        Row(split="train", example=dataclasses.replace(EXAMPLE, **({"uid": f"b{i}"} | change)))
-        for i, (_, change) in enumerate(ruined)
-    ]
-    kept, intake, written = admit(
-        [*good, BadRow(file="g", line=9, reason="not JSON: x"), *bad], max_bad_share=0.9
-    )
-    assert kept == list(good)
-    assert [row["reason"] for row in written] == ["not JSON: x", *(reason for reason, _ in ruined)]
-    assert written[0] == {"file": "g", "line": 9, "reason": "not JSON: x"}
-    assert intake.bad["missing title"] == 2
-    assert intake.bad["duplicate uid"] == intake.bad["not JSON"] == 1
-
-
-def test_a_row_refused_for_another_reason_does_not_claim_its_uid():
-    bad = Row(split="train", example=dataclasses.replace(EXAMPLE, uid="0", query=""))
-    kept, intake, _ = admit([bad, *good_rows(1)], max_bad_share=0.5)
-    assert len(kept) == 1
-    assert dict(intake.bad) == {"empty query": 1}
-
-
-def test_long_fields_are_cut_and_counted():
-    product = {"title": "x" * 100_000, "brand": "y" * 2_000}
-    kept, intake, _ = admit(good_rows(1, product=product))
-    assert kept[0].example.product == {"title": "x" * 2_000, "brand": "y" * 2_000}
-    assert intake.cut == 1
-
-
-def test_a_rationale_keeps_its_lines():
-    kept, _, _ = admit(good_rows(1, rationale="query: a\tb\r\nlabel: 4"))
-    assert kept[0].example.rationale == "query: a b\nlabel: 4"
+        assert min(counts) >= 16  # 40 on average
+    neighbors = sum(b - a == 1 for a, b in pairwise(rows))
+    assert neighbors >= size - 1 - size // block_size
+    in_order = shuffled_rows(size, shuffled=True, block_size=block_size)
+    assert in_order.tolist() == list(range(size))
 
 
 def test_too_many_bad_rows_are_an_error_with_counts_and_examples(tmp_path):
@@ -211,23 +136,10 @@ def test_too_many_bad_rows_are_an_error_with_counts_and_examples(tmp_path):
     assert "f.jsonl:4: not JSON: 4" in str(caught.value)
     assert "f.jsonl:5" not in str(caught.value)
     assert not list(tmp_path.rglob("*.json"))
-    made = make_dataset(tmp_path, [*good_rows(95), *bad[:5]])
-    assert made.bad_rows == {"not JSON": 5}
-    lines = (made.path / "bad_rows.jsonl").read_text().splitlines()
+    dataset = make_dataset(tmp_path, [*good_rows(95), *bad[:5]])
+    assert dataset.bad_rows == {"not JSON": 5}
+    lines = (dataset.path / "bad_rows.jsonl").read_text().splitlines()
     assert json.loads(lines[4]) == {"file": "f.jsonl", "line": 4, "reason": "not JSON: 4"}
-
-
-def test_a_hopeless_stream_is_given_up_early():
-    taken = []
-
-    def stream():
-        for i in range(100_000):
-            taken.append(i)
-            yield BadRow(file="f", line=i, reason="not JSON")
-
-    with pytest.raises(ValueError, match="1000 of 1000 rows"):
-        admit(stream())
-    assert len(taken) == 1_000
 
 
 def test_an_empty_stream_is_an_error(tmp_path):
@@ -242,7 +154,7 @@ def test_an_empty_stream_is_an_error(tmp_path):
         RuntimeError("write() failed: No space left on device; writing x"),
     ],
 )
-def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, error):
+def test_a_full_disk_is_reported_and_no_files_are_left(tmp_path, error):
     with pytest.raises(OSError, match="the disk is full") as caught:
         make_dataset(tmp_path, [*good_rows(10), error])
     assert str(tmp_path) in str(caught.value)
@@ -257,17 +169,10 @@ def test_other_errors_pass_through(tmp_path):
 
 
 def test_an_unfinished_folder_is_refused(tmp_path):
-    made = make_dataset(tmp_path, good_rows(2))
-    (made.path / "made.json").unlink()
+    dataset = make_dataset(tmp_path, good_rows(2))
+    (dataset.path / "made.json").unlink()
     with pytest.raises(ValueError, match="not a finished data set"):
         make_dataset(tmp_path, good_rows(2))
-
-
-def test_query_hash_ignores_case_and_white_space_and_is_even():
-    assert query_hash("Red  mug\n") == query_hash("red mug") != query_hash("red mugs")
-    places = [query_hash(f"query {i}") for i in range(2_000)]
-    assert all(0 <= place < 1 for place in places)
-    assert 0.45 < sum(places) / len(places) < 0.55
 
 
 def test_carved_splits_have_their_shares_and_share_no_query():

@@ -41,9 +41,9 @@ def test_balance_draws_the_labels_in_equal_shares():
     assert set(rare.values()) == {4}
 
 
-def test_nothing_to_draw_from():
+def test_a_source_without_usable_examples_is_an_error():
     with pytest.raises(ValueError, match="split is empty"):
         batches([], 8, seed=0)
-    unlabelled = [Example(uid="0", query="q", product={"title": "t"})]
+    unlabeled = [Example(uid="0", query="q", product={"title": "t"})]
     with pytest.raises(ValueError, match="no example has a label"):
-        batches(unlabelled, 1, seed=0, balance=True)
+        batches(unlabeled, 1, seed=0, balance=True)

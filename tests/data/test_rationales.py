@@ -1,4 +1,4 @@
-"""Chains written from the gold class."""
+"""Rationales: chains written from the gold class for the cold start."""
 
 import dataclasses
 from collections import Counter
@@ -35,7 +35,7 @@ def chain(example: Example, seed: int = 0, schema: CotSchema = SCHEMA) -> str:
 
 
 def step(text: str, name: str) -> str:
-    """What a chain says in a step."""
+    """The line of a step in a chain."""
     return next(line for line in text.split("\n") if line.startswith(f"{name}: "))
 
 
@@ -68,15 +68,15 @@ def test_every_pair_gets_a_well_formed_chain(query, product, title, label, impli
 
 
 def test_checks_whose_truth_is_known_are_written():
-    """A policy that begins without them would be charged for leaving them out."""
+    """Otherwise a policy would start without them, and get no reward for these steps."""
     schema = CotSchema.build(checks=2)
     steps = {"check_1": "met", "attributes": "met"}
     parsed = schema.parse(chain(dataclasses.replace(LAMP, label=4, steps=steps), 0, schema))
-    found = dict(zip(schema.names, parsed.steps, strict=True))
+    steps = dict(zip(schema.names, parsed.steps, strict=True))
     assert parsed.well_formed
-    assert found["check_1"] is not None
-    assert found["check_1"].verdict == "met"
-    assert found["check_2"] is None
+    assert steps["check_1"] is not None
+    assert steps["check_1"].verdict == "met"
+    assert steps["check_2"] is None
 
 
 @pytest.mark.parametrize(
@@ -101,20 +101,20 @@ def test_verdicts_follow_the_label_rule(label, expected):
         (1, ("mismatch", "unstated", "1")),
     ],
 )
-def test_verdicts_never_contradict_what_the_class_implies(label, expected):
+def test_verdicts_never_contradict_the_steps_that_the_class_implies(label, expected):
     known = implied_steps(label)
     assert verdicts(dataclasses.replace(LAMP, label=label, steps=known)) == expected
     assert known.items() <= {"category": expected[0], "attributes": expected[1]}.items()
 
 
-def test_given_verdicts_are_kept_and_the_other_one_agrees_with_the_label():
+def test_given_verdicts_are_kept_and_the_other_verdict_agrees_with_the_label():
     near = dataclasses.replace(LAMP, steps={"category": "near"})
     assert verdicts(near) == ("near", "unstated", "3")
     met = dataclasses.replace(LAMP, steps={"attributes": "met"})
     assert verdicts(met) == ("near", "met", "3")
 
 
-def test_attributes_say_what_the_product_says_and_what_it_does_not():
+def test_attributes_list_the_words_of_the_query_that_the_product_has_or_lacks():
     line = step(chain(LAMP), "attributes")
     assert "without cord" in line  # a negation stays with what it negates
     for word in ("brass", "wall"):
@@ -127,7 +127,7 @@ def test_attributes_say_what_the_product_says_and_what_it_does_not():
     assert "lamp" in met  # though the title says "lamps"
 
 
-def test_a_conflict_shows_only_what_the_product_does_not_say():
+def test_a_conflict_names_only_what_the_product_lacks():
     line = step(chain(dataclasses.replace(LAMP, label=2)), "attributes")
     assert line.count("not offered") == 1
     assert "without cord" in line
@@ -147,7 +147,7 @@ def test_japanese_is_compared_without_spaces():
         label=3,
     )
     line = step(chain(example), "attributes")
-    assert "ふちなしメガネ" in line  # a negation is not taken apart
+    assert "ふちなしメガネ" in line  # a negation is not split
     assert "ブルーライトカット" in line
     parts = dataclasses.replace(example, query="赤いメガネ", label=3)
     line = step(chain(parts), "attributes")
@@ -156,7 +156,7 @@ def test_japanese_is_compared_without_spaces():
 
 
 @given(title=TEXT, query=TEXT, label=st.integers(1, 4), seed=st.integers(0, 9))
-def test_a_chain_says_nothing_that_is_in_neither_query_nor_fields(title, query, label, seed):
+def test_a_chain_contains_only_words_of_the_pair_and_of_the_templates(title, query, label, seed):
     """Every character outside ASCII comes from the pair; the templates are plain English."""
     example = Example(uid="x", query=query, product={"title": title}, label=label)
     foreign = {c for c in chain(example, seed) if not c.isascii()}
@@ -171,9 +171,9 @@ def test_chains_are_deterministic_and_varied():
         assert len({step(text, name) for text in seen}) >= 3
 
 
-def test_a_well_formed_rationale_is_taken_as_it_is():
-    own = "query: a\nproduct: b\ncategory: c => near\nattributes: met\nlabel: 1"
-    assert chain(dataclasses.replace(LAMP, rationale=own)) == own
+def test_a_well_formed_rationale_is_used_unchanged():
+    rationale = "query: a\nproduct: b\ncategory: c => near\nattributes: met\nlabel: 1"
+    assert chain(dataclasses.replace(LAMP, rationale=rationale)) == rationale
     assert chain(dataclasses.replace(LAMP, rationale="label: 3")) == chain(LAMP)
 
 
@@ -188,7 +188,7 @@ def test_other_steps_of_a_schema_come_from_the_example():
     assert short.parse(chain(LAMP, schema=short)).well_formed
 
 
-def test_a_query_and_a_product_are_written_as_they_are_annotated():
+def test_the_query_and_product_steps_repeat_their_annotations():
     """The verifier compares their items one by one with the annotation."""
     steps = {"query": "mug; red", "product": "cup; crimson"}
     pair = Example(
@@ -211,7 +211,7 @@ def test_a_query_and_a_product_are_written_as_they_are_annotated():
     assert SCHEMA.parse(write_chain(silent, SCHEMA, rng)).well_formed
 
 
-def test_an_unlabelled_pair_has_no_chain():
+def test_an_unlabeled_pair_has_no_chain():
     with pytest.raises(ValueError, match="'a' has no label"):
         chain(dataclasses.replace(LAMP, label=None))
 
@@ -231,5 +231,5 @@ def test_chains_of_the_real_excerpt_are_short_and_readable():
         parsed = SCHEMA.parse(text)
         assert parsed.well_formed
         assert parsed.label == row.example.label
-        said = {name: s.verdict for name, s in zip(SCHEMA.names, parsed.steps, strict=True) if s}
-        assert row.example.steps.items() <= said.items()
+        written = {name: s.verdict for name, s in zip(SCHEMA.names, parsed.steps, strict=True) if s}
+        assert row.example.steps.items() <= written.items()

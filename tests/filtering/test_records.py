@@ -1,4 +1,4 @@
-"""What a policy did with each prompt, written and read back."""
+"""The records of a policy's rollouts for each prompt, written and read back."""
 
 import math
 from dataclasses import replace
@@ -55,7 +55,7 @@ def same(a: PromptRecord, b: PromptRecord) -> bool:
     return {**vars(a), "embedding": None} == {**vars(b), "embedding": None}
 
 
-def test_records_come_back_as_they_went(tmp_path):
+def test_records_are_read_back_as_written(tmp_path):
     """In any script, with and without label, confidence, step rates and rollouts."""
     path = tmp_path / "0.parquet"
     write_records(path, [FULL, BARE], STEPS)
@@ -80,7 +80,7 @@ def test_distinct_n_by_hand():
     assert math.isnan(distinct_n([]))
 
 
-def test_distinct_stands_in_a_column_of_its_own(tmp_path):
+def test_distinct_bigrams_are_stored_in_a_column(tmp_path):
     path = tmp_path / "0.parquet"
     write_records(path, [replace(FULL, texts=("a b a b", "a b", "", ""))], STEPS)
     assert read_columns(path, ["row", "distinct"]).to_pylist() == [{"row": 7, "distinct": 0.5}]
@@ -97,7 +97,7 @@ def test_distinct_stands_in_a_column_of_its_own(tmp_path):
         ({"embedding": np.array([0, 0, 0, np.inf], np.float16)}, "not finite"),
     ],
 )
-def test_a_record_that_does_not_hold_together_is_refused(tmp_path, change, words):
+def test_an_inconsistent_record_is_refused(tmp_path, change, words):
     path = tmp_path / "0.parquet"
     with pytest.raises(ValueError, match=f"row 7: .*{words}"):
         write_records(path, [BARE, replace(FULL, **change)], STEPS)
@@ -110,7 +110,7 @@ def test_an_empty_shard_is_refused(tmp_path):
 
 
 def test_a_shard_is_replaced_whole(tmp_path):
-    """What a killed run left of a shard is in the way of nothing."""
+    """A partial file of a killed run is overwritten."""
     path = tmp_path / "0.parquet"
     (tmp_path / "0.parquet.part").write_bytes(b"half")
     write_records(path, [FULL], STEPS)
@@ -119,7 +119,7 @@ def test_a_shard_is_replaced_whole(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_damaged_and_foreign_files_are_named(tmp_path):
+def test_the_error_names_a_damaged_or_foreign_file(tmp_path):
     path = tmp_path / "0.parquet"
     write_records(path, [FULL, BARE], STEPS)
     whole = path.read_bytes()
@@ -129,7 +129,7 @@ def test_damaged_and_foreign_files_are_named(tmp_path):
         read_records(path)
 
     flipped = bytearray(whole)
-    flipped[40] ^= 0xFF  # in the first page; its checksum tells
+    flipped[40] ^= 0xFF  # in the first page; its checksum detects this
     path.write_bytes(flipped)
     with pytest.raises(ValueError, match="not a whole parquet file"):
         read_records(path)

@@ -1,4 +1,4 @@
-"""What a filter leaves for people to read."""
+"""The report of a filter: its numbers, plots and examples, and its safety."""
 
 import base64
 import json
@@ -37,7 +37,7 @@ def record(row, label=4, kind="plain", right=(), paths=None, rates=NONE, texts=N
 
 
 def report_of(folder, records, reasons, *, shards=1, quotas=(), duplicates=None, **config):
-    """The report of some records, given what becomes of each, from shards in reversed order."""
+    """The report of some records and the reason of each, from shards in reversed order."""
     folder.mkdir(exist_ok=True)
     paths = []
     for k in range(shards):
@@ -82,14 +82,14 @@ class Page(HTMLParser):
 
     @property
     def plots(self):
-        """Of each plot what it is called and its SVG."""
+        """The SVG of each plot by its title."""
         images = [attrs for tag, attrs in self.tags if tag == "img"]
         svgs = [base64.b64decode(image["src"].partition("base64,")[2]) for image in images]
         return {image["alt"]: svg for image, svg in zip(images, svgs, strict=True)}
 
 
 def by_hand():
-    """Seven pairs whose figures are worked out by hand, and what becomes of them."""
+    """Seven pairs whose metrics are computed by hand, and the reason of each."""
     abc, mixed = ["a b c"] * 4, ["a b c", "a b c", "d e f", "d e f"]
     return [
         record(0, right=(1, 1, 1, 1), texts=abc, rates=(1.0, None)),
@@ -110,7 +110,7 @@ def by_hand():
     ], ["easy", "kept", "kept", "hard", "confident", "unlabelled", "duplicate"]
 
 
-def test_figures_worked_out_by_hand(tmp_path):
+def test_a_report_by_hand(tmp_path):
     quotas = (
         Quota(cell="class 4, plain, medium", wanted=3, available=1, kept=1),
         Quota(cell="class 1, negation, hard", wanted=1, available=1, kept=1),
@@ -190,14 +190,14 @@ def test_pass_rates_of_different_numbers_of_rollouts_share_ten_bins(tmp_path):
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path):
-    """Whatever the split into shards, and whatever the user's settings for plots."""
+    """For any split into shards, and for any settings of matplotlib."""
     records, reasons = by_hand()
     names = ("report.json", "report.html")
-    report_of(tmp_path / "one", records, reasons, shards=1)
-    first = [(tmp_path / "one" / name).read_bytes() for name in names]
+    report_of(tmp_path / "single", records, reasons, shards=1)
+    first = [(tmp_path / "single" / name).read_bytes() for name in names]
     with matplotlib.rc_context({"font.size": 20, "svg.hashsalt": None, "svg.fonttype": "none"}):
         report_of(tmp_path / "three", records, reasons, shards=3)
-        assert matplotlib.rcParams["font.size"] == 20  # and they stay as they were
+        assert matplotlib.rcParams["font.size"] == 20  # and they are unchanged
     assert [(tmp_path / "three" / name).read_bytes() for name in names] == first
     assert not list(tmp_path.glob("*/*.part"))
 
@@ -209,7 +209,7 @@ HOSTILE = (
 )
 
 
-def test_what_data_and_model_wrote_cannot_act_on_the_page(tmp_path):
+def test_texts_of_data_and_model_are_escaped_on_the_page(tmp_path):
     clean = HOSTILE.replace("\ud800", "")  # which parquet cannot hold either
     hostile = record(
         0,
@@ -229,18 +229,18 @@ def test_what_data_and_model_wrote_cannot_act_on_the_page(tmp_path):
         assert not any(name.startswith("on") for name in attrs), (tag, attrs)
         assert tag != "img" or attrs["src"].startswith("data:image/svg+xml;base64,")
     assert all(unicodedata.category(c) not in ("Cf", "Cs", "Cc") or c == "\n" for c in page.source)
-    said = (
+    shown = (
         "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>&lt;\\u202edesrever\\u2066\\x00"
     )
     # Kind twice, query, title, uid, path, two texts; cell of a quota and kind in front.
-    assert page.text.count(said) == 10
-    assert f"label: 4\n</pre>{said}" in page.text
+    assert page.text.count(shown) == 10
+    assert f"label: 4\n</pre>{shown}" in page.text
     assert "</details>\\r<script>" in page.text
     strict_json(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["$\\frac{$", "\x00\x1b", "否定", "x" * 200, ""])
-def test_plots_are_drawn_whatever_a_kind_is_called(tmp_path, kind):
+def test_plots_are_drawn_for_any_name_of_a_kind(tmp_path, kind):
     report_of(tmp_path, [record(0, kind=kind, right=(1, 0), paths="ab")], ["kept"])
     plots = Page(tmp_path).plots
     assert list(plots) == [
@@ -256,7 +256,7 @@ def test_plots_are_drawn_whatever_a_kind_is_called(tmp_path, kind):
         assert not tags & {"script", "image", "foreignObject", "a"}
 
 
-def test_many_kinds_show_the_largest_and_say_so(tmp_path):
+def test_of_many_kinds_only_the_largest_are_shown(tmp_path):
     sizes = [2] * 12 + [1] * 30
     kinds = [f"kind {k:02}" for k, size in enumerate(sizes) for _ in range(size)]
     records = [record(row, kind=kind) for row, kind in enumerate(kinds)]
@@ -296,7 +296,7 @@ def test_quotas_that_could_not_be_met_are_listed(tmp_path, quotas, words):
     assert words in Page(tmp_path).text
 
 
-def test_examples_of_each_fate_are_few_and_spread_over_the_rows(tmp_path):
+def test_examples_of_each_reason_are_few_and_spread_over_the_rows(tmp_path):
     reasons = [name for name in REASONS for _ in range(9)]
     records = [record(row, query=f"query {row};", right=(0, 1)) for row in range(len(reasons))]
     report_of(tmp_path, records, reasons, shards=2)

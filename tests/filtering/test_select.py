@@ -1,4 +1,4 @@
-"""Which prompts a filter keeps, and why not the others: each rule by hand."""
+"""The selection of prompts: near-duplicates, surveys, thresholds and quotas, by hand."""
 
 import math
 from dataclasses import fields, replace
@@ -26,7 +26,7 @@ from she_jax.filtering.select import (
 
 
 def make_survey(count: int = 1, **columns) -> Survey:
-    """Prompts of class 4, with 8 rollouts of which half are right, unless told otherwise."""
+    """Prompts of class 4 with 8 rollouts, half of them correct, but for the given columns."""
     length = max([count, *(len(x) for name, x in columns.items() if name != "kinds")])
     usual = {
         "row": np.arange(length),
@@ -78,12 +78,12 @@ def random_records(count: int, seed: int = 0) -> list[PromptRecord]:
 def assert_same(a, b):
     """Two surveys or selections, to the last bit."""
     for field in fields(a):
-        one, other = getattr(a, field.name), getattr(b, field.name)
-        if isinstance(one, np.ndarray):
-            assert one.dtype == other.dtype
-            np.testing.assert_array_equal(one, other)
+        value, other = getattr(a, field.name), getattr(b, field.name)
+        if isinstance(value, np.ndarray):
+            assert value.dtype == other.dtype
+            np.testing.assert_array_equal(value, other)
         else:
-            assert one == other
+            assert value == other
 
 
 def reasons(selection) -> list[str]:
@@ -107,8 +107,8 @@ def test_path_entropy_does_not_depend_on_names_or_order():
 
 def test_difficulty_buckets():
     rates = np.array([k / 6 for k in range(7)], np.float32)
-    found = [DIFFICULTIES[k] for k in difficulty(rates)]
-    assert found == ["hard", "hard", "medium", "medium", "easy", "easy", "easy"]
+    names = [DIFFICULTIES[k] for k in difficulty(rates)]
+    assert names == ["hard", "hard", "medium", "medium", "easy", "easy", "easy"]
 
 
 @pytest.mark.parametrize(
@@ -142,15 +142,15 @@ def test_water_fill_hands_out_all_and_evenly(counts, total):
 
 def test_signatures_estimate_the_exact_jaccard_similarity():
     """Sets of 4-character runs: {abcd bcde cdef defg} and {abcd bcde cdef defx}: 3 of 5."""
-    one, other = signatures(["abcdefg", "ABCdefx"])
-    assert abs((one == other).mean() - 3 / 5) < 0.13  # three standard errors
+    first, second = signatures(["abcdefg", "ABCdefx"])
+    assert abs((first == second).mean() - 3 / 5) < 0.13  # three standard errors
     base = "waterproof running shoes for men, wide fit, size ten, dark navy with a grey sole"
     texts = [base, base + " x", base.replace("navy", "blue"), "ceramic mug with a lid"]
     shingles = [{text[i : i + 4] for i in range(len(text) - 3)} for text in texts]
     signed = signatures(texts)
-    for own, sketch in zip(shingles, signed, strict=True):
-        exact = len(own & shingles[0]) / len(own | shingles[0])
-        estimate = (sketch == signed[0]).mean()
+    for runs, signature in zip(shingles, signed, strict=True):
+        exact = len(runs & shingles[0]) / len(runs | shingles[0])
+        estimate = (signature == signed[0]).mean()
         assert abs(estimate - exact) <= 3 * math.sqrt(exact * (1 - exact) / signed.shape[1]) + 1e-9
 
 
@@ -165,7 +165,7 @@ def test_signatures_of_shards_are_those_of_the_whole():
     assert len(signatures([])) == 0
 
 
-def test_near_duplicates_name_the_earliest_text_that_stays():
+def test_near_duplicates_point_to_the_earliest_kept_text():
     mug = "a large red ceramic mug with a sturdy handle, for coffee, tea and much else besides"
     lamp = "a small brass desk lamp whose arm can be turned to every side, with a linen shade"
     texts = [lamp, mug, mug + ".", lamp, mug.upper(), "else", mug + "."]
@@ -176,8 +176,8 @@ def test_near_duplicates_name_the_earliest_text_that_stays():
     assert near_duplicates(signatures(texts), 0.9, kinds).tolist() == [-1, -1, 1, -1, -1, -1, 1]
 
 
-def test_a_chain_of_small_changes_takes_only_what_is_like_the_text_that_stays():
-    """1 repeats 0 and goes. 2 agrees with 1 but not with 0, so it stays, and 3 repeats it."""
+def test_in_a_chain_of_small_changes_texts_are_compared_with_kept_ones():
+    """1 repeats 0 and is dropped. 2 agrees with 1 but not with 0, so it is kept; 3 repeats 2."""
     rng = np.random.default_rng(0)
     rows = np.tile(rng.integers(2**32, size=128, dtype=np.uint32), (4, 1))
     for k in range(1, 4):  # each differs from the one before in ten more entries of 128
@@ -186,7 +186,7 @@ def test_a_chain_of_small_changes_takes_only_what_is_like_the_text_that_stays():
     assert near_duplicates(rows, 0.8).tolist() == [-1, 0, 0, -1]
 
 
-def test_near_duplicates_are_those_of_comparing_every_pair():
+def test_near_duplicates_equal_those_of_comparing_every_pair():
     """Near copies of a few texts, against the plain double loop; the bands may miss 1%."""
     rng = np.random.default_rng(1)
     base = rng.integers(2**32, size=(40, 128), dtype=np.uint32)
@@ -197,26 +197,26 @@ def test_near_duplicates_are_those_of_comparing_every_pair():
     for i, row in enumerate(rows):
         like = (j for j in range(i) if expected[j] < 0 and (rows[j] == row).mean() >= 0.9)
         expected.append(next(like, -1))
-    found = near_duplicates(rows, 0.9)
-    assert (found == expected).mean() > 0.98
-    assert (found >= 0).sum() > 200
+    earlier = near_duplicates(rows, 0.9)
+    assert (earlier == expected).mean() > 0.98
+    assert (earlier >= 0).sum() > 200
 
 
-def test_many_copies_of_one_text_take_no_time():
+def test_copies_of_a_text_are_not_compared_pair_by_pair():
     """All pairs of 20,000 copies would be 200 million."""
     rows = np.tile(signatures(["red mug"]), (20_000, 1))
-    found = near_duplicates(rows, 0.9)
-    assert found[0] == -1
-    assert not found[1:].any()
+    earlier = near_duplicates(rows, 0.9)
+    assert earlier[0] == -1
+    assert not earlier[1:].any()
 
 
 # Surveys
 
 
 def test_a_survey_by_hand(tmp_path):
-    one, two = random_records(2)
-    one = replace(
-        one,
+    measured, bare = random_records(2)
+    measured = replace(
+        measured,
         row=5,
         label=None,
         kind="b",
@@ -226,8 +226,8 @@ def test_a_survey_by_hand(tmp_path):
         texts=("a b a b", "a b", ""),
         embedding=np.array([1, 2], np.float16),
     )
-    two = replace(
-        two,
+    bare = replace(
+        bare,
         row=2,
         label=3,
         kind="a",
@@ -237,19 +237,19 @@ def test_a_survey_by_hand(tmp_path):
         texts=(),
         embedding=np.array([3, 4], np.float16),
     )
-    write_records(tmp_path / "0.parquet", [one, two], ("a", "b"))
-    found = survey(tmp_path / "0.parquet")
-    assert found.row.tolist() == [2, 5]
-    assert found.label.tolist() == [3, 0]
-    assert (found.kinds, found.kind.tolist()) == (("a", "b"), [0, 1])
-    np.testing.assert_array_equal(found.confidence, np.array([0.6, np.nan], np.float32))
-    assert found.rollouts.tolist() == [0, 3]
-    np.testing.assert_array_equal(found.pass_rate, np.array([np.nan, 1 / 3], np.float32))
+    write_records(tmp_path / "0.parquet", [measured, bare], ("a", "b"))
+    surveyed = survey(tmp_path / "0.parquet")
+    assert surveyed.row.tolist() == [2, 5]
+    assert surveyed.label.tolist() == [3, 0]
+    assert (surveyed.kinds, surveyed.kind.tolist()) == (("a", "b"), [0, 1])
+    np.testing.assert_array_equal(surveyed.confidence, np.array([0.6, np.nan], np.float32))
+    assert surveyed.rollouts.tolist() == [0, 3]
+    np.testing.assert_array_equal(surveyed.pass_rate, np.array([np.nan, 1 / 3], np.float32))
     entropy = math.log(3) - 2 / 3 * math.log(2)
-    np.testing.assert_allclose(found.entropy, [np.nan, entropy], rtol=1e-6)
-    np.testing.assert_array_equal(found.distinct, np.array([np.nan, 0.5], np.float32))
-    assert found.embedding.tolist() == [[3, 4], [1, 2]]
-    assert found.embedding.dtype == np.float16
+    np.testing.assert_allclose(surveyed.entropy, [np.nan, entropy], rtol=1e-6)
+    np.testing.assert_array_equal(surveyed.distinct, np.array([np.nan, 0.5], np.float32))
+    assert surveyed.embedding.tolist() == [[3, 4], [1, 2]]
+    assert surveyed.embedding.dtype == np.float16
 
 
 def test_any_split_into_shards_in_any_order_gives_the_same(tmp_path):
@@ -279,7 +279,7 @@ def test_any_split_into_shards_in_any_order_gives_the_same(tmp_path):
         assert_same(select(merged, config, gone[::-1]), expected)
 
 
-def test_a_row_that_comes_twice_is_refused():
+def test_a_repeated_row_is_refused():
     with pytest.raises(ValueError, match="2 rows come twice, row 3 first"):
         merge([make_survey(row=[3, 4, 5]), make_survey(row=[1, 4, 3])])
 
@@ -295,11 +295,11 @@ def test_embeddings_of_two_policies_are_refused():
 # Selection
 
 
-def test_reasons_come_in_order():
-    """Each prompt has all the faults from its own on, and goes for the first of them."""
+def test_the_first_of_several_reasons_is_reported():
+    """Prompt n has reason n and all later ones, and is dropped for the first of them."""
     order = REASONS[1:8]
     faults = np.triu(np.ones((8, 8), bool))[:, :7]
-    found = make_survey(
+    surveyed = make_survey(
         confidence=np.where(faults[:, 1], 0.95, np.nan),
         label=np.where(faults[:, 2], 0, 2),
         rollouts=np.where(faults[:, 3], 0, 8),
@@ -307,18 +307,18 @@ def test_reasons_come_in_order():
         entropy=np.where(faults[:, 6], 0.0, 1.0),
     )
     config = FilterConfig(confidence=0.9, low=0.1, high=0.9, min_entropy=0.5)
-    selection = select(found, config, np.flatnonzero(faults[:, 0]))
+    selection = select(surveyed, config, np.flatnonzero(faults[:, 0]))
     assert reasons(selection) == [*order, "kept"]
     assert selection.quotas == ()
     assert selection.cluster.tolist() == [-1] * 8
 
 
-def test_thresholds_keep_their_own_value():
+def test_a_value_equal_to_a_threshold_passes():
     """1/3 as float32 is neither above nor below a threshold of 1/3."""
     rates = np.arange(4) / 3
-    found = make_survey(pass_rate=rates, confidence=[0.6] * 4, entropy=[math.log(3)] * 4)
+    surveyed = make_survey(pass_rate=rates, confidence=[0.6] * 4, entropy=[math.log(3)] * 4)
     config = FilterConfig(low=1 / 3, high=2 / 3, confidence=0.6, min_entropy=math.log(3))
-    assert reasons(select(found, config)) == ["hard", "kept", "kept", "easy"]
+    assert reasons(select(surveyed, config)) == ["hard", "kept", "kept", "easy"]
     assert reasons(select(make_survey(confidence=[1.0000001]), FilterConfig())) == ["kept"]
 
 
@@ -327,11 +327,11 @@ def test_without_a_size_all_that_pass_are_kept():
 
 
 def test_quotas_are_even_over_class_kind_and_difficulty():
-    """Cells (class 1: 9 hard; class 4: 2 hard, 30 easy), 12 places: 5 + 2 + 5."""
-    found = make_survey(
+    """Cells (class 1: 9 hard; class 4: 2 hard, 30 easy), size 12: 5 + 2 + 5."""
+    surveyed = make_survey(
         label=[1] * 9 + [4] * 32, pass_rate=[0.1] * 11 + [0.9] * 30, kinds=("negation",)
     )
-    selection = select(found, FilterConfig(size=12, clusters=0))
+    selection = select(surveyed, FilterConfig(size=12, clusters=0))
     kept = selection.reason == 0
     assert [kept[:9].sum(), kept[9:11].sum(), kept[11:].sum()] == [5, 2, 5]
     assert selection.quotas == (
@@ -344,7 +344,7 @@ def test_quotas_are_even_over_class_kind_and_difficulty():
     assert [quota.cell[-4:] for quota in selection.unmet] == ["easy", "hard"]
 
 
-def test_a_size_that_cannot_be_met_keeps_all_and_says_so():
+def test_a_size_that_cannot_be_met_keeps_all_and_is_reported():
     selection = select(make_survey(3), FilterConfig(size=10))
     assert reasons(selection) == ["kept"] * 3
     assert selection.unmet[0] == Quota(cell="all", wanted=10, available=3, kept=3)
@@ -352,23 +352,23 @@ def test_a_size_that_cannot_be_met_keeps_all_and_says_so():
 
 def test_in_a_cell_the_most_diverse_come_first():
     """Entropy first, then distinct bigrams (unknown: last), then chance."""
-    found = make_survey(entropy=[0, 2, 1, 2, 2], distinct=[0.9, 0.3, 0.9, np.nan, 0.4])
+    surveyed = make_survey(entropy=[0, 2, 1, 2, 2], distinct=[0.9, 0.3, 0.9, np.nan, 0.4])
     for size, kept in ((1, [4]), (2, [1, 4]), (3, [1, 3, 4]), (4, [1, 2, 3, 4])):
-        selection = select(found, FilterConfig(size=size))
+        selection = select(surveyed, FilterConfig(size=size))
         assert np.flatnonzero(selection.reason == 0).tolist() == kept
 
 
 def test_a_cell_is_even_over_its_clusters():
-    """Three far places with 20, 4 and 1 prompts; 9 places: 4 + 4 + 1, whatever the entropy."""
-    where = np.repeat([[0, 0], [100, 0], [0, 100]], [20, 4, 1], axis=0)
-    found = make_survey(embedding=where, entropy=[2.0] * 20 + [1.0] * 5)
-    selection = select(found, FilterConfig(size=9, clusters=3))
+    """Three distant clusters of 20, 4 and 1 prompts, size 9: 4 + 4 + 1, at any entropy."""
+    embeddings = np.repeat([[0, 0], [100, 0], [0, 100]], [20, 4, 1], axis=0)
+    surveyed = make_survey(embedding=embeddings, entropy=[2.0] * 20 + [1.0] * 5)
+    selection = select(surveyed, FilterConfig(size=9, clusters=3))
     parts = np.split(selection.cluster, [20, 24])
     assert sorted(np.unique(part).tolist() for part in parts) == [[0], [1], [2]]
     assert [(part == 0).sum() for part in np.split(selection.reason, [20, 24])] == [4, 4, 1]
 
 
-def test_more_clusters_than_prompts_or_places_are_no_trouble():
+def test_more_clusters_than_prompts_or_quota_are_accepted():
     selection = select(make_survey(3), FilterConfig(size=2, clusters=16))
     assert reasons(selection).count("kept") == 2
     assert (selection.cluster >= 0).all()
@@ -378,8 +378,8 @@ def test_more_clusters_than_prompts_or_places_are_no_trouble():
     ("front", "others", "share", "kept"),
     [
         (100, 100, 0.75, (15, 5)),
-        (6, 100, 0.75, (6, 14)),  # as far as they go
-        (100, 2, 0.75, (18, 2)),  # and what the others leave
+        (6, 100, 0.75, (6, 14)),  # all there are
+        (100, 2, 0.75, (18, 2)),  # and what the others cannot fill
         (0, 100, 0.75, (0, 20)),
         (100, 0, 0.75, (20, 0)),
         (100, 100, 0.0, (0, 20)),
@@ -388,27 +388,27 @@ def test_more_clusters_than_prompts_or_places_are_no_trouble():
 )
 @pytest.mark.parametrize("balance", [True, False])
 def test_kinds_in_front(front, others, share, kept, balance):
-    found = make_survey(kind=[1] * others + [0] * front, kinds=("negation", "plain"))
+    surveyed = make_survey(kind=[1] * others + [0] * front, kinds=("negation", "plain"))
     config = FilterConfig(
         size=20, front=("negation", "question"), front_share=share, balance=balance, clusters=0
     )
-    selection = select(found, config)
-    places = selection.reason == 0
-    assert (places[others:].sum(), places[:others].sum()) == kept
+    selection = select(surveyed, config)
+    selected = selection.reason == 0
+    assert (selected[others:].sum(), selected[:others].sum()) == kept
     total = next(quota for quota in selection.quotas if quota.cell == "kinds in front")
     assert total == Quota(
         cell="kinds in front", wanted=round(20 * share), available=front, kept=kept[0]
     )
 
 
-def test_chance_follows_the_seed_and_not_the_order_of_rows():
-    """Without balance: another half for another seed; the same rows in a larger set rank alike."""
-    found = make_survey(1000, entropy=np.arange(1000))
+def test_chance_depends_on_the_seed_and_the_row_and_not_on_the_order():
+    """Without balance: another half for another seed; the same rows among others rank alike."""
+    surveyed = make_survey(1000, entropy=np.arange(1000))
     config = FilterConfig(size=500, balance=False)
-    kept = select(found, config).reason == 0
+    kept = select(surveyed, config).reason == 0
     assert kept.sum() == 500
     assert 150 < kept[:500].sum() < 350
-    other = select(found, replace(config, seed=1)).reason == 0
+    other = select(surveyed, replace(config, seed=1)).reason == 0
     assert 150 < (kept & other).sum() < 350
     moved = make_survey(1000, row=np.arange(1000) + 500)
     again = select(moved, config).reason == 0
@@ -417,9 +417,9 @@ def test_chance_follows_the_seed_and_not_the_order_of_rows():
 
 def test_the_same_survey_gives_the_same_selection(tmp_path):
     write_records(tmp_path / "0.parquet", random_records(400), ("a", "b"))
-    found = survey(tmp_path / "0.parquet")
+    surveyed = survey(tmp_path / "0.parquet")
     config = FilterConfig(size=50)
-    assert_same(select(found, config), select(found, config))
+    assert_same(select(surveyed, config), select(surveyed, config))
 
 
 @pytest.mark.parametrize(

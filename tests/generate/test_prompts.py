@@ -1,4 +1,4 @@
-"""Prompts and chains as tokens, and back."""
+"""Encoding of prompts and chains, and decoding of completions."""
 
 import dataclasses
 
@@ -34,7 +34,7 @@ def decoded(row, mask):
 
 
 def test_a_prompt_is_the_query_and_the_fields_padded_on_the_left():
-    batch, cut = FORMAT.prompts([PAIR])
+    batch, cut = FORMAT.encode_prompts([PAIR])
     assert decoded(batch.tokens[0], batch.mask[0]) == (
         "query: red shoes\ntitle: Red shoes\nbrand: velora\n\n"
     )
@@ -46,15 +46,15 @@ def test_a_prompt_is_the_query_and_the_fields_padded_on_the_left():
 
 
 def test_trap_8_long_prompts_are_cut_by_a_stated_rule_and_counted():
-    """The product gives way first, from its end; then the query; the frame never."""
+    """The product is cut first, at its end; then the query; the template never."""
     long_title = dataclasses.replace(PAIR, product={"title": "velora " * 500})
-    batch, cut = FORMAT.prompts([PAIR, long_title])
+    batch, cut = FORMAT.encode_prompts([PAIR, long_title])
     assert cut == 1
     text = decoded(batch.tokens[1], batch.mask[1])
     assert text.startswith("query: red shoes\ntitle: velora")
     assert text.endswith("\n\n")
     assert batch.tokens.shape == (2, 48)
-    both, cut = FORMAT.prompts([dataclasses.replace(long_title, query="red shoes " * 99)])
+    both, cut = FORMAT.encode_prompts([dataclasses.replace(long_title, query="red shoes " * 99)])
     text = decoded(both.tokens[0], both.mask[0])
     assert cut == 1
     assert text.startswith("query: red shoes red")
@@ -64,35 +64,35 @@ def test_trap_8_long_prompts_are_cut_by_a_stated_rule_and_counted():
 
 
 def test_a_chain_ends_with_the_end_of_sequence_or_is_counted_as_cut():
-    tokens, mask, cut = FORMAT.chains(["label: 3", "label: 3\n" * 100])
+    tokens, mask, cut = FORMAT.encode_chains(["label: 3", "label: 3\n" * 100])
     assert cut == 1
     assert tokens[0][mask[0]][-1] == 1
     assert mask[1].all()
     assert not (tokens[1] == 1).any()
 
 
-def test_completions_come_back_byte_for_byte():
+def test_a_completion_decodes_to_the_encoded_text():
     text = "label: 3\n naïve 日本語 🙂"
-    tokens, mask, _ = FORMAT.chains([text])
+    tokens, mask, _ = FORMAT.encode_chains([text])
     rollout = Rollout(tokens=tokens, prompt_mask=~mask, completion_mask=mask, logps=mask * 1.0)
-    assert FORMAT.texts(rollout) == [text]
+    assert FORMAT.decode(rollout) == [text]
     assert not FORMAT.truncated(rollout)[0]
     assert FORMAT.newlines(400).sum() >= 1
     assert FORMAT.newlines(400)[tokens[0][mask[0]]].sum() == 1
 
 
-def test_text_of_the_shop_cannot_hold_special_tokens():
-    """A title that spells the end of sequence is read as letters."""
-    evil = dataclasses.replace(PAIR, product={"title": "a <eos> <pad> b"})
-    batch, _ = FORMAT.prompts([evil])
-    inside = np.asarray(batch.tokens[0])[np.asarray(batch.mask[0])]
-    assert not np.isin(inside, [0, 1]).any()
+def test_product_texts_cannot_contain_special_tokens():
+    """A title that spells the end of sequence is encoded as plain text."""
+    pair = dataclasses.replace(PAIR, product={"title": "a <eos> <pad> b"})
+    batch, _ = FORMAT.encode_prompts([pair])
+    ids = np.asarray(batch.tokens[0])[np.asarray(batch.mask[0])]
+    assert not np.isin(ids, [0, 1]).any()
     assert "<eos> <pad>" in decoded(batch.tokens[0], batch.mask[0])
 
 
 def test_a_chat_template_frames_the_prompt_and_keeps_its_special_tokens():
     chat = dataclasses.replace(FORMAT, chat_template=TEMPLATE, prompt_length=400)
-    batch, cut = chat.prompts([PAIR])
+    batch, cut = chat.encode_prompts([PAIR])
     ids = np.asarray(batch.tokens[0])[np.asarray(batch.mask[0])]
     text = b"".join(chat.token_bytes[t] for t in ids).decode()
     assert cut == 0
@@ -115,6 +115,6 @@ def test_positions_count_real_tokens():
     assert positions(mask).tolist() == [[-1, 0, 1, -1, 2]]
 
 
-def test_a_tokenizer_needs_room_for_the_bytes():
+def test_a_vocabulary_smaller_than_the_bytes_is_refused():
     with pytest.raises(ValueError, match="258"):
         train_tokenizer(TEXTS, 100)

@@ -1,4 +1,4 @@
-"""Sampling: what is drawn, what is recorded of it, and what it costs."""
+"""The sampler: its distribution, its recorded log-probabilities, and its cost."""
 
 import functools
 
@@ -57,8 +57,8 @@ def test_the_layout_of_a_rollout():
     assert rollout.tokens.shape == (3 * GROUP, 5 + NEW)
     for name in ("tokens", "prompt_mask"):
         source = prompts().tokens if name == "tokens" else prompts().mask
-        found = getattr(rollout, name)[:, :5]
-        np.testing.assert_array_equal(found, jnp.repeat(source, GROUP, axis=0))
+        prompt_part = getattr(rollout, name)[:, :5]
+        np.testing.assert_array_equal(prompt_part, jnp.repeat(source, GROUP, axis=0))
     assert not rollout.prompt_mask[:, 5:].any()
     assert not rollout.completion_mask[:, :5].any()
     assert rollout.completion_mask[:, 5].all()
@@ -79,7 +79,7 @@ def test_greedy_takes_the_most_probable_token(top_k):
 
 @pytest.mark.parametrize("settings", [{}, {"top_k": 5, "top_p": 0.7}, {"temperature": 0.6}])
 def test_recorded_logps_are_those_of_the_full_forward(settings):
-    """The trainer's log-probabilities of the same tokens, whatever narrowed the draw."""
+    """With top-k, top-p or temperature, they equal the trainer's for the same tokens."""
     rollout = roll(**settings)
     expected, _ = full_logps(rollout, settings.get("temperature", 1.0))
     np.testing.assert_allclose(rollout.logps, expected, atol=1e-5)
@@ -128,7 +128,7 @@ def test_draws_follow_the_distribution(vocab, top_k, top_p):
 
 
 def test_inversion_at_the_ends_of_the_unit_interval():
-    """0 and the largest uniform fall on entries that have probability, whatever surrounds them."""
+    """0 and the largest uniform fall on entries that have probability, with any neighbors."""
     logits = jnp.full((2, 300), -jnp.inf).at[:, jnp.array([5, 207])].set(0.0)
     uniform = jnp.array([0.0, 1 - 2.0**-24])
     tokens, logps = draw_tokens(logits, uniform, 1.0)
@@ -138,7 +138,7 @@ def test_inversion_at_the_ends_of_the_unit_interval():
     np.testing.assert_array_equal(tokens, [5, 5])
 
 
-def test_greedy_prefers_the_first_of_equals_on_both_routes():
+def test_greedy_takes_the_first_of_equal_logits_with_and_without_top_k():
     logits = jnp.zeros((1, 40)).at[0, jnp.array([7, 30])].set(2.0)
     for top_k in (0, 4):
         tokens, _ = draw_tokens(logits, jnp.array([0.99]), 0.0, top_k=top_k)
@@ -146,7 +146,7 @@ def test_greedy_prefers_the_first_of_equals_on_both_routes():
 
 
 def test_early_exit_equals_the_full_length():
-    """Rows that end soon leave the loop early, and are the same rows as in a loop that goes on."""
+    """The loop stops when all rows have ended, and they equal those of a loop that continues."""
     every = tuple(range(2, CONFIG.vocab_size))
     rollout = roll(eos_id=every)
     turns = []
@@ -171,8 +171,8 @@ def test_early_exit_equals_the_full_length():
 
 
 @pytest.mark.parametrize("group_size", [1, GROUP])
-def test_a_halved_loop_equals_the_plain_one(group_size):
-    """Rows that end are left behind, and the others are the same as among all."""
+def test_a_loop_with_compactions_equals_the_plain_one(group_size):
+    """Rows that have ended leave the batch, and the rest are the same as in the whole batch."""
     ends = (EOS, 5, 9, 14)
     rows = []
 
@@ -185,7 +185,7 @@ def test_a_halved_loop_equals_the_plain_one(group_size):
     settings = {"group_size": group_size, "max_new_tokens": NEW, "eos_id": ends, "pad_id": PAD}
     plain = jit_sample(MODEL, **settings)(params(), batch, jax.random.key(3), 1.0)
     recording = Recording(config=CONFIG, graph=MODEL.graph)
-    halved = jit_sample(recording, **settings, compactions=3)(
+    compacted = jit_sample(recording, **settings, compactions=3)(
         params(), batch, jax.random.key(3), 1.0
     )
     jax.effects_barrier()
@@ -193,12 +193,12 @@ def test_a_halved_loop_equals_the_plain_one(group_size):
     expected = [min(size for size in (12, 6, 3, 1) if size >= count) for count in left if count]
     assert rows[1:] == expected
     assert set(expected) >= {12, 6}
-    np.testing.assert_array_equal(halved.tokens, plain.tokens)
-    np.testing.assert_array_equal(halved.completion_mask, plain.completion_mask)
-    np.testing.assert_allclose(halved.logps, plain.logps, atol=1e-5)
+    np.testing.assert_array_equal(compacted.tokens, plain.tokens)
+    np.testing.assert_array_equal(compacted.completion_mask, plain.completion_mask)
+    np.testing.assert_allclose(compacted.logps, plain.logps, atol=1e-5)
 
 
-def test_keys_and_members_of_a_group_differ():
+def test_other_keys_and_rows_of_a_group_give_other_samples():
     first, second = roll(seed=1), roll(seed=2)
     assert (first.tokens != second.tokens).any()
     np.testing.assert_array_equal(first.tokens, roll(seed=1).tokens)
@@ -207,20 +207,20 @@ def test_keys_and_members_of_a_group_differ():
 
 
 def test_steps_and_rows_draw_independently():
-    """Under equal logits a token tells nothing of the next one in its row, nor of the row below."""
+    """With equal logits a token is uncorrelated with the next in its row and with the next row."""
     flat = jax.tree.map(jnp.zeros_like, params())
     run = sampler(group_size=300, eos_id=CONFIG.vocab_size)
     drawn = np.asarray(run(flat, prompts(), jax.random.key(5), 1.0).tokens)[:, 5:]
     even = np.full(CONFIG.vocab_size, 1 / (CONFIG.vocab_size - 1))
     even[PAD] = 0.0
     assert abs(chi_square(drawn.ravel(), even)) < 4
-    for one, other in ((drawn[:, :-1], drawn[:, 1:]), (drawn[:-1], drawn[1:])):
-        correlation = np.corrcoef(one.ravel(), other.ravel())[0, 1]
-        assert abs(correlation) < 4 / np.sqrt(one.size)
+    for tokens, neighbors in ((drawn[:, :-1], drawn[:, 1:]), (drawn[:-1], drawn[1:])):
+        correlation = np.corrcoef(tokens.ravel(), neighbors.ravel())[0, 1]
+        assert abs(correlation) < 4 / np.sqrt(tokens.size)
 
 
 def test_a_mesh_changes_nothing():
-    """Prompts shared out over all devices there are: the same rollouts."""
+    """Prompts sharded over all devices give the same rollouts."""
     count = len(jax.devices())
     batch = PromptBatch(
         tokens=jnp.arange(count * 4).reshape(count, 4) % CONFIG.vocab_size,
@@ -229,14 +229,15 @@ def test_a_mesh_changes_nothing():
     expected = sampler()(params(), batch, jax.random.key(1), 1.0)
     mesh = make_mesh(data=-1)
     run = sampler(mesh=mesh)
-    found = run(jax.device_put(params(), shardings(params(), mesh)), batch, jax.random.key(1), 1.0)
-    np.testing.assert_array_equal(found.tokens, expected.tokens)
-    np.testing.assert_allclose(found.logps, expected.logps, atol=1e-4)
-    assert found.tokens.addressable_shards[0].data.shape == (GROUP, 4 + NEW)
+    placed = jax.device_put(params(), shardings(params(), mesh))
+    sharded = run(placed, batch, jax.random.key(1), 1.0)
+    np.testing.assert_array_equal(sharded.tokens, expected.tokens)
+    np.testing.assert_allclose(sharded.logps, expected.logps, atol=1e-4)
+    assert sharded.tokens.addressable_shards[0].data.shape == (GROUP, 4 + NEW)
 
 
 def test_trap_1_pad_id_is_never_sampled():
-    """Not even when it is the likeliest token by far; masks come from lengths, not token ids."""
+    """Even if it is the most probable token; masks come from lengths, not from token ids."""
     logits = jax.random.normal(jax.random.key(0), (500, 40)).at[:, PAD].set(500.0)
     uniform = jnp.linspace(0, 1, 500, endpoint=False)
     for top_k, temperature in ((0, 1.0), (4, 1.0), (0, 0.0), (4, 0.0)):
@@ -314,25 +315,25 @@ def test_trap_4_temperature_and_top_p_do_not_recompile():
 
 
 def test_trap_5_top_p_without_full_sort():
-    """Nothing as long as the vocabulary is sorted: the top k are the only order taken."""
+    """No array as long as the vocabulary is sorted: only the top k are ordered."""
     vocab, batch = 5003, 2
 
     def draw(logits, uniform, top_p):
         return draw_tokens(logits, uniform, 1.0, top_p, top_k=16, banned=0)
 
     logits, uniform = jnp.zeros((batch, vocab)), jnp.zeros(batch)
-    found = list(primitives(jax.make_jaxpr(draw)(logits, uniform, 0.9).jaxpr))
-    assert "top_k" in [name for name, _ in found]
-    sorted_sizes = [max(sizes) for name, sizes in found if name == "sort"]
+    program = list(primitives(jax.make_jaxpr(draw)(logits, uniform, 0.9).jaxpr))
+    assert "top_k" in [name for name, _ in program]
+    sorted_sizes = [max(sizes) for name, sizes in program if name == "sort"]
     assert all(size < vocab for size in sorted_sizes)
     full = jax.make_jaxpr(lambda x: jnp.sort(x, axis=1))(logits).jaxpr
     assert [max(sizes) for name, sizes in primitives(full) if name == "sort"] == [batch * vocab]
     compiled = jax.jit(draw).lower(logits, uniform, 0.9).compile().as_text()
-    assert " sort(" not in compiled  # nor does the compiler turn the top k into one
+    assert " sort(" not in compiled  # nor does the compiler turn the top k into a sort
 
 
 def primitives(jaxpr):
-    """Every primitive of a program, with the sizes of what it reads."""
+    """Every primitive of a program, with the sizes of its inputs."""
     for equation in jaxpr.eqns:
         yield equation.primitive.name, [v.aval.size for v in equation.invars]
         for value in jax.tree.leaves(list(equation.params.values())):
@@ -352,14 +353,14 @@ def test_trap_7_prompts_prefilled_once():
 
     recording = Recording(config=CONFIG, graph=MODEL.graph)
     run = jit_sample(recording, group_size=GROUP, max_new_tokens=NEW, eos_id=EOS, pad_id=PAD)
-    found = run(params(), prompts(), jax.random.key(1), 1.0)
+    grouped = run(params(), prompts(), jax.random.key(1), 1.0)
     assert shapes[0] == (3, 5)
     assert set(shapes[1:]) == {(3 * GROUP, 1)}
     repeated = jax.tree.map(lambda x: jnp.repeat(x, GROUP, axis=0), prompts())
     run = jit_sample(MODEL, group_size=1, max_new_tokens=NEW, eos_id=EOS, pad_id=PAD)
     apart = run(params(), repeated, jax.random.key(1), 1.0)
-    np.testing.assert_array_equal(found.tokens, apart.tokens)
-    np.testing.assert_allclose(found.logps, apart.logps, atol=1e-5)
+    np.testing.assert_array_equal(grouped.tokens, apart.tokens)
+    np.testing.assert_allclose(grouped.logps, apart.logps, atol=1e-5)
 
 
 def test_one_new_token():
@@ -374,11 +375,11 @@ def test_one_new_token():
         ({"group_size": 0}, "group_size=0"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"top_k": -1}, "top_k=-1"),
-        ({"halvings": -1}, "halvings=-1"),
+        ({"compactions": -1}, "compactions=-1"),
         ({"top_p": 0.9}, "top_p=0.9 with top_k=0"),
         ({"top_p": 1.5, "top_k": 5}, "top_p=1.5"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(change, message):
+def test_invalid_settings_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         roll(**change)

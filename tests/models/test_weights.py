@@ -1,4 +1,4 @@
-"""Hugging Face directories in and out: round trips, and what is said of damaged ones."""
+"""Hugging Face directories: round trips, and errors for damaged ones."""
 
 import json
 import shutil
@@ -12,7 +12,8 @@ from recipes import GOLDEN
 from safetensors.numpy import load_file, save_file
 
 from she_jax.models.decoder import ModelConfig, init_params
-from she_jax.models.weights import load_model, save_model
+from she_jax.models.tokenizer import Vocabulary
+from she_jax.models.weights import LoadedModel, load_model, save_model
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 
@@ -34,18 +35,12 @@ def edit(file, **changes):
     file.write_text(json.dumps(kept), encoding="utf-8")
 
 
+def with_vocabulary(model, **changes):
+    return replace(model, vocabulary=replace(model.vocabulary, **changes))
+
+
 def export(model, path, **options):
-    save_model(
-        path,
-        model.config,
-        model.params,
-        model.tokenizer,
-        eos_ids=model.eos_ids,
-        pad_id=model.pad_id,
-        chat_template=model.chat_template,
-        specials=model.specials,
-        **options,
-    )
+    save_model(path, model.config, model.params, model.vocabulary, **options)
 
 
 def assert_same(left, right):
@@ -54,9 +49,9 @@ def assert_same(left, right):
     for a, b in zip(jax.tree.leaves(left.params), jax.tree.leaves(right.params), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
-    assert left.tokenizer.to_str() == right.tokenizer.to_str()
-    for name in ("eos_ids", "pad_id", "chat_template", "specials"):
-        assert getattr(left, name) == getattr(right, name)
+    left, right = vars(left.vocabulary), vars(right.vocabulary)
+    assert left["tokenizer"].to_str() == right["tokenizer"].to_str()
+    assert left | {"tokenizer": None} == right | {"tokenizer": None}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -68,17 +63,16 @@ def test_load_of_save_is_the_same_bit_for_bit(family, dtype, tmp_path):
     assert_same(load_model(tmp_path / "out", dtype=dtype), model)
 
 
-def test_a_model_made_here_exports_as_llama(tmp_path):
+def test_a_new_model_is_saved_as_llama(tmp_path):
     shape = {"dim": 16, "layers": 3, "heads": 4, "kv_heads": 1, "head_dim": 6, "ffn": 20}
     config = ModelConfig(vocab_size=130, **shape)
     params = init_params(config, jax.random.key(0))
-    tokenizer = load_model(GOLDEN / "llama").tokenizer
-    save_model(tmp_path / "out", config, params, tokenizer, eos_ids=[0], pad_id=129)
+    tokenizer = load_model(GOLDEN / "llama").vocabulary.tokenizer
+    vocabulary = Vocabulary(tokenizer=tokenizer, eos_ids=(0,), pad_id=129)
+    save_model(tmp_path / "out", config, params, vocabulary)
     model = load_model(tmp_path / "out")
-    assert model.config == config
-    jax.tree.map(np.testing.assert_array_equal, model.params, params)
-    assert (model.eos_ids, model.pad_id, model.chat_template) == ((0,), 129, None)
-    assert model.specials == {"eos_token": "<|end|>"}
+    expected = replace(vocabulary, specials={"eos_token": "<|end|>"})
+    assert_same(model, LoadedModel(config=config, params=params, vocabulary=expected))
 
 
 @pytest.mark.filterwarnings("ignore")  # of what transformers imports
@@ -92,8 +86,8 @@ def test_transformers_reads_the_config_and_the_tokenizer_of_an_export(tmp_path):
     assert (config.model_type, config.hidden_size) == ("llama", model.config.dim)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     for text in ("red running shoes", 'naïve 日本語 36"'):
-        own = model.tokenizer.encode(text, add_special_tokens=False).ids
-        assert tokenizer(text, add_special_tokens=False)["input_ids"] == own
+        ids = model.vocabulary.tokenizer.encode(text, add_special_tokens=False).ids
+        assert tokenizer(text, add_special_tokens=False)["input_ids"] == ids
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -117,7 +111,7 @@ def test_export_keeps_names_layout_and_config_of_transformers(family, tmp_path):
     assert {"head_dim": head_dim} | theirs == {"head_dim": head_dim} | theirs | ours
 
 
-def test_the_llama_golden_shape_is_read_whole():
+def test_every_field_of_the_golden_llama_config_is_read():
     config = load_model(GOLDEN / "llama").config
     assert (config.vocab_size, config.dim, config.layers, config.ffn) == (128, 32, 2, 48)
     assert (config.heads, config.kv_heads, config.head_dim) == (4, 2, 8)
@@ -126,7 +120,7 @@ def test_the_llama_golden_shape_is_read_whole():
     assert (config.tie_embeddings, config.qkv_bias, config.qk_norm) == (False, False, False)
 
 
-def test_older_layouts_mean_the_same(checkpoint):
+def test_older_file_layouts_load_the_same_model(checkpoint):
     """transformers 4's rope keys; special tokens as objects, the template in a list."""
     path = checkpoint()
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
@@ -148,15 +142,15 @@ def test_older_layouts_mean_the_same(checkpoint):
         load_model(path)
 
 
-def test_ends_of_a_sequence_are_gathered_and_padding_is_not_among_them(checkpoint):
+def test_all_eos_ids_are_collected_and_padding_is_not_among_them(checkpoint):
     path = checkpoint()
     edit(path / "generation_config.json", eos_token_id=[5, 2], pad_token_id=2)
     edit(path / "config.json", eos_token_id=9, pad_token_id=2)
-    model = load_model(path)
-    assert model.eos_ids == (5, 2, 0)  # generation_config.json's, then the tokenizer's own
-    assert model.pad_id not in model.eos_ids
+    vocabulary = load_model(path).vocabulary
+    assert vocabulary.eos_ids == (5, 2, 0)  # generation_config.json's, then the tokenizer's own
+    assert vocabulary.pad_id not in vocabulary.eos_ids
     edit(path / "generation_config.json", eos_token_id=...)
-    assert load_model(path).eos_ids == (9, 0)
+    assert load_model(path).vocabulary.eos_ids == (9, 0)
     edit(path / "config.json", eos_token_id=...)
     edit(path / "tokenizer_config.json", eos_token=...)
     with pytest.raises(ValueError, match=r"end-of-sequence ids \[\], expected at least one"):
@@ -165,15 +159,15 @@ def test_ends_of_a_sequence_are_gathered_and_padding_is_not_among_them(checkpoin
 
 def test_padding_and_truncation_saved_with_a_tokenizer_are_dropped(checkpoint):
     path = checkpoint()
-    tokenizer = load_model(path).tokenizer
+    tokenizer = load_model(path).vocabulary.tokenizer
     tokenizer.enable_truncation(2)
     tokenizer.enable_padding(length=9)
     tokenizer.save(str(path / "tokenizer.json"))
-    assert 2 < len(load_model(path).tokenizer.encode("the lazy dog").ids) != 9
+    assert 2 < len(load_model(path).vocabulary.tokenizer.encode("the lazy dog").ids) != 9
 
 
 @pytest.mark.parametrize(
-    ("family", "changes", "said"),
+    ("family", "changes", "message"),
     [
         ("llama", {"model_type": "mistral"}, "'mistral', expected one of llama, qwen2, qwen3"),
         ("llama", {"hidden_size": "32", "vocab_size": ...}, "'vocab_size': None, 'hidden_size'"),
@@ -194,14 +188,14 @@ def test_padding_and_truncation_saved_with_a_tokenizer_are_dropped(checkpoint):
         ),
     ],
 )
-def test_what_is_not_computed_is_refused(checkpoint, family, changes, said):
+def test_unsupported_features_are_refused(checkpoint, family, changes, message):
     path = checkpoint(family)
     edit(path / "config.json", **changes)
-    with pytest.raises(ValueError, match=r"config\.json: .*" + said):
+    with pytest.raises(ValueError, match=r"config\.json: .*" + message):
         load_model(path)
 
 
-def test_a_sliding_window_that_reaches_no_layer_is_no_obstacle(checkpoint):
+def test_a_sliding_window_that_no_layer_uses_is_accepted(checkpoint):
     path = checkpoint("qwen2")
     edit(path / "config.json", layer_types=..., use_sliding_window=True, max_window_layers=2)
     assert load_model(path).config == load_model(GOLDEN / "qwen2").config
@@ -249,7 +243,7 @@ def test_tensors_that_are_not_floats_are_refused(checkpoint):
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, 50_000])
-def test_a_safetensors_file_cut_short_is_named(checkpoint, keep):
+def test_the_error_names_a_truncated_safetensors_file(checkpoint, keep):
     path = checkpoint()
     whole = (path / "model.safetensors").read_bytes()
     (path / "model.safetensors").write_bytes(whole[:keep])
@@ -257,7 +251,7 @@ def test_a_safetensors_file_cut_short_is_named(checkpoint, keep):
         load_model(path)
 
 
-def test_missing_and_damaged_files_are_named(checkpoint, tmp_path):
+def test_the_error_names_a_missing_or_damaged_file(checkpoint, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere: expected a directory"):
         load_model(tmp_path / "nowhere")
     path = checkpoint("qwen2")
@@ -289,14 +283,14 @@ def test_missing_and_damaged_files_are_named(checkpoint, tmp_path):
 
 def test_a_tokenizer_larger_than_the_model_is_refused(checkpoint):
     path = checkpoint()
-    tokenizer = load_model(path).tokenizer
+    tokenizer = load_model(path).vocabulary.tokenizer
     tokenizer.add_tokens(["<new>"])
     tokenizer.save(str(path / "tokenizer.json"))
     with pytest.raises(ValueError, match="ids up to 128, the model has 128 rows"):
         load_model(path)
 
 
-def test_save_does_not_overwrite_unless_told_to(tmp_path):
+def test_save_overwrites_only_on_request(tmp_path):
     model = load_model(GOLDEN / "llama")
     out = tmp_path / "out"
     out.mkdir()
@@ -306,8 +300,9 @@ def test_save_does_not_overwrite_unless_told_to(tmp_path):
     with pytest.raises(FileExistsError, match=r"not empty; choose another directory, or overwrite"):
         export(other, out)
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
-    export(replace(other, chat_template=None), out, overwrite=True)
-    assert_same(load_model(out), replace(other, chat_template=None))
+    without_template = with_vocabulary(other, chat_template=None)
+    export(without_template, out, overwrite=True)
+    assert_same(load_model(out), without_template)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out"]
     shards = tmp_path / "shards"
     shutil.copytree(GOLDEN / "qwen2", shards)
@@ -315,7 +310,7 @@ def test_save_does_not_overwrite_unless_told_to(tmp_path):
         export(other, shards, overwrite=True)
 
 
-def test_a_save_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_a_failed_save_leaves_no_files(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
@@ -341,7 +336,7 @@ def test_save_lists_all_parameters_that_do_not_fit(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"eos_ids": ()}, r"eos_ids=\[\]"),
         ({"eos_ids": (500,)}, r"eos_ids=\[500\]"),
@@ -352,8 +347,8 @@ def test_save_lists_all_parameters_that_do_not_fit(tmp_path):
         ({"specials": {"eos_token": "<|pad|>"}}, "is not among eos_ids"),
     ],
 )
-def test_save_checks_the_special_tokens(changes, said, tmp_path):
-    model = replace(load_model(GOLDEN / "llama"), **changes)
-    with pytest.raises(ValueError, match=said):
+def test_save_checks_the_special_tokens(changes, message, tmp_path):
+    model = with_vocabulary(load_model(GOLDEN / "llama"), **changes)
+    with pytest.raises(ValueError, match=message):
         export(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""ESCI's two parquet files: written small, and the real excerpt where it is at hand."""
+"""The ESCI reader: small parquet files, and the real excerpt if present."""
 
 import html
 import re
@@ -95,7 +95,7 @@ def test_pairs_are_joined_on_product_and_locale(tmp_path):
 
 
 def test_join_agrees_with_a_plain_lookup_across_batches(tmp_path, monkeypatch):
-    """More products than a batch, in another order than the pairs, and products nobody asks for."""
+    """More products than a batch, in another order than the pairs, and products without a pair."""
     monkeypatch.setattr("she_jax.data.readers.esci._BATCH", 7)
     products = [product(f"B{i}", "us" if i % 3 else "jp") for i in range(100)]
     pairs = [
@@ -131,21 +131,21 @@ def test_rows_that_cannot_be_used_are_set_aside(tmp_path):
         (5, "no such product"),
     ]
     assert good.example.uid == "5"
-    made = prepare(
+    dataset = prepare(
         Esci(data_dir=tmp_path, config=EsciConfig(path=str(tmp_path), max_bad_share=0.9))
     )
-    assert made.bad_rows == {"unknown label": 2, "unknown split": 1, "no such product": 2}
+    assert dataset.bad_rows == {"unknown label": 2, "unknown split": 1, "no such product": 2}
 
 
 def test_empty_query_and_missing_title_are_bad_and_a_missing_id_too(tmp_path):
     pairs = [pair(0, query=None), pair(1, product_id="B2"), pair(2) | {"example_id": None}, pair(3)]
     write(tmp_path, pairs, [product("B1"), product("B2", product_title=None)])
     config = EsciConfig(path=str(tmp_path), max_bad_share=0.9)
-    made = prepare(Esci(data_dir=tmp_path, config=config))
-    assert made.bad_rows == {"empty query": 1, "missing title": 1, "empty uid": 1}
+    dataset = prepare(Esci(data_dir=tmp_path, config=config))
+    assert dataset.bad_rows == {"empty query": 1, "missing title": 1, "empty uid": 1}
 
 
-def test_html_goes_and_its_text_stays(tmp_path):
+def test_html_is_removed_and_its_text_kept(tmp_path):
     markup = (
         "<p>Size: <b>10&nbsp;cm</b><br/>A &amp; B<script>var x = '<b>';</script>"
         "<!-- no --> 5 < 6 <3 end"
@@ -181,7 +181,7 @@ def test_locales_subsets_and_splits(tmp_path):
     assert {row.line for row in small} == set(range(2, 361, 2))
 
 
-def test_wrong_options_say_what_there_is(tmp_path):
+def test_wrong_options_list_the_possible_values(tmp_path):
     write(tmp_path, [pair(0)], [product("B1")])
     with pytest.raises(ValueError, match=r"no rows of locale \['fr'\], only of \['us'\]"):
         read(tmp_path, locales=("fr",))
@@ -238,15 +238,15 @@ def excerpt(tmp_path_factory):
     if not EXCERPT.is_dir():
         pytest.skip(f"the ESCI excerpt is not at {EXCERPT}")
     folder = tmp_path_factory.mktemp("excerpt")
-    made = prepare(Esci(data_dir=folder, config=EsciConfig(path=str(EXCERPT))))
+    dataset = prepare(Esci(data_dir=folder, config=EsciConfig(path=str(EXCERPT))))
     pairs = pq.read_table(EXCERPT / EXAMPLES).to_pylist()
-    return made, {str(row["example_id"]): row for row in pairs}
+    return dataset, {str(row["example_id"]): row for row in pairs}
 
 
 def test_excerpt_has_its_counts(excerpt):
-    made, raw = excerpt
-    examples = {name: list(open_split(made.path, name)) for name in made.splits}
-    assert made.bad_rows == {}
+    dataset, raw = excerpt
+    examples = {name: list(open_split(dataset.path, name)) for name in dataset.splits}
+    assert dataset.bad_rows == {}
     assert len(examples["test"]) == 744
     assert len(examples["train"]) + len(examples["validation"]) == 2_123
     assert 120 < len(examples["validation"]) < 300
@@ -259,14 +259,14 @@ def test_excerpt_has_its_counts(excerpt):
 
 
 def test_excerpt_rows_come_back_identical_in_three_languages(excerpt):
-    made, raw = excerpt
+    dataset, raw = excerpt
     products = {
         (row["product_id"], row["product_locale"]): row
         for row in pq.read_table(EXCERPT / PRODUCTS).to_pylist()
     }
     japanese = 0
-    for name in made.splits:
-        for example in open_split(made.path, name):
+    for name in dataset.splits:
+        for example in open_split(dataset.path, name):
             row = raw[example.uid]
             source = products[row["product_id"], row["product_locale"]]
             assert example.query == normalize_text(row["query"])

@@ -1,4 +1,4 @@
-"""A user's JSONL: what is read, and what is set aside and why."""
+"""The JSONL reader: accepted rows, and rejected rows with their reason."""
 
 import json
 
@@ -47,7 +47,7 @@ def test_all_fields_are_read(tmp_path):
     )
 
 
-def test_only_query_and_product_are_needed_for_judging(tmp_path):
+def test_evaluation_needs_only_query_and_product(tmp_path):
     pair = {"query": "red mug", "product": {"title": "Mug, red"}}
     (row,) = read(tmp_path, pair, evaluation=True)
     assert row.example == Example(uid="line-1", **pair)
@@ -62,7 +62,7 @@ def test_training_needs_a_label_or_a_chain(tmp_path):
     assert [row.reason for row in bad] == [f"no label: {needs}, label"] * 2
     assert good.example.rationale == chain
     other = read(tmp_path, pair | {"rationale": chain}, label_first=True)
-    assert [type(row) for row in other] == [BadRow]  # of a run whose chain is another one
+    assert [type(row) for row in other] == [BadRow]  # the rationale is a chain of another schema
 
 
 @pytest.mark.parametrize("label", [1, 4, "1", "4", " 2 "])
@@ -121,26 +121,28 @@ def test_empty_query_and_missing_title_are_set_aside_on_the_way_in(tmp_path):
         {"product": {}, "label": 1},
     ]
     path.write_text("\n".join(json.dumps(line) for line in lines))
-    made = prepare(Jsonl(data_dir=tmp_path, config=JsonlConfig(path=str(path), max_bad_share=0.9)))
-    assert made.bad_rows == {"empty query": 2, "missing title": 1}
-    first = json.loads((made.path / "bad_rows.jsonl").read_text().splitlines()[0])
+    dataset = prepare(
+        Jsonl(data_dir=tmp_path, config=JsonlConfig(path=str(path), max_bad_share=0.9))
+    )
+    assert dataset.bad_rows == {"empty query": 2, "missing title": 1}
+    first = json.loads((dataset.path / "bad_rows.jsonl").read_text().splitlines()[0])
     assert first == {"file": str(path), "line": 2, "reason": "empty query"}
 
 
 def test_byte_order_mark_blank_lines_and_windows_line_ends(tmp_path):
     line = json.dumps(ROW).encode()
-    got = read(tmp_path, b"\xef\xbb\xbf" + line + b"\r", b"\r", b"", line + b"\r")
-    assert [row.line for row in got] == [1, 4]
+    rows = read(tmp_path, b"\xef\xbb\xbf" + line + b"\r", b"\r", b"", line + b"\r")
+    assert [row.line for row in rows] == [1, 4]
 
 
 def test_splits_go_by_query_and_evaluation_takes_all(tmp_path):
     lines = [ROW | {"query": f"q {i // 2}", "uid": i} for i in range(400)]
-    got = read(tmp_path, *lines)
+    rows = read(tmp_path, *lines)
     by_query = {}
-    for row in got:
+    for row in rows:
         by_query.setdefault(row.example.query, set()).add(row.split)
     assert all(len(splits) == 1 for splits in by_query.values())
-    assert {row.split for row in got} == {"train", "validation", "test"}
+    assert {row.split for row in rows} == {"train", "validation", "test"}
     assert {row.split for row in read(tmp_path, *lines, evaluation=True)} == {"test"}
 
 
@@ -149,6 +151,6 @@ def test_three_languages_and_escapes_come_back_whole(tmp_path):
     queries = ["ふちなしメガネ", "gafas para niño", "rimless glasses", "x \\ud800"]
     text = "".join(f'{{"query": "{q}", "product": {{"title": "{q}"}}}}\n' for q in queries)
     path.write_text(text, encoding="utf-8")
-    made = prepare(Jsonl(data_dir=tmp_path, config=JsonlConfig(path=str(path), evaluation=True)))
-    got = [e.query for e in open_split(made.path, "test")]
-    assert got == [*queries[:3], "x"]  # a lone surrogate is no text
+    dataset = prepare(Jsonl(data_dir=tmp_path, config=JsonlConfig(path=str(path), evaluation=True)))
+    stored = [e.query for e in open_split(dataset.path, "test")]
+    assert stored == [*queries[:3], "x"]  # a lone surrogate is no text

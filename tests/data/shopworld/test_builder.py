@@ -1,4 +1,4 @@
-"""ShopWorld: its truth, its teacher, its splits."""
+"""The ShopWorld data set: annotations, the teacher's errors, and the splits."""
 
 import dataclasses
 import hashlib
@@ -6,8 +6,8 @@ import json
 from collections import Counter
 
 import pytest
+from recipes import config
 
-from configs.base import get_config
 from she_jax.cot import CotSchema
 from she_jax.data.dataset import open_split, prepare
 from she_jax.data.shopworld.builder import (
@@ -20,8 +20,10 @@ from she_jax.data.shopworld.builder import (
 )
 from she_jax.data.shopworld.catalogue import ATTRIBUTES, BRANDS, DEPARTMENTS, DETAILS
 from she_jax.data.shopworld.generator import is_doubtful
+from she_jax.data.sources import make_builder
 from she_jax.rewards.verifier import verify
-from she_jax.training.setup import make_builder
+from she_jax.runs.config import parse
+from she_jax.types import UserError
 
 SMALL = World(pairs=(2_000, 200, 400, 200))
 
@@ -33,28 +35,28 @@ def gold(**changes) -> World:
 @pytest.mark.parametrize(
     ("chains", "digest"), [("teacher", "fd4158f2a60a92e5"), ("gold", "cf6524907cf754b3")]
 )
-def test_the_worlds_of_published_figures_never_change(chains, digest):
+def test_the_worlds_of_published_results_never_change(chains, digest):
     """Pair for pair and character for character."""
-    found = hashlib.blake2b(digest_size=8)
+    pairs = hashlib.blake2b(digest_size=8)
     for seed in range(3):
         for first in (False, True):
             world = World(seed=seed, chains=chains, label_first=first)
             world = dataclasses.replace(world, pairs=(300, 40, 40, 40))
             for split in SPLITS:
                 for example in generate(world, split):
-                    found.update(json.dumps(vars(example)).encode())
-    assert found.hexdigest() == digest
+                    pairs.update(json.dumps(vars(example)).encode())
+    assert pairs.hexdigest() == digest
 
 
 @pytest.mark.parametrize("checks", [2, 4, 8])
-def test_with_checks_the_pairs_are_the_same_whoever_writes_the_chains(checks):
+def test_with_checks_the_pairs_do_not_depend_on_who_writes_the_chains(checks):
     worlds = [
         World(pairs=(300, 0, 40, 40), chains=chains, checks=checks, coverage=0.5, label_first=first)
         for chains, first in (("teacher", False), ("gold", False), ("none", False), ("gold", True))
     ]
     for split in SPLITS:
         pairs = [list(generate(world, split)) for world in worlds]
-        bare = [[dataclasses.replace(e, rationale=None) for e in made] for made in pairs]
+        bare = [[dataclasses.replace(e, rationale=None) for e in examples] for examples in pairs]
         assert bare[0] == bare[1] == bare[2] == bare[3]
     chains = [[e.rationale for e in generate(world, "train")] for world in worlds]
     assert chains[0] != chains[1]
@@ -76,7 +78,7 @@ def test_gold_chains_are_well_formed_and_right_in_every_step(checks, label_first
 
 
 @pytest.mark.parametrize("checks", [2, 4, 8])
-def test_a_check_of_what_was_not_asked_is_not_missed_and_earns_nothing(checks):
+def test_a_check_beyond_the_query_is_not_required_and_gets_no_reward(checks):
     schema = CotSchema.build(checks=checks)
     short = 0
     for example in generate(gold(checks=checks), "test"):
@@ -113,19 +115,19 @@ ATTRIBUTE = {
 }
 
 
-def doubts(example) -> bool:
-    """Whether a value that is asked for or excluded and the offered one are a doubtful pair."""
+def has_doubtful_pair(example) -> bool:
+    """Whether a value of the query, wanted or excluded, and the product's are a doubtful pair."""
     _, *asked = example.steps["query"].split("; ")
     _, *offered = example.steps["product"].split("; ")
     asked = [item.removeprefix("not ") for item in asked if "cheaper" not in item]
     stated = {ATTRIBUTE[value]: value for value in offered}
-    pairs = [(ATTRIBUTE[one], one, stated.get(ATTRIBUTE[one], one)) for one in asked]
+    pairs = [(ATTRIBUTE[value], value, stated.get(ATTRIBUTE[value], value)) for value in asked]
     return any(is_doubtful(*pair) for pair in pairs)
 
 
 @pytest.mark.parametrize("checks", [0, 8])
 def test_the_teacher_errs_at_the_stated_rates_and_in_no_other_way(checks):
-    """Each kind of error alone: how often the chain goes wrong where it has the chance."""
+    """Each kind of error alone: the share of wrong chains where it can occur, and elsewhere."""
     schema = CotSchema.build(checks=checks)
 
     def wrong(errors: TeacherErrors, chance) -> tuple[float, int]:
@@ -162,7 +164,7 @@ def test_the_teacher_errs_at_the_stated_rates_and_in_no_other_way(checks):
     assert elsewhere == 0
     _, elsewhere = wrong(dataclasses.replace(none, price=1.0), lambda e: e.kind == "alternative")
     assert elsewhere == 0
-    share, elsewhere = wrong(dataclasses.replace(none, likeness=1.0), doubts)
+    share, elsewhere = wrong(dataclasses.replace(none, likeness=1.0), has_doubtful_pair)
     assert (share, elsewhere) == (1.0 if checks else 0.0, 0)
     assert wrong(none, lambda e: True) == (0.0, 0)
 
@@ -183,11 +185,11 @@ def test_no_query_is_in_two_splits_and_no_longtail_combination_in_training(check
     assert queries["validation"].isdisjoint(queries["test"])
 
     def combinations(split: str) -> set[tuple[str, str]]:
-        found = set()
+        pairs = set()
         for example in generate(world, split):
             wanted = (example.steps or {})["query"].split("; ")
-            found |= {(wanted[0], value) for value in wanted[1:]}
-        return found
+            pairs |= {(wanted[0], value) for value in wanted[1:]}
+        return pairs
 
     trained, rare = combinations("train"), combinations("test_longtail")
     assert len(rare - trained) > 10
@@ -202,7 +204,7 @@ def test_class_balance(balance, checks):
         assert counts[label] / 2_000 == pytest.approx(share, abs=0.03)
 
 
-def test_coverage_says_how_many_steps_humans_annotated():
+def test_coverage_is_the_share_of_annotated_steps():
     world = dataclasses.replace(SMALL, coverage=0.3)
     pairs = list(generate(world, "train"))
     seen = sum(len(e.annotations) for e in pairs) / sum(len(e.steps or {}) for e in pairs)
@@ -223,15 +225,15 @@ def test_bad_options_are_refused():
         next(generate(SMALL, "dev"))
 
 
-def test_the_builder_writes_what_the_generator_makes(tmp_path):
+def test_the_builder_writes_the_generated_pairs(tmp_path):
     world = dataclasses.replace(SMALL, pairs=(50, 8, 12, 8))
-    made = prepare(ShopWorld(data_dir=tmp_path, config=ShopWorldConfig(world=world)))
-    assert dict(made.splits) == dict(zip(SPLITS, world.pairs, strict=True))
-    source = open_split(made.path, "train")
+    dataset = prepare(ShopWorld(data_dir=tmp_path, config=ShopWorldConfig(world=world)))
+    assert dict(dataset.splits) == dict(zip(SPLITS, world.pairs, strict=True))
+    source = open_split(dataset.path, "train")
     assert [source[i] for i in range(50)] == list(generate(world, "train"))
 
 
-def test_what_nobody_looked_at_has_no_label_and_the_pairs_are_the_same():
+def test_pairs_that_are_not_annotated_have_no_label_and_are_otherwise_the_same():
     whole, some = (
         list(generate(World(pairs=(400, 50, 0, 0), annotated=share), "train"))
         for share in (1.0, 0.3)
@@ -248,12 +250,12 @@ def test_what_nobody_looked_at_has_no_label_and_the_pairs_are_the_same():
 
 
 @pytest.mark.parametrize("checks", [0, 2, 4, 8])
-def test_the_checks_of_a_config_are_those_of_the_world(tmp_path, checks):
-    config = get_config()
-    config.chain.checks = checks
-    builder = make_builder(config, tmp_path)
+def test_the_checks_of_a_recipe_are_those_of_the_world(tmp_path, checks):
+    builder = make_builder(parse(config(chain__checks=checks), tmp_path).data)
     assert isinstance(builder, ShopWorld)
     assert builder.builder_config.world.checks == checks
-    config.chain.checks = 3
-    with pytest.raises(ValueError, match=r"chain\.checks=3: ShopWorld takes 0 or 2 or 4 or 8"):
-        make_builder(config, tmp_path)
+
+
+def test_other_numbers_of_checks_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"chain\.checks=3: ShopWorld takes 0 or 2 or 4 or 8"):
+        parse(config(chain__checks=3), tmp_path)

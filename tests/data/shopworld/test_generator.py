@@ -1,4 +1,4 @@
-"""ShopWorld's queries and products: verdicts, words, and what decides where much is asked."""
+"""ShopWorld's queries and products: verdicts, vocabulary, and queries of many conditions."""
 
 import random
 from itertools import combinations
@@ -76,23 +76,24 @@ def substitutes():
     }
 
 
-def test_where_there_are_checks_some_values_do_for_others():
-    found = {pair: likeness(*pair) for pair in substitutes()}
-    assert len(found) > 150
-    assert list(found.values()).count("alike") / len(found) == pytest.approx(1 / 3, abs=0.08)
-    assert set(found.values()) == {"alike", "other"}
-    doubtful = [likeness(*pair) for pair in found if is_doubtful(*pair)]
-    assert len(doubtful) / len(found) == pytest.approx(1 / 2, abs=0.08)
+def test_with_checks_some_values_are_substitutes_of_others():
+    likenesses = {pair: likeness(*pair) for pair in substitutes()}
+    values = list(likenesses.values())
+    assert len(values) > 150
+    assert values.count("alike") / len(values) == pytest.approx(1 / 3, abs=0.08)
+    assert set(values) == {"alike", "other"}
+    doubtful = [likeness(*pair) for pair in likenesses if is_doubtful(*pair)]
+    assert len(doubtful) / len(values) == pytest.approx(1 / 2, abs=0.08)
     assert 0.2 < doubtful.count("alike") / len(doubtful) < 0.5
     shop = MANY[0]
-    for (attribute, one, other), alike in found.items():
-        assert likeness(attribute, other, one) == alike
-        assert likeness(attribute, one, one) == "same"
-        assert not is_doubtful(attribute, one, one)
-        asked, excluded = Condition(attribute, "is", one), Condition(attribute, "not", one)
+    for (attribute, value, other), alike in likenesses.items():
+        assert likeness(attribute, other, value) == alike
+        assert likeness(attribute, value, value) == "same"
+        assert not is_doubtful(attribute, value, value)
+        asked, excluded = Condition(attribute, "is", value), Condition(attribute, "not", value)
         assert shop.verdict(asked, other) == ("met" if alike == "alike" else "conflict")
         assert shop.verdict(excluded, other) == ("conflict" if alike == "alike" else "met")
-        assert (PLAIN.verdict(asked, other), PLAIN.verdict(asked, one)) == ("conflict", "met")
+        assert (PLAIN.verdict(asked, other), PLAIN.verdict(asked, value)) == ("conflict", "met")
     assert likeness("size", "size 6", "size 7") == "other"
     assert not any(is_doubtful("size", f"size {n}", "size 7") for n in (6, 8, 9, 10))
 
@@ -107,8 +108,8 @@ def test_category_and_attribute_verdicts():
 
 
 @pytest.mark.parametrize("department", DEPARTMENTS)
-def test_what_is_said_of_a_product_can_mean_one_thing_only(department):
-    """Of different attributes no two values share a word; details share none with types."""
+def test_the_words_of_a_product_are_unambiguous(department):
+    """Values of different attributes share no word; details share none with product types."""
     named = ATTRIBUTES[department] | DETAILS[department]
     assert len(named) == len(ATTRIBUTES[department]) + len(DETAILS[department]) >= 8
     words = {
@@ -117,8 +118,8 @@ def test_what_is_said_of_a_product_can_mean_one_thing_only(department):
     }
     assert all(len(set(phrases)) == len(phrases) for phrases in words.values())
     single = {attribute: set(" ".join(phrases).split()) for attribute, phrases in words.items()}
-    for one, other in combinations(single, 2):
-        assert single[one].isdisjoint(single[other]), (one, other)
+    for first, second in combinations(single, 2):
+        assert single[first].isdisjoint(single[second]), (first, second)
     nouns = [
         phrase
         for types in DEPARTMENTS[department].values()
@@ -131,7 +132,7 @@ def test_what_is_said_of_a_product_can_mean_one_thing_only(department):
 
 
 @pytest.mark.parametrize("shop", MANY, ids=str)
-def test_a_query_asks_for_half_of_the_checks_to_all_of_them(shop):
+def test_a_query_has_between_half_and_all_of_the_checks_as_conditions(shop):
     drawn = queries(shop, 3_000)
     numbers = {kind: set() for kind in ("plain", "attribute", "brand", "negation", "alternative")}
     for query in drawn:
@@ -143,11 +144,11 @@ def test_a_query_asks_for_half_of_the_checks_to_all_of_them(shop):
     possible = set(range(shop.checks // 2, shop.checks + 1))
     assert numbers.pop("plain") == (set() if shop.longtail else {0})
     assert len(numbers) == 5
-    assert all(found == possible for found in numbers.values())
+    assert all(counts == possible for counts in numbers.values())
 
 
-def _other(attribute, one, other):
-    return likeness(attribute, one, other) == "other"
+def _differ(attribute, first, second):
+    return likeness(attribute, first, second) == "other"
 
 
 @pytest.mark.parametrize("shop", MANY[2:5:2], ids=str)
@@ -168,19 +169,19 @@ def test_kinds_of_many_conditions(shop):
             assert any((first.attribute, first.value) == NEEDS[department][n] for n in needs)
         if query.kind == "negation":
             assert ops == sorted(ops)  # "is" before "not", as in the words
-            said = query.text.split()
-            assert said.count("not") + said.count("without") == ops.count("not")
+            words = query.text.split()
+            assert words.count("not") + words.count("without") == ops.count("not")
             excluded, further = excluded + ops.count("not") - 1, further + len(ops) - 1
             negated |= {c.attribute for c in query.conditions if c.op == "not"}
     assert excluded / further == pytest.approx(1 / 3, abs=0.05)
-    told_apart = {attribute for attribute, *pair in substitutes() if _other(attribute, *pair)}
-    assert negated >= told_apart & {name for values in DETAILS.values() for name in values}
-    assert len(told_apart) > 10
+    distinct = {attribute for attribute, *pair in substitutes() if _differ(attribute, *pair)}
+    assert negated >= distinct & {name for values in DETAILS.values() for name in values}
+    assert len(distinct) > 10
 
 
 @pytest.mark.parametrize("shop", MANY, ids=str)
 @pytest.mark.parametrize("label", [1, 2, 3, 4])
-def test_a_few_conditions_decide_where_many_are_asked(shop, label):
+def test_the_drawn_product_has_the_label_and_meets_most_of_many_conditions(shop, label):
     rng = random.Random(3)
     near = met = total = asked = 0
     for query in queries(shop, 1_000):
