@@ -48,9 +48,7 @@ def main() -> None:
     chains, examples = [schema.parse(text) for text in GROUP], [PAIR] * size
     rewards, known = annotation_reward(schema)(chains, examples)
     outcome = label_reward()(chains, examples)
-    advantages = srpo_advantages(
-        rewards, known, outcome, group_size=size, correct_from=FULL_REWARD
-    )
+    advantages = srpo_advantages(rewards, known, outcome, group_size=size, correct_from=FULL_REWARD)
     lines = [line.split() for line in GROUP[0].split("\n")]
     step_ids = np.repeat(np.arange(len(lines)), [len(words) for words in lines])[None]
     mask = np.ones(step_ids.shape, bool)
@@ -74,7 +72,8 @@ def draw(
     norm, token = TwoSlopeNorm(vcenter=0.0, vmin=-limit * 1.6, vmax=limit * 1.6), 0
     for column, title in ((82, "step reward"), (94, "advantage")):
         axis.text(column, -0.3, title, ha="center", fontsize=9, color="#555555")
-    axis.text(1, -0.3, "query: bedside lamp not red   product: crimson standing lamp", fontsize=9, color="#555555")
+    title = f"query: {PAIR.query}   product: {PAIR.product['title']}"
+    axis.text(1, -0.3, title, fontsize=9, color="#555555")
     for row, words in enumerate(lines):
         column = 1.0
         for word in words:
