@@ -26,9 +26,9 @@ validation split of the first seed, or another arm's. Wrong reason: the share of
 is right although a step's verdict is not. Step accuracy: the mean over the steps. Entropy: nats a
 token, the mean of the last ten updates; "-" for an arm that samples nothing while it learns, and of
 several stages it is the last one's. Cost: of the updates of one run and what they learn from;
-seconds are of the updates and of all sampling, examining and filtering for them. The cold start,
-reward models and the choice of a rate come on top. The examiner learned from the annotated steps of
-the first seed's pairs."""
+seconds are of the updates and of all sampling, scoring and filtering for them. The cold start,
+reward models and the choice of a rate come on top. The process reward model learned from the
+annotated steps of the first seed's pairs."""
 PAIRED = """\
 Over the seeds that both have: the mean difference, its 95% interval (Student's t over seeds) and
 the p value of the paired t test, not corrected for the number of comparisons. One seed has no
