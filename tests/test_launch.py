@@ -60,6 +60,9 @@ def project(tmp_path_factory):
         (folder / package / "__init__.py").touch()
     (folder / "she_jax" / "runs" / "run.py").write_text(RUN)
     (folder / "recipe.py").write_text(RECIPE)
+    (folder / "configs").mkdir()
+    for name in ("__init__.py", "renamed.py"):
+        (folder / "configs" / name).write_bytes((ROOT / "configs" / name).read_bytes())
     return folder
 
 
