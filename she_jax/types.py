@@ -88,7 +88,7 @@ class StepBatch:
 
     Attributes:
       step_ids: index of the step each token belongs to, -1 outside every step.
-      step_mask: True where the rollout has the step.
+      step_mask: True where the rollout has the step, or its absence has a reward.
       verifier: the verifier's reward of each step, in [0, 1]; valid only where ``verifier_known``.
       verifier_known: True where an annotation allows the verifier to score the step.
       model_score: the process reward model's probability that the step is correct; valid only
