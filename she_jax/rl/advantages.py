@@ -252,7 +252,8 @@ def token_advantages(
       step_ids: step of each token, in [-1, S); a token outside every step (-1) gets the outcome
         part only.
       completion_mask: True on sampled tokens; the advantage of any other token is 0.
-      clip, negative_weight: as for ``clip_advantages``.
+      clip: as for ``clip_advantages``.
+      negative_weight: as for ``clip_advantages``.
     """
     step_advantages = jnp.take_along_axis(advantages.step, jnp.maximum(step_ids, 0), axis=1)
     total = advantages.outcome[:, None] + jnp.where(step_ids >= 0, step_advantages, 0.0)
