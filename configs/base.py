@@ -13,8 +13,8 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.export = False  # also write the policy as a Hugging Face directory, <workdir>/export
     config.checkpoint = ""  # evaluate: a run's folder, a Hugging Face directory or a .gguf file
 
-    # Start from the best of these checkpoints in place of a cold start: DIR/checkpoints/sft or
-    # DIR/checkpoints/policy of another run with the same chain and model.
+    # Checkpoints of another run with the same chain and model, DIR/checkpoints/sft or
+    # DIR/checkpoints/policy: the best of them takes the place of a cold start. "" trains one.
     config.init_from = ""
 
     # The recipe of an earlier run, which is run first if its checkpoint (init_from) is missing.
@@ -35,10 +35,10 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.shopworld = ConfigDict()
     config.shopworld.seed = 0
     config.shopworld.pairs = (40_000, 512, 2_048, 1_024)  # train, validation, test, test_longtail
-    config.shopworld.class_balance = (0.25, 0.25, 0.25, 0.25)
-    config.shopworld.annotated = 1.0  # share of the training pairs that humans annotated
-    config.shopworld.coverage = 1.0  # of these pairs, the share of the steps that is annotated
-    config.shopworld.chains = "teacher"  # teacher | gold | none
+    config.shopworld.class_balance = (0.25, 0.25, 0.25, 0.25)  # shares of the labels 1 to 4
+    config.shopworld.annotated = 1.0  # share of the training pairs with label and annotated steps
+    config.shopworld.coverage = 1.0  # of these pairs, the share of the steps; the label always is
+    config.shopworld.chains = "teacher"  # who writes the rationales: teacher | gold | none
     config.shopworld.errors = ConfigDict()
     config.shopworld.errors.negation = 0.6
     config.shopworld.errors.unstated = 0.6
@@ -84,7 +84,8 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.sft.checkpoint_every = 300
 
     # What follows the cold start: rl (fresh rollouts of the policy), or sft and dpo (chains that
-    # exist before the first update). All take the updates, their rows and the rate from ``rl``.
+    # exist before the first update). All take the number of updates, the rows per update (prompts x
+    # group_size) and the learning rate from ``rl``.
     config.method = "rl"  # rl | sft | dpo
     config.offline = ConfigDict()  # of sft and dpo; she_jax.rollouts.offline
     config.offline.chains = "rejection"  # for sft: rejection | written
@@ -94,8 +95,8 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     # SRPO and its relatives.
     config.rl = _optimizer(learning_rate=3e-4, warmup=5)
     config.rl.steps = 100  # updates; 0 ends with the cold start
-    config.rl.prompts = 32  # N, prompts a batch
-    config.rl.group_size = 8  # G, rollouts a prompt
+    config.rl.prompts = 32  # N, prompts per batch
+    config.rl.group_size = 8  # G, rollouts per prompt
     config.rl.temperature = 1.0
     config.rl.top_k = 0  # 0 for the whole vocabulary
     config.rl.top_p = 1.0
@@ -112,8 +113,8 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.rl.min_std = 1e-6
     # The order of the prompts: shuffled (even), or by running pass rate; she_jax.data.curriculum.
     config.rl.difficulty = "even"  # even | easy | medium | hard
-    # Share of the prompts for which the run behind init_from, a rejection-sampling fine-tuning,
-    # found no correct rollout; the others are new ones. 0: all training pairs.
+    # Share of the prompts drawn from those that the run behind init_from, a rejection-sampling
+    # fine-tuning, did not solve; the rest are pairs that it never saw. 0: all training pairs.
     config.rl.unsolved_share = 0.0
     # Groups whose rollouts the verifier cannot tell apart are replaced by informative groups of
     # other prompts, in this many further batches at most.
@@ -124,7 +125,7 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.rl.patience = 0  # end after this many evaluations without improvement; 0 for never
     config.rl.eval_every = 50
     config.rl.checkpoint_every = 20
-    config.rl.sample_every = 25
+    config.rl.sample_every = 25  # updates between two pages of rollouts, samples/
     config.rl.loss = ConfigDict()  # she_jax.rl.losses.LossConfig
     config.rl.loss.clip_low = 0.2
     config.rl.loss.clip_high = 0.2
@@ -134,7 +135,7 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.rl.srpo.w_step = 1.0
     config.rl.srpo.critical = "first_error"  # first_error | all
     config.rl.srpo.after_error = 0.5
-    config.rl.srpo.correct_from = 1.0  # a step is right from this reward of the verifier on
+    config.rl.srpo.correct_from = 1.0  # a step with at least this verifier reward is right
 
     # Diversified data filtering; see she_jax.filtering.select.FilterConfig.
     config.filter = filtering()
@@ -146,7 +147,7 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.reward.outcome = ""  # package.module:function in place of the outcome reward
     config.reward.prm = ""  # folder of a process reward model (configs/reward_model.py)
     config.reward.combine = "precedence"  # precedence | gate | verifier_only | model_only
-    config.reward.votes = 0  # critiques a step; 0 reads the verdict directly, 1 takes the likeliest
+    config.reward.votes = 0  # critiques per step; 0: the verdict directly, 1: the most likely one
     # Folder of an outcome reward model (configs/scalar_reward.py), whose score takes the place of
     # the outcome reward in the advantages.
     config.reward.orm = ""
@@ -161,21 +162,24 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     # Evaluation.
     config.eval = ConfigDict()
     config.eval.batch_size = 256
-    config.eval.pass_k = 8  # rollouts a pair for pass@k, before and after; 0 leaves it out
+    config.eval.pass_k = 8  # rollouts per pair for pass@k, before and after; 0 leaves it out
     config.eval.pass_pairs = 256  # pairs for pass@k
     return config.lock()  # a recipe that misspells a key fails
 
 
 def filtering() -> Any:
-    """What a filter measures, and its thresholds and quotas, all of them open."""
+    """What a filter measures, and its thresholds and quotas.
+
+    By default it drops near-duplicates and unlabeled pairs only.
+    """
     config: Any = ConfigDict()
     config.pairs = 0  # measure this many training pairs; 0 leaves filtering out
     config.skip = 0  # after skipping this many, which an earlier stage measured
     config.rollouts = 8  # of each of them
     config.records = ""  # folder of the rollouts, reusable with other thresholds; "" for the run's
-    config.part = 0  # measure only each parts-th block of prompts, from this one on ...
-    config.parts = 1  # ... where several runs share the folder of the records
-    config.similarity = 0.9  # of texts from which on a pair is a near-duplicate; 0 for off
+    config.part = 0  # with several runs on one folder of records: this run's number ...
+    config.parts = 1  # ... and how many runs share the work
+    config.similarity = 0.9  # of a near-duplicate to an earlier pair of its query; 0: off
     config.confidence = 1.0  # drop pairs of whose label the policy is more confident than this
     config.low = 0.0  # lowest pass rate to keep
     config.high = 1.0  # highest

@@ -2,8 +2,8 @@
 
 For N prompts with G rollouts each (B = N * G rows, a group's rows contiguous), S steps, T tokens:
 
-1. Every step has a reward r[i, k] in [0, 1]: the verifier's where a human annotated the step, the
-   process reward model's elsewhere (``she_jax.rewards``). Every rollout has an outcome R[i].
+1. A step has a reward r[i, k] in [0, 1] if it is known: the verifier's where a human annotated it,
+   a process reward model's elsewhere (``she_jax.rewards``). Every rollout has an outcome R[i].
 2. A step is compared with the same step of its group:
    d[i, k] = (r[i, k] - mean_k) / (std_k + eps).
 3. Critical steps count: c[i, k] is 0 where no rollout of the group has step k wrong; elsewhere 1,

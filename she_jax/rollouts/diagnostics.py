@@ -51,12 +51,12 @@ def exploration(
 def credit_diagnostics(
     advantages: Float[np.ndarray, "B S"], steps: StepBatch, schema: CotSchema
 ) -> dict[str, float]:
-    """Whether the steps that earn credit get it, whatever estimator assigned it.
+    """How often verified steps get an advantage, and of which sign, whatever the estimator.
 
     Returns:
-      Over the written steps whose verdict the verifier knows: ``credit/<step>``, the share with an
-      advantage, and ``wrong_sign/<step>``, the share of advantages with the wrong sign: below 0 for
-      a correct step, above 0 for a wrong one.
+      Over the written steps whose reward the verifier knows: ``credit/<step>``, the share with an
+      advantage other than 0; ``wrong_sign/<step>``, the share with an advantage below 0 for a
+      correct step or above 0 for a wrong one.
     """
     sizes = step_token_counts(steps.step_ids, steps.step_ids >= 0, len(schema.names))
     verified = np.asarray(steps.step_mask & steps.verifier_known & (sizes > 0))

@@ -163,10 +163,10 @@ def make_step(
 
 
 def _reuse_evaluation(config: TrainConfig, workdir: Path, dataset: PreparedDataset) -> None:
-    """Copies the metrics of the run that this one starts from, where they would be the same.
+    """Copies the evaluation of the run behind ``init_from`` to ``eval/before.json``.
 
-    That is where the run was evaluated in the same way, on the same pairs, with the parameters that
-    this run starts from.
+    Only if that run was evaluated with the parameters that this one starts from, on the same pairs,
+    and with the same seed, model and evaluation settings.
     """
     folder = workdir / "eval"
     if not config.init_from or (folder / "before.json").is_file():

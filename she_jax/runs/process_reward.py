@@ -131,7 +131,7 @@ def learn_references(
     metrics: MetricsWriter,
     stop: StopSignal,
 ) -> Any:
-    """The parameters after learning to write correct chains, if there are any.
+    """Trains the model to write the chains in ``references``; with none, ``params`` are unchanged.
 
     Args:
       references: see ``reference_chains``.

@@ -182,7 +182,10 @@ class ProcessRewardModel:
         return scores.tolist()
 
     def _reference_critiques(self, step_queries: Sequence[StepQuery]) -> list[str | None]:
-        """Compares each step with its reference chain; None if that chain is not well formed."""
+        """Returns the critique of each step against its reference chain.
+
+        It is None if that chain is not well formed or the step cannot be read.
+        """
         schema = self.lm.prompts.schema
         pairs = {_pair_key(step_query.example): step_query.example for step_query in step_queries}
         texts = self.reference_chains([*pairs.values()]) or []

@@ -38,9 +38,9 @@ class StepQuery:
       example: the query-product pair that the chain is about.
       step: name of the step to be scored.
       written: the chain up to and including that step; see ``written_steps``.
-      correct: the true verdict, None if unknown.
+      correct: True if the step is right, False if it is wrong, None if unknown.
       critique: the target critique, which precedes the verdict in training.
-      source: who wrote the step, see ``she_jax.rewards.prm.dataset``.
+      source: ``gold``, ``teacher``, ``policy``, ``earlier policy`` or the name of a corruption.
       chain: identifier of the chain, shared by all its steps.
       annotated: True if a human annotated the step, so that the verifier can score it too.
     """
