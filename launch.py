@@ -11,9 +11,12 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
+
+from configs.renamed import new_key, new_value
 
 ROOT = Path(__file__).resolve().parent
 FLAGS = flags.FLAGS
@@ -98,6 +101,9 @@ def parse_flags(argv: list[str]) -> list[str]:
     name = config_flags.get_config_filename(FLAGS["config"]).partition(":")[0]
     if not Path(name).is_file():
         _exit_with(f"--config={name}: there is no such file", 2)
+    for key, value in recipe_items(CONFIG.value).items():
+        if new := new_value(key, value):
+            _exit_with(f"--config.{key}={value}: renamed, use --config.{key}={new}", 2)
     return remaining
 
 
@@ -106,21 +112,25 @@ def _unknown_key(argv: list[str]) -> str | None:
     plain = flags.FlagValues()  # the config without the command line's changes
     config = config_flags.DEFINE_config_file("config", flag_values=plain, sys_argv=argv[:1])
     plain(argv, known_only=True)
-    known = _keys(config.value)
+    known = list(recipe_items(config.value))
     for key in [match[1] for match in matches if match]:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0) or known[:1]
-            return f"--config.{key}: there is no such key; the nearest one is --config.{near[0]}"
+        if key in known:
+            continue
+        if (new := new_key(key)) in known:
+            return f"--config.{key}: renamed, use --config.{new}"
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0) or known[:1]
+        return f"--config.{key}: there is no such key; the nearest one is --config.{near[0]}"
     return None
 
 
-def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
-    keys = []
+def recipe_items(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Every key of a recipe, with dots, to its value."""
+    items: dict[str, Any] = {}
     for key, value in config.items():
-        keys.append(f"{prefix}{key}")
+        items[f"{prefix}{key}"] = value
         if isinstance(value, ConfigDict):
-            keys += _keys(value, f"{prefix}{key}.")
-    return keys
+            items |= recipe_items(value, f"{prefix}{key}.")
+    return items
 
 
 def _exit_with(message: str, code: int):

@@ -1,16 +1,16 @@
-"""What filtering and curriculum earn: the whole, and the whole without one of its parts.
+"""What filtering and the curriculum contribute: all of them, and all but one part.
 
     python benchmarks/curriculum.py --runs=runs/curriculum --seeds=0,1,2 --stage1=runs/seed{seed}
 
-For each seed there is a finished stage 1, whose cold start and pairs all arms share. Every arm
-makes as many SRPO updates:
+Each seed needs a finished stage 1, whose cold start and pairs all arms share. Every arm makes the
+same number of SRPO updates:
 
 - ``full``: three stages as in ``configs/curriculum.py``;
-- ``no_difficulty``: no bounds on the pass rate, prompts come shuffled, no group is refilled;
+- ``no_difficulty``: no bounds on the pass rate, shuffled prompts, no dynamic sampling;
 - ``no_diversity``: a random choice in place of quotas over class, kind, difficulty and cluster, and
   no kinds in front;
-- ``no_curriculum``: the same filter, refill and aim as in stage 3, once, for one long stage;
-- ``plain``: SRPO on all training pairs, shuffled, nothing filtered and nothing refilled.
+- ``no_curriculum``: one long stage with the filter, dynamic sampling and difficulty of stage 3;
+- ``plain``: SRPO on all training pairs, shuffled, without filter and dynamic sampling.
 
 An arm that is done is not run again. Writes ``curriculum.json`` into ``--runs``, prints the tables,
 and draws ``--plot`` if that is given.
@@ -27,11 +27,13 @@ import numpy as np
 from absl import app, flags
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("runs", "runs/curriculum", "Where the arms go.")
+flags.DEFINE_string("runs", "runs/curriculum", "Folder of the arms.")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
 flags.DEFINE_list("arms", [], "Only these arms.")
 flags.DEFINE_string("stage1", "runs/seed{seed}", "A finished stage 1 of a seed.")
-flags.DEFINE_integer("devices", 2, "CPU devices an arm; with 1, two of these may run side by side.")
+flags.DEFINE_integer(
+    "devices", 2, "CPU devices per arm; with 1, two commands may run side by side."
+)
 flags.DEFINE_string("plot", "", "Draw the figures to this file.")
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("stage1", "stage2", "stage3")
@@ -66,20 +68,21 @@ def settings(arm: str, seed: str) -> tuple[str, dict]:
     source = Path(FLAGS.stage1.format(seed=seed)).absolute()
     shared = {"seed": seed, "shopworld.seed": seed, "data.dir": source / "data", "eval.pass_k": 0}
     shared |= {"cpu_devices": FLAGS.devices}
-    start = {"start": source / "checkpoints" / "sft"}
+    init_from = source / "checkpoints" / "sft"
     if arm in ("no_curriculum", "plain"):
-        own = start | {"rl.steps": sum(UPDATES), "rl.eval_every": UPDATES[-1], "rl.patience": 0}
+        shared |= {"init_from": init_from, "rl.steps": sum(UPDATES), "rl.patience": 0}
+        shared |= {"rl.eval_every": UPDATES[-1]}
         if arm == "plain":
-            return "stage1.py", shared | own | OPEN | {"filter.pairs": 0}
+            return "stage1.py", shared | OPEN | {"filter.pairs": 0}
         filters = {"filter.skip": 0, "filter.pairs": 11_000, "filter.size": 3_500}
-        return "stage3.py", shared | own | filters | {"rl.learning_rate": 3e-4}
-    more = {"no_difficulty": OPEN, "no_diversity": RANDOM}.get(arm, {}) | {"rl.patience": 0}
-    per_stage = {f"stages.{s}.{k}": v for s in STAGES for k, v in more.items()}
-    return "curriculum.py", shared | per_stage | {f"stages.stage1.{k}": v for k, v in start.items()}
+        return "stage3.py", shared | filters | {"rl.learning_rate": 3e-4}
+    changes = {"no_difficulty": OPEN, "no_diversity": RANDOM}.get(arm, {}) | {"rl.patience": 0}
+    per_stage = {f"stages.{s}.{k}": v for s in STAGES for k, v in changes.items()}
+    return "curriculum.py", shared | per_stage | {"stages.stage1.init_from": init_from}
 
 
 def run_arm(arm: str, seed: str) -> Path:
-    """One run through the command line; its folder."""
+    """Runs an arm by the command line, and returns its folder."""
     runs = Path(FLAGS.runs).absolute()
     workdir = runs / f"seed{seed}" / arm
     if not (workdir / "summary.json").is_file():
@@ -87,27 +90,27 @@ def run_arm(arm: str, seed: str) -> Path:
         command = [sys.executable, "launch.py", f"--config=configs/{recipe}"]
         command += [f"--workdir={workdir}"]
         command += [f"--config.{key}={value}" for key, value in values.items()]
-        # All arms are the same programs: they are compiled once.
+        # All arms run the same programs: they are compiled once.
         cache = {"JAX_COMPILATION_CACHE_DIR": str(runs / "compiled")}
         subprocess.run(command, cwd=ROOT, env=os.environ | cache, check=True)
     return workdir
 
 
 def updates(workdir: Path) -> list[dict]:
-    """The figures of every SRPO update, over all stages."""
+    """The metrics of every SRPO update, over all stages."""
     folders = [workdir / name for name in STAGES if (workdir / name).is_dir()] or [workdir]
     lines = [
         json.loads(line)
         for folder in folders
         for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     ]
-    return [line for line in lines if line["phase"] == "srpo"]
+    return [line for line in lines if line["phase"] == "rl"]
 
 
-def figures(workdir: Path) -> dict:
+def metrics(workdir: Path) -> dict:
     """What the tables and the plot show of an arm."""
     summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
-    own = updates(workdir)
+    lines = updates(workdir)
     first = summary.get("stages", {}).get("stage1", summary)
     return {
         "macro_f1": summary["macro_f1"],
@@ -115,15 +118,15 @@ def figures(workdir: Path) -> dict:
         "step_accuracy": float(np.mean(list(summary["step_accuracy"].values()))),
         "negation": summary["by_kind"]["negation"]["macro_f1"],
         "stage1_longtail": first["longtail"]["macro_f1"],
-        "entropy": float(np.mean([line["entropy"] for line in own[-10:]])),
-        "entropies": [line["entropy"] for line in own],
-        "paths": [line["paths"] for line in own],
-        "seconds": sum(line["time/step"] for line in own),
+        "entropy": float(np.mean([line["entropy"] for line in lines[-10:]])),
+        "entropies": [line["entropy"] for line in lines],
+        "paths": [line["paths"] for line in lines],
+        "seconds": sum(line["time/step"] for line in lines),
     }
 
 
 def table(results: dict[str, list[dict]]) -> list[str]:
-    """Markdown: a row an arm, mean and standard deviation (of the population) over the seeds."""
+    """Markdown: a row per arm, mean and standard deviation (of the population) over the seeds."""
     lines = [f"| | {' | '.join(FIGURES.values())} |", f"|---{'|---' * len(FIGURES)}|"]
     for arm, runs in results.items():
         cells = []
@@ -140,11 +143,11 @@ def table(results: dict[str, list[dict]]) -> list[str]:
 
 
 def draw(results: dict[str, list[dict]], path: Path) -> None:
-    """Entropy and paths over the updates; means over the seeds."""
+    """Plots entropy and number of paths over the updates, means over the seeds."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
     titles = {
-        "entropies": "policy entropy (nats a token)",
-        "paths": "different paths a group of 8",
+        "entropies": "policy entropy (nats per token)",
+        "paths": "different paths in a group of 8",
     }
     for axis, (name, title) in zip(axes, titles.items(), strict=True):
         for arm, runs in results.items():
@@ -167,7 +170,7 @@ def main(argv: list[str]) -> None:
     results: dict[str, list[dict]] = {}
     for seed in FLAGS.seeds:
         for arm in FLAGS.arms or ARMS:
-            results.setdefault(arm, []).append(figures(run_arm(arm, seed)))
+            results.setdefault(arm, []).append(metrics(run_arm(arm, seed)))
     path = Path(FLAGS.runs) / "curriculum.json"
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print("\n".join(table(results)))

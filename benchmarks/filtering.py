@@ -1,12 +1,11 @@
-"""A million prompts filtered: seconds and memory of each part.
+"""Filters a million prompts: seconds and memory of each part.
 
     python benchmarks/filtering.py --records=1000000 --dir=runs/records
 
-Makes synthetic shards of ``PromptRecord``s where there are none yet (8 rollouts of 70 words each,
-skewed pass rates, a few per cent of the pairs nearly an earlier one), which is not on the clock.
-Then reads them as a run does, with ``--processes`` processes sharing the shards out: signatures,
-near-duplicates, distinct bigrams of all texts (which ``write_records`` counts as it writes),
-surveys, the merge and the selection. Prints a table.
+Makes synthetic shards of ``PromptRecord``s where they are missing (8 rollouts of 70 words each,
+skewed pass rates, a few percent of near-duplicates), which is not timed. Then reads them as a run
+does, in ``--processes`` processes: signatures, near-duplicates, distinct bigrams of all texts
+(which ``write_records`` counts as it writes), surveys, the merge and the selection. Prints a table.
 """
 
 import os
@@ -38,32 +37,32 @@ from she_jax.filtering.select import (
 FLAGS = flags.FLAGS
 STEPS = ("query", "product", "category", "attributes", "label")
 KINDS = ("plain", "negation", "alternative", "question", "knowledge")
-NEAR = 0.03  # share of pairs that nearly repeat an earlier one
+NEAR = 0.03  # share of near-duplicates
 SHARD = 20_000
 
 
 def define_flags() -> None:
-    """Defined in the main process alone: a worker imports this file too."""
+    """Defines the flags, in the main process only: a worker imports this file too."""
     flags.DEFINE_integer("records", 1_000_000, "Prompts.")
-    flags.DEFINE_string("dir", "runs/records", "Where the shards are, or go.")
+    flags.DEFINE_string("dir", "runs/records", "Folder of the shards.")
     flags.DEFINE_integer("dim", 128, "Width of the embeddings.")
     flags.DEFINE_integer("processes", 2, "Processes.")
 
 
 def config(records: int) -> FilterConfig:
-    """The filter: all of its rules at work, a tenth kept."""
+    """A filter that uses all rules and keeps a tenth."""
     return FilterConfig(
         confidence=0.98, low=0.01, high=0.9, min_entropy=0.1, size=records // 10, front=KINDS[1:]
     )
 
 
 def pair(row: int, words: list[str]) -> list[str]:
-    """The 14 words of a pair, the same whoever asks."""
+    """The 14 words of a pair, which depend on its row only."""
     return random.Random(row).choices(words, k=14)
 
 
 def make_shard(path: Path, start: int, stop: int, dim: int) -> None:
-    """Writes the records of some rows; they depend on nothing but their row and ``dim``."""
+    """Writes the records of rows ``start`` to ``stop``."""
     letters = random.Random(0)
     words = ["".join(letters.choices(string.ascii_lowercase, k=3 + k % 8)) for k in range(20_000)]
     rng = np.random.default_rng(start)
@@ -77,8 +76,8 @@ def make_shard(path: Path, start: int, stop: int, dim: int) -> None:
     kinds = rng.choice(5, p=[0.6, 0.1, 0.1, 0.15, 0.05], size=count)
     confidence = rng.beta(4, 0.7, count)
     centers = np.random.default_rng(0).normal(size=(50, dim))
-    places = centers[rng.integers(50, size=count)] + 0.7 * rng.normal(size=(count, dim))
-    places = places.astype(np.float16)
+    embeddings = centers[rng.integers(50, size=count)] + 0.7 * rng.normal(size=(count, dim))
+    embeddings = embeddings.astype(np.float16)
     records = []
     for k, row in enumerate(range(start, stop)):
         chance = random.Random(-row - 1)
@@ -98,27 +97,27 @@ def make_shard(path: Path, start: int, stop: int, dim: int) -> None:
                 paths=tuple(f"match/unstated/{path}" for path in paths[k]),
                 step_rates=(1.0, 1.0, float(rates[k]), 0.5, None),
                 texts=tuple(" ".join(chance.choices(bank, k=70)) for _ in range(8)),
-                embedding=places[k],
+                embedding=embeddings[k],
             )
         )
     write_records(path, records, STEPS)
 
 
 def make_shards(folder: Path, records: int, dim: int, processes: int) -> list[Path]:
-    """Makes the shards that are not there yet."""
+    """Makes the shards that are missing."""
     folder.mkdir(parents=True, exist_ok=True)
     size = min(SHARD, -(-records // 4))
     starts = range(0, records, size)
     shards = [folder / f"{records}x{dim}-{start:09d}.parquet" for start in starts]
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        made = [
+        jobs = [
             pool.submit(make_shard, path, start, min(start + size, records), dim)
             for path, start in zip(shards, starts, strict=True)
             if not path.exists()
         ]
-        for k, one in enumerate(made, start=1):
-            one.result()
-            print(f"\rmade {k} of {len(made)} shards", end="", file=sys.stderr, flush=True)
+        for k, job in enumerate(jobs, start=1):
+            job.result()
+            print(f"\rmade {k} of {len(jobs)} shards", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return shards
 
@@ -133,11 +132,11 @@ def sign(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def distinct(path: Path) -> float:
     """Mean distinct-2 of a shard, counted from its texts."""
     texts = read_columns(path, ["texts"]).column("texts")
-    return float(np.mean([distinct_n(own) for own in texts.to_pylist()]))
+    return float(np.mean([distinct_n(rollouts) for rollouts in texts.to_pylist()]))
 
 
 def measured(work: Callable[[Path], Any], path: Path) -> tuple[Any, int, float]:
-    """What a worker made of a shard, which worker, and its peak memory so far."""
+    """The result of a shard, the worker's process id, and its peak memory so far."""
     return work(path), os.getpid(), peak()
 
 
@@ -154,13 +153,13 @@ def main(argv: list[str]) -> None:
     clock = time.perf_counter()
 
     def shared(work: Callable[[Path], Any]) -> Iterator[Any]:
-        """The work done on all shards, by the workers, in the order of the shards."""
+        """Yields the results of all shards, in their order, computed by the workers."""
         for result, process, memory in pool.map(partial(measured, work), shards):
             workers[process] = memory
             yield result
 
     def done(name: str) -> None:
-        """Closes a part's account."""
+        """Records time and memory of the part that has just ended."""
         nonlocal clock
         now = time.perf_counter()
         parts.append((name, now - clock, peak(), sum(workers.values())))
@@ -169,11 +168,12 @@ def main(argv: list[str]) -> None:
     # Spawned while this process is small: a child's peak starts at its parent's size.
     with ProcessPoolExecutor(FLAGS.processes, get_context("spawn")) as pool:
         rows, signed, at = np.empty(FLAGS.records, np.int64), np.empty((0, 0)), 0
-        for own_rows, own in shared(sign):
+        for shard_rows, shard in shared(sign):
             if not at:
-                signed = np.empty((FLAGS.records, own.shape[1]), own.dtype)
-            rows[at : at + len(own)], signed[at : at + len(own)] = own_rows, own
-            at += len(own)
+                signed = np.empty((FLAGS.records, shard.shape[1]), shard.dtype)
+            part = slice(at, at + len(shard))
+            rows[part], signed[part] = shard_rows, shard
+            at += len(shard)
         done("signatures")
         settings = config(FLAGS.records)
         duplicates = rows[near_duplicates(signed, settings.similarity) >= 0]
@@ -194,8 +194,8 @@ def main(argv: list[str]) -> None:
     print(f"{FLAGS.records} records in {len(shards)} shards, width {FLAGS.dim}: {dropped}")
     print(f"mean distinct-2 {spread:.3f}, {len(selection.unmet)} quotas not met\n")
     print("| part | seconds | peak GiB, this process | its workers together |\n|---|---|---|---|")
-    for name, seconds, own, others in parts:
-        print(f"| {name} | {seconds:.1f} | {own:.2f} | {others:.2f} |")
+    for name, seconds, main_gib, workers_gib in parts:
+        print(f"| {name} | {seconds:.1f} | {main_gib:.2f} | {workers_gib:.2f} |")
     total = sum(seconds for _, seconds, _, _ in parts)
     memory = peak() + sum(workers.values())
     print(f"| **all** | **{total:.1f}** | **at most {memory:.2f} in all** | |")

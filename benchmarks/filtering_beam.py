@@ -1,12 +1,12 @@
-"""The same filter as an Apache Beam pipeline over the shards, and a check that it is the same.
+"""The filter as an Apache Beam pipeline over the shards, compared with the plain functions.
 
     pip install apache-beam
     python benchmarks/filtering.py --records=20000 --dir=runs/records       # makes the shards
     python benchmarks/filtering_beam.py --dir=runs/records --out=runs/kept  # plus Beam's own flags
 
-Shards are signed, surveyed and written out by any number of workers; the search for near-duplicates
-and the selection see all of them at once, as numbers, on one. Then the plain functions do the same
-in this process, and the two selections must be equal.
+Any number of workers compute signatures and surveys of the shards and write the kept records; one
+worker searches near-duplicates and selects, from numbers of all shards. Then the plain functions do
+the same in this process, and the two selections must be equal.
 """
 
 import sys
@@ -32,28 +32,28 @@ from she_jax.filtering.select import (
 )
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("dir", "runs/records", "Where the shards are.")
-flags.DEFINE_string("out", "runs/kept", "Where the kept records go.")
+flags.DEFINE_string("dir", "runs/records", "Folder of the shards.")
+flags.DEFINE_string("out", "runs/kept", "Folder of the kept records.")
 
 Signed = tuple[np.ndarray, np.ndarray]  # rows, signatures
 Chosen = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows, reasons, clusters
 
 
 def repeats(signed: list[Signed], similarity: float) -> np.ndarray:
-    """The rows that nearly repeat an earlier one, from the signatures of all shards."""
+    """The rows of near-duplicates, from the signatures of all shards."""
     row, signatures = (np.concatenate(parts) for parts in zip(*signed, strict=True))
     order = np.argsort(row)
     return row[order][near_duplicates(signatures[order], similarity) >= 0]
 
 
 def chosen(merged: Survey, duplicates: np.ndarray, settings: FilterConfig) -> Chosen:
-    """What becomes of each row. Not the survey: its embeddings are of no use to who writes."""
+    """What becomes of each row, without the survey's embeddings, which no writer needs."""
     selection = select(merged, settings, duplicates)
     return merged.row, selection.reason, selection.cluster
 
 
 def write_kept(path: str, result: Chosen, out: str) -> int:
-    """Writes the kept records of a shard; how many they are."""
+    """Writes the kept records of a shard, and returns their number."""
     row, reason, _ = result
     table = pq.read_table(path)
     kept = table.filter(pc.is_in(table.column("row"), value_set=pa.array(row[reason == 0])))
@@ -67,7 +67,7 @@ def write_selection(result: Chosen, out: str) -> None:
 
 
 def run(shards: list[str], out: str, settings: FilterConfig, beam_flags: list[str]) -> None:
-    """Filters shards into ``out`` on whatever runner Beam's flags name."""
+    """Filters shards into ``out`` with the runner that Beam's flags name."""
     with beam.Pipeline(options=PipelineOptions(beam_flags)) as pipeline:
         paths = pipeline | beam.Create(shards) | beam.Reshuffle()
         duplicates = (
@@ -104,8 +104,8 @@ def main() -> None:
     if not np.array_equal(np.load(out / "selection.npy"), np.stack(expected)):
         raise AssertionError("Beam's selection is not that of the plain functions")
     row, reason, _ = expected
-    found = [pq.read_table(out / Path(path).name, columns=["row"]) for path in shards]
-    kept = np.sort(pa.concat_tables(found).column("row").to_numpy())
+    tables = [pq.read_table(out / Path(path).name, columns=["row"]) for path in shards]
+    kept = np.sort(pa.concat_tables(tables).column("row").to_numpy())
     if not np.array_equal(kept, row[reason == 0]):
         raise AssertionError("Beam wrote other rows than it kept")
     print(f"{records} records in {len(shards)} shards: the same reason and cluster for each,")

@@ -1,10 +1,10 @@
-"""What an RL step costs here, part by part, and what this machine could do at best.
+"""The cost of an RL step, part by part, beside the peak rates of this machine.
 
     python benchmarks/rl_step.py                                     # the `tiny` work
     python benchmarks/rl_step.py --model=smollm2 --prompts=2 --micro=2  # the `smol` work
 
-Prompts are random tokens and no completion ends early, so that the work is the same for everybody.
-Prints one JSON line. FLOPs are the model's own: recomputation counts as time, not as work.
+Prompts are random tokens and no completion ends early, so that the work is the same for every
+implementation. Prints one JSON line. FLOPs are the model's: recomputation counts as time, not work.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ flags.DEFINE_integer("kv_heads", 2, "Key-value heads J.")
 flags.DEFINE_integer("head_dim", 64, "Head size K.")
 flags.DEFINE_integer("vocab", 49_152, "Vocabulary V; the embedding is the head too.")
 flags.DEFINE_integer("prompts", 8, "Prompts N.")
-flags.DEFINE_integer("group", 8, "Rollouts a prompt G.")
+flags.DEFINE_integer("group", 8, "Rollouts per prompt G.")
 flags.DEFINE_integer("prompt_len", 96, "Tokens of a prompt P.")
 flags.DEFINE_integer("new_tokens", 96, "Tokens of a completion C.")
 flags.DEFINE_string("dtype", "float32", "Of the computation; parameters are float32.")
@@ -54,7 +54,7 @@ flags.DEFINE_integer("micro", 4, "Micro-batches of the update and of scoring.")
 flags.DEFINE_bool("remat", True, "Recompute layers in the backward pass.")
 flags.DEFINE_bool("reference", False, "The whole step scores a reference policy too (KL).")
 flags.DEFINE_float("ends", 0.0, "Share of the vocabulary that ends a completion; rollout only.")
-flags.DEFINE_integer("halvings", 0, "How often a rollout leaves ended rows behind.")
+flags.DEFINE_integer("compactions", 0, "How often a rollout drops finished rows.")
 flags.DEFINE_float(
     "filled", 1.0, "Share of the C tokens that completions have; logprobs and train only."
 )
@@ -66,7 +66,7 @@ flags.DEFINE_integer("repeats", 3, "Calls on the clock.")
 
 
 class Compilations:
-    """Counts XLA's compilations and their seconds."""
+    """The seconds of each of XLA's compilations."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -78,7 +78,7 @@ class Compilations:
 
 
 def timed(call: Callable[[], Any], compilations: Compilations) -> dict[str, Any]:
-    """Seconds a call, after the warm-up, and what had to be compiled for it."""
+    """Seconds per call after the warm-up, compilations and peak memory."""
     heard = len(compilations.seconds)
     for _ in range(FLAGS.warmup):
         jax.block_until_ready(call())
@@ -138,7 +138,7 @@ def best(call: Callable[[Any], Any], argument: Any) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """FLOPs and bytes that the sizes ask for, whoever does them.
+    """FLOPs and bytes that the sizes need, whatever the implementation.
 
     A product of [n, a] and [a, b] is 2nab FLOPs. Attention counts the keys a query may look at.
     """
@@ -179,7 +179,7 @@ class Work:
         return 3 * self.logprobs()
 
     def decode_bytes(self) -> float:
-        """Weights once a token; of the cache, each prompt's once a group and a row's own."""
+        """Weights once per token; the cache of a prompt once per group, of a completion per row."""
         c = self.config
         size = jnp.dtype(c.dtype).itemsize
         attention = c.dim * c.head_dim * 2 * (c.heads + c.kv_heads)
@@ -192,10 +192,10 @@ class Work:
 
 def make_model() -> tuple[Model, Any]:
     """The model of the flags, with its parameters in float32."""
-    own = {"dtype": FLAGS.dtype, "remat": FLAGS.remat}
+    options = {"dtype": FLAGS.dtype, "remat": FLAGS.remat}
     if FLAGS.model:
         loaded = load_model(FLAGS.model)
-        return build_model(dataclasses.replace(loaded.config, **own)), loaded.params
+        return build_model(dataclasses.replace(loaded.config, **options)), loaded.params
     config = ModelConfig(
         vocab_size=FLAGS.vocab,
         dim=FLAGS.dim,
@@ -204,13 +204,13 @@ def make_model() -> tuple[Model, Any]:
         kv_heads=FLAGS.kv_heads,
         head_dim=FLAGS.head_dim,
         ffn=FLAGS.ffn,
-        **own,
+        **options,
     )
     return build_model(config), init_params(config, jax.random.PRNGKey(0))
 
 
 def credit(rollout: Rollout, logps: jax.Array, reference: jax.Array | None) -> TrainBatch:
-    """A cheap reward for each quarter of a completion, its share of even tokens, and SRPO."""
+    """A cheap reward for each quarter of a completion, its share of even tokens; SRPO's batch."""
     rows, length = rollout.tokens.shape
     quarter = (np.arange(length) - FLAGS.prompt_len) * STEPS // FLAGS.new_tokens
     step_ids = np.broadcast_to(np.where(quarter < 0, -1, quarter), (rows, length))
@@ -222,7 +222,7 @@ def credit(rollout: Rollout, logps: jax.Array, reference: jax.Array | None) -> T
     )
     return TrainBatch(
         tokens=rollout.tokens,
-        positions=places(rollout),
+        positions=positions(rollout),
         loss_weights=rollout.completion_mask.astype(jnp.float32),
         advantages=token_advantages(advantages, jnp.asarray(step_ids), rollout.completion_mask),
         old_logps=logps,
@@ -234,14 +234,14 @@ def credit(rollout: Rollout, logps: jax.Array, reference: jax.Array | None) -> T
     )
 
 
-def places(rollout: Rollout) -> jax.Array:
-    """Where each token stands in its row, -1 behind the end."""
+def positions(rollout: Rollout) -> jax.Array:
+    """Position of each token in its row, -1 after the end."""
     mask = rollout.prompt_mask | rollout.completion_mask
     return jnp.where(mask, jnp.arange(mask.shape[1]), -1)
 
 
 def measure() -> dict[str, Any]:
-    """Runs the sections asked for."""
+    """Runs the sections of the flags."""
     compilations = Compilations()
     rates = machine_rates(FLAGS.dtype)
     model, params = make_model()
@@ -253,7 +253,7 @@ def measure() -> dict[str, Any]:
         mask=jnp.ones(shape, bool),
     )
     mesh = make_mesh(data=-1)
-    # With none of them nobody ends early: the one id left is of no token.
+    # With a share of 0 no row ends early: the only id left is not in the vocabulary.
     ends = range(config.vocab_size - round(FLAGS.ends * config.vocab_size), config.vocab_size + 1)
     sample = jit_sample(
         model,
@@ -274,7 +274,7 @@ def measure() -> dict[str, Any]:
         opt_state=optimizer.init(params),
         key=jax.random.PRNGKey(0),
     )
-    del params  # the state is donated and has them
+    del params  # they are in the state, which is donated
     state = jax.device_put(state, shardings(state, mesh))
     update = jit_update_step(
         make_update_step(model.forward, optimizer, LossConfig(micro_batches=FLAGS.micro)),
@@ -283,8 +283,8 @@ def measure() -> dict[str, Any]:
     )
     length = FLAGS.prompt_len + FLAGS.new_tokens
     drawn = jnp.asarray(rng.integers(10, config.vocab_size, (rows, FLAGS.new_tokens)), jnp.int32)
-    asked = jnp.repeat(prompts.tokens, FLAGS.group, axis=0)
-    fixed = jnp.concatenate([asked, drawn], axis=1)
+    repeated = jnp.repeat(prompts.tokens, FLAGS.group, axis=0)
+    fixed = jnp.concatenate([repeated, drawn], axis=1)
     slots, written = jnp.arange(length), round(FLAGS.filled * FLAGS.new_tokens)
     prompt = jnp.broadcast_to(slots < FLAGS.prompt_len, fixed.shape)
     completion = ~prompt & (slots < FLAGS.prompt_len + written)
@@ -304,10 +304,10 @@ def measure() -> dict[str, Any]:
 
     def whole() -> Any:
         nonlocal state
-        seen = sample(state.params, prompts, jax.random.fold_in(state.key, state.step), 1.0)
-        place, heat = places(seen), jnp.float32(1.0)
-        scores = score(reference, seen.tokens, place, heat) if reference else None
-        state, metrics = update(state, credit(seen, seen.logps, scores))
+        sampled = sample(state.params, prompts, jax.random.fold_in(state.key, state.step), 1.0)
+        arguments = sampled.tokens, positions(sampled), jnp.float32(1.0)
+        scores = score(reference, *arguments) if reference else None
+        state, metrics = update(state, credit(sampled, sampled.logps, scores))
         return metrics
 
     calls = {
@@ -330,7 +330,7 @@ def measure() -> dict[str, Any]:
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
             **{n: FLAGS[n].value for n in ("prompts", "group", "prompt_len", "new_tokens")},
             **{n: FLAGS[n].value for n in ("dtype", "micro", "remat", "reference")},
-            **{n: FLAGS[n].value for n in ("ends", "halvings", "filled")},
+            **{n: FLAGS[n].value for n in ("ends", "compactions", "filled")},
         },
         "machine": {
             "device": jax.devices()[0].device_kind,
@@ -345,7 +345,7 @@ def measure() -> dict[str, Any]:
         figures = timed(calls[section], compilations)
         seconds = figures["seconds"]["median"]
         result[section] = figures
-        if FLAGS.ends:  # then the work depends on what was drawn
+        if FLAGS.ends:  # the work depends on the sampled lengths
             lengths = np.asarray(calls["rollout"]().completion_mask.sum(axis=1))
             figures["tokens_per_s"] = round(float(lengths.sum()) / seconds, 1)
             figures["lengths"] = np.percentile(lengths, [0, 25, 50, 75, 100]).tolist()
@@ -366,7 +366,7 @@ def main(argv: list[str]) -> None:
     if unknown := set(FLAGS.sections) - set(SECTIONS):
         raise app.UsageError(f"--sections={sorted(unknown)}: expected some of {SECTIONS}")
     if FLAGS.ends and FLAGS.sections != ["rollout"]:
-        raise app.UsageError("--ends is for --sections=rollout: the rest wants full completions")
+        raise app.UsageError("--ends is for --sections=rollout: the others need full completions")
     if FLAGS.filled < 1 and not set(FLAGS.sections) <= {"logprobs", "train"}:
         raise app.UsageError("--filled is for --sections=logprobs,train: a rollout writes all")
     print(json.dumps(measure()))

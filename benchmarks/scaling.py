@@ -2,8 +2,9 @@
 
     python benchmarks/scaling.py --plot=benchmarks/scaling.png
 
-Each point is a run of ``rl_step.py`` in a process of its own, around its `tiny` work with a smaller
-vocabulary. The slope is that of a straight line through the logarithms: 1 is linear, 2 quadratic.
+Each point is a run of ``rl_step.py`` in a separate process, close to its `tiny` work but with a
+smaller vocabulary. The slope is that of a straight line through the logarithms: 1 is linear, 2
+quadratic.
 """
 
 import json
@@ -20,11 +21,11 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("plot", "scaling.png", "Where the plot goes.")
-flags.DEFINE_integer("repeats", 3, "Calls on the clock, a point.")
+flags.DEFINE_string("plot", "scaling.png", "File of the plot.")
+flags.DEFINE_integer("repeats", 3, "Timed calls per point.")
 
 BASE = {"vocab": 8_192, "prompts": 4, "prompt_len": 64, "new_tokens": 64, "micro": 1}
-# What grows: label, then the flags of each point with its place on the axis.
+# What grows: label, then the x value and the flags of each point.
 SWEEPS = {
     "rollouts a step": [(8 * n, {"prompts": n}) for n in (2, 4, 8, 16)],
     "tokens a rollout": [(2 * n, {"prompt_len": n, "new_tokens": n}) for n in (64, 128, 256, 512)],
@@ -52,13 +53,13 @@ def point(changes: dict[str, int], section: str) -> tuple[float, float]:
     command += [f"--{name}={value}" for name, value in sizes.items()]
     command += [f"--sections={section}", f"--repeats={FLAGS.repeats}"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    found = json.loads(done.stdout)[section]
-    memory = found.get("peak_device_gib", found["peak_rss_gib"])
-    return found["seconds"]["median"], memory
+    measured = json.loads(done.stdout)[section]
+    memory = measured.get("peak_device_gib", measured["peak_rss_gib"])
+    return measured["seconds"]["median"], memory
 
 
 def slope(xs: list[float], ys: list[float]) -> float:
-    """Of a straight line through the logarithms."""
+    """Slope of a straight line through the logarithms."""
     return float(np.polyfit(np.log(xs), np.log(ys), 1)[0])
 
 
@@ -67,14 +68,15 @@ def main(_: list[str]) -> None:
     for column, (label, points) in enumerate(SWEEPS.items()):
         xs = [x for x, _ in points]
         for section in SECTIONS:
-            found = [point(changes, section) for _, changes in points]
-            for axis, ys, unit in zip(axes[:, column], zip(*found, strict=True), "sG", strict=True):
+            measured = [point(changes, section) for _, changes in points]
+            values = zip(*measured, strict=True)
+            for axis, ys, unit in zip(axes[:, column], values, "sG", strict=True):
                 name = f"{section} (slope {slope(xs, list(ys)):.2f})"
                 axis.loglog(xs, ys, marker="o", label=name)
                 axis.set_ylabel({"s": "seconds", "G": "peak memory, GiB"}[unit])
-            pairs = zip(xs, found, strict=True)
+            pairs = zip(xs, measured, strict=True)
             rows = "  ".join(f"{x:,}: {s:.2f} s {g:.2f} GiB" for x, (s, g) in pairs)
-            seconds = slope(xs, [s for s, _ in found])
+            seconds = slope(xs, [s for s, _ in measured])
             print(f"{label}, {section}: {rows}  slope {seconds:.2f}", flush=True)
         axes[1, column].set_xlabel(label)
         for axis in axes[:, column]:

@@ -115,8 +115,8 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     # Share of the prompts for which the run behind init_from, a rejection-sampling fine-tuning,
     # found no correct rollout; the others are new ones. 0: all training pairs.
     config.rl.unsolved_share = 0.0
-    # Groups that the verifier cannot tell apart are replaced by informative groups of other
-    # prompts, in this many further batches at most.
+    # Groups whose rollouts the verifier cannot tell apart are replaced by informative groups of
+    # other prompts, in this many further batches at most.
     config.rl.dynamic_sampling_rounds = 0
     # Groups without any advantage are replaced by correct rollouts of earlier groups, which are
     # imitated with this advantage; 0 for never. she_jax.rollouts.self_imitation

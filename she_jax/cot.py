@@ -38,7 +38,13 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class ParsedStep:
-    """A step parsed from text. ``verdict`` is None for a free-text step or an unreadable one."""
+    """A step parsed from text.
+
+    Attributes:
+      text: what stands before ``=>``.
+      verdict: None for a free-text step, and for a verdict that cannot be read.
+      valid: the verdict is in the step's set, or the free text is not empty.
+    """
 
     text: str
     verdict: str | None

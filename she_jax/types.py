@@ -88,7 +88,7 @@ class StepBatch:
 
     Attributes:
       step_ids: index of the step each token belongs to, -1 outside every step.
-      step_mask: True where the rollout has the step.
+      step_mask: True where the rollout has the step, or its absence has a reward.
       verifier: the verifier's reward of each step, in [0, 1]; valid only where ``verifier_known``.
       verifier_known: True where an annotation allows the verifier to score the step.
       model_score: the process reward model's probability that the step is correct; valid only
@@ -128,14 +128,14 @@ class TrainBatch:
       positions: position of each token in its sequence, -1 on padding, whose weight is 0.
       loss_weights: loss weight of each token, 0 where it is not trained. The loss is divided once
         by their sum over the whole batch (see ``she_jax.rl.losses.token_weights``), or by the sum
-        of ``counts`` if present.
+        of ``denominator`` if present.
       advantages: advantage of each token.
       old_logps: log-probabilities under the behavior policy.
       ref_logps: log-probabilities under the frozen reference policy, or None for no KL term.
       denominator: what each row adds to the denominator of the loss (see
         ``she_jax.rl.losses.loss_denominators``); None for the sum of the row's weights.
-      imitated: True on tokens of self-imitation: their ratio is 1, whatever ``old_logps`` are, and
-        they have no KL term; None for no such tokens.
+      imitation_mask: True on tokens of self-imitation: their ratio is 1, whatever ``old_logps``
+        are, and they have no KL term; None for no such tokens.
       temperature: sampling temperature of the behavior policy; traced, so it may change freely.
       kl_coef: weight of the KL term; traced.
       prompt_length: no token before this index carries loss, so the output head skips them; static.

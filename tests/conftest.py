@@ -33,7 +33,8 @@ from jaxtyping import install_import_hook  # noqa: E402
 # Shapes and dtypes in the signatures of these modules are enforced as long as the tests run. Not
 # those of she_jax.types: JAX rebuilds records with shardings, shapes or a scan's leading axis in
 # the fields.
-install_import_hook(["she_jax.rl", "she_jax.models"], "beartype.beartype")
+CHECKED = ("rl", "models", "generate.sampler", "rewards.verifier", "rewards.orm.loss")
+install_import_hook([f"she_jax.{name}" for name in CHECKED], "beartype.beartype")
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
@@ -48,7 +49,16 @@ hypothesis.settings.load_profile("tests")
 
 
 # Files that take minutes go first, so that no core is left alone with one of them at the end.
-LONGEST = ("process_reward", "update", "curriculum", "run", "offline", "decoder", "sampler")
+LONGEST = (
+    "process_reward",
+    "update",
+    "curriculum",
+    "run",
+    "offline",
+    "colabs",
+    "decoder",
+    "sampler",
+)
 
 
 def pytest_collection_modifyitems(items):
@@ -57,7 +67,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def one_width():
-    """Rows of one length: the small runs would have them in three, and each is a program more."""
+    """Rows of one length: the small runs would have three, and each is compiled."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "WIDTHS", (2.0,))
         yield

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from configs import base
+from configs import base, evaluate
 from she_jax.data.dataset import ExampleBuilder, ExampleConfig, prepare
 from she_jax.data.intake import Row
 from she_jax.runs.config import parse
+from she_jax.runs.load import load_policy
 from she_jax.training.checkpoint import Checkpoints
 from she_jax.training.optimizer import make_optimizer
 from she_jax.training.setup import make_language_model, read_tokenizer, split_mesh
@@ -64,11 +65,11 @@ FOUR_STEPS = {  # of a reward model's training
 }
 
 
-def changed(made, values, **more):
+def changed(recipe, values, **more):
     """A recipe with other values, ``more`` of them with ``__`` for the dots."""
     more = {key.replace("__", "."): value for key, value in more.items()}
-    made.update_from_flattened_dict(values | more)
-    return made.lock()
+    recipe.update_from_flattened_dict(values | more)
+    return recipe.lock()
 
 
 def config(**changes):
@@ -96,6 +97,14 @@ def untrained_policy(workdir, **changes):
     )
 
 
+def load_checkpoint(checkpoint, **changes):
+    """The policy of a checkpoint as evaluation loads it, and where it is from."""
+    recipe = changed(evaluate.get_config(), {"checkpoint": str(checkpoint)}, **changes)
+    parsed = parse(recipe, Path())
+    mesh, _ = split_mesh(parsed.mesh, 0)
+    return load_policy(parsed, parsed.checkpoint, mesh)
+
+
 def last_state(workdir):
     """The last checkpoint: its step, every array, and the host's part."""
     online = parse(config(), workdir).online
@@ -107,13 +116,14 @@ def last_state(workdir):
     return step, jax.device_get([state.params, state.opt_state, state.key]), host
 
 
-def assert_same_run(one, other):
-    assert lines(one) == lines(other)
-    (step, state, host), (other_step, other_state, other_host) = map(last_state, (one, other))
-    assert (step, host) == (other_step, other_host)
-    jax.tree.map(np.testing.assert_array_equal, state, other_state)
-    assert (one / "summary.json").read_bytes() == (other / "summary.json").read_bytes()
-    assert (one / "tokenizer.json").read_bytes() == (other / "tokenizer.json").read_bytes()
+def assert_same_run(expected, actual, files=("summary.json", "tokenizer.json")):
+    """Asserts that two runs have equal metrics, last checkpoints and files."""
+    assert lines(actual) == lines(expected)
+    (step, state, host), (other_step, other_state, other_host) = map(last_state, (expected, actual))
+    assert (other_step, other_host) == (step, host)
+    jax.tree.map(np.testing.assert_array_equal, other_state, state)
+    for name in files:
+        assert (actual / name).read_bytes() == (expected / name).read_bytes(), name
 
 
 def random_groups(groups=3, size=4, steps=5, seed=0):
@@ -193,7 +203,7 @@ class Given(ExampleBuilder):
 
 
 def good_rows(n: int, **changes) -> tuple[Row, ...]:
-    """n good training rows, each with a uid of its own."""
+    """n good training rows with different uids."""
     return tuple(
         Row(
             split="train",

@@ -23,7 +23,7 @@ PLOTS = {
 
 
 def small_config(arms, **changes):
-    """The study's config with other arms: name to what differs from an arm of one seed, tuned."""
+    """The study's config with other arms: name to what differs from a tuned arm with one seed."""
     config = recipe.get_config().copy_and_resolve_references().unlock()
     main, specs = next(iter(arms)), {}
     for name, values in arms.items():
@@ -56,7 +56,7 @@ def scored(macro_f1):
         "good_f1": None,
         "f1": {"1": macro_f1, "2": 0.25, "3": None, "4": 0.75},
         "step_accuracy": {"query": macro_f1, "category": macro_f1 + 0.1},
-        "wrong_reason": 1 - macro_f1,
+        "right_for_wrong_reason": 1 - macro_f1,
         "parse_rate": 1.0,
         "confusion": [[9, 1, 0, 0, 0], [2, 8, 0, 0, 0], [0, 0, 5, 5, 0], [0, 0, 0, 9, 1]],
         "n": 40,
@@ -64,24 +64,24 @@ def scored(macro_f1):
     }
 
 
-def write_run(folder, macro_f1, *, phase="srpo", updates=12, sampled=5_000):
+def write_run(folder, macro_f1, *, phase="rl", updates=12, sampled=5_000):
     """Writes a run's files: entropies 1, 2, ..., evaluated at first and every four updates."""
     folder.mkdir(parents=True)
     metrics = []
-    if phase == "srpo":
+    if phase != "sft":
         metrics.append({"phase": "eval", "step": 0, "validation/macro_f1": 0.5})
     for step in range(1, updates + 1):
         line = {"phase": phase, "step": step, "entropy": float(step)}
         line |= {"loss": 0.5, "tokens": 100, "time/step": 0.5}
-        line |= {"time/lessons": 2.0} if phase == "srpo" and step == 1 else {}
+        line |= {"time/preparation": 2.0} if phase != "sft" and step == 1 else {}
         metrics.append(line)
-        if step % 4 == 0 and phase == "srpo":
+        if step % 4 == 0 and phase != "sft":
             best = {"validation/macro_f1": macro_f1 - (updates - step) / 100}
             metrics.append({"phase": "eval", "step": step} | best)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
     summary = scored(macro_f1) | {"longtail": scored(macro_f1 - 0.2), "before": {}}
     summary |= {"checkpoint": updates}
-    summary |= {"sampled_tokens": sampled} if phase == "srpo" else {}
+    summary |= {"sampled_tokens": sampled} if phase != "sft" else {}
     (folder / "summary.json").write_text(json.dumps(summary))
     return summary
 

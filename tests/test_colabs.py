@@ -1,4 +1,4 @@
-"""Trap 12: the notebooks' cells run."""
+"""Trap 12: the cells of the notebooks run."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def test_a_notebook_opens_anywhere_and_carries_no_outputs(path):
 
 @pytest.fixture
 def execute(monkeypatch, tmp_path):
-    """Runs a notebook, by its name, with more in the environment; returns its code cells."""
+    """Runs a notebook by its name, with more environment variables; returns its code cells."""
 
     def run(name, **environment):
         (path,) = (path for path in COLABS if path.stem == name)
@@ -53,7 +53,7 @@ def execute(monkeypatch, tmp_path):
 
 
 def shown(cells, kind):
-    """What the cells show of one MIME type."""
+    """The outputs of the cells that have a MIME type."""
     outputs = [output for cell in cells for output in cell.outputs]
     return [output.data[kind] for output in outputs if kind in output.get("data", {})]
 
@@ -81,7 +81,7 @@ def test_trap_12_every_cell_of_the_evidence_notebook_runs(execute, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_evidence_notebook_shows_a_folder_that_is_half_finished(execute, tmp_path):
+def test_the_evidence_notebook_shows_a_study_that_is_half_finished(execute, tmp_path):
     folder = tmp_path / "evidence"
     config = write_study(folder)
     for seed in (0, 1):
@@ -100,7 +100,7 @@ def test_the_evidence_notebook_shows_a_folder_that_is_half_finished(execute, tmp
 
 @pytest.mark.filterwarnings("ignore")
 def test_two_rows_from_the_cold_start_to_the_tables_and_the_notebook(execute, tmp_path):
-    """The smallest real runs there are: the cold start, and an arm that begins with it."""
+    """The smallest real runs: the cold start, and an arm that starts from it."""
     settings = {"rl.estimator": "grpo"}
     config = small_config(
         {"grpo": {"settings": settings, "tuned": False}, "base": {"trained": False}}

@@ -1,4 +1,4 @@
-"""The command line: what is wrong with it is said at once and in a line."""
+"""The command line: errors in it are reported at once and in one line."""
 
 import os
 import shutil
@@ -23,15 +23,25 @@ def get_config(arg=""):
     return ConfigDict({"kind": kind, "seed": 1, "optim": optim, "arg": arg, "cpu_devices": 2})
 """
 
+# Stands in for she_jax.types, which imports JAX.
+TYPES = """
+class UserError(ValueError):
+    pass
+"""
+
 # Stands in for she_jax.runs.run, so that these tests train nothing.
 RUN = """
 import json
 
+from she_jax.types import UserError
+
 def run(config, workdir):
     if config.arg == "user":
-        raise ValueError("the user's mistake")
+        raise UserError("the user's mistake")
     if config.arg == "disk":
         open("/nowhere/at/all")
+    if config.arg == "value":
+        raise ValueError("a value that no user gave")
     if config.arg == "library":
         json.loads("{")
     if config.arg == "type":
@@ -43,23 +53,29 @@ def run(config, workdir):
 
 # Stands in for benchmarks.evidence.run.
 STUDY = """
+from she_jax.types import UserError
+
 def run_study(config, workdir):
     if config.arg == "study_bad":
-        raise ValueError("the study's mistake")
+        raise UserError("the study's mistake")
     print(workdir, config.kind)
 """
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A copy of launch.py beside a package whose run() is the stand-in, and a recipe."""
+    """A copy of launch.py beside the stand-ins for the package, and a recipe."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "launch.py").write_bytes((ROOT / "launch.py").read_bytes())
     (folder / "she_jax" / "runs").mkdir(parents=True)
     for package in ("she_jax", "she_jax/runs"):
         (folder / package / "__init__.py").touch()
+    (folder / "she_jax" / "types.py").write_text(TYPES)
     (folder / "she_jax" / "runs" / "run.py").write_text(RUN)
     (folder / "recipe.py").write_text(RECIPE)
+    (folder / "configs").mkdir()
+    for name in ("__init__.py", "renamed.py"):
+        (folder / "configs" / name).write_bytes((ROOT / "configs" / name).read_bytes())
     return folder
 
 
@@ -112,7 +128,7 @@ def test_a_recipe_runs_in_its_workdir(project, arguments, output):
         (["stray"], "unexpected arguments ['stray']"),
     ],
 )  # fmt: skip
-def test_a_wrong_command_line_is_one_line_and_code_2(project, arguments, message):
+def test_an_invalid_command_line_is_one_line_and_code_2(project, arguments, message):
     done = launch(project, "--config=recipe.py", *arguments)
     assert done.returncode == 2
     assert message in done.stderr
@@ -127,7 +143,7 @@ def test_a_wrong_command_line_is_one_line_and_code_2(project, arguments, message
         (["--config=recipe.py:bad"], "argument 'bad': expected model=NAME"),
     ],
 )
-def test_a_wrong_recipe_is_one_line_and_code_2(project, arguments, message):
+def test_an_invalid_recipe_is_one_line_and_code_2(project, arguments, message):
     done = launch(project, *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith(f"launch.py: {message}")
@@ -137,7 +153,7 @@ def test_a_wrong_recipe_is_one_line_and_code_2(project, arguments, message):
 @pytest.mark.parametrize(
     ("kind", "message"), [("user", "the user's mistake"), ("disk", "No such file or directory")]
 )
-def test_bad_input_is_a_message_and_code_1(project, kind, message):
+def test_invalid_input_is_a_message_and_code_1(project, kind, message):
     done = launch(project, f"--config=recipe.py:{kind}")
     assert done.returncode == 1
     assert message in done.stderr
@@ -145,7 +161,13 @@ def test_bad_input_is_a_message_and_code_1(project, kind, message):
 
 
 @pytest.mark.parametrize(
-    ("kind", "word"), [("library", "JSONDecodeError"), ("type", "TypeError"), ("bug", "a bug in")]
+    ("kind", "word"),
+    [
+        ("value", "ValueError: a value"),
+        ("library", "JSONDecodeError"),
+        ("type", "TypeError"),
+        ("bug", "a bug in"),
+    ],
 )
 def test_a_bug_shows_its_traceback(project, kind, word):
     done = launch(project, f"--config=recipe.py:{kind}")
@@ -158,8 +180,8 @@ def test_a_stopped_run_has_the_shells_code(project):
     assert launch(project, "--config=recipe.py:stop").returncode == 143
 
 
-def test_the_study_is_that_of_the_checkout_whatever_the_folder(checkout, tmp_path):
-    """Another benchmarks, in the working folder and on Python's path, is not it."""
+def test_the_study_of_the_checkout_runs_from_any_folder(checkout, tmp_path):
+    """Not another ``benchmarks`` in the working folder or on Python's path."""
     write_study(tmp_path, "raise RuntimeError('another one')")
     recipe = f"--config={checkout / 'recipe.py'}:study"
     done = launch(checkout, recipe, cwd=tmp_path, path=tmp_path)

@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 
 from she_jax.types import UserError
 
-# Stand for the folders of reward models in an arm's settings and stages.
 # A ConfigDict. Its attributes are typed as a union of everything, which no type checker can follow.
 Config: TypeAlias = Any
 
+# Stand for the folders of reward models in an arm's settings and stages.
 PLACEHOLDERS = {"prm": "{prm}", "orm": "{orm}"}
 VALIDATION = "validation/macro_f1"
 

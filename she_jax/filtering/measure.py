@@ -389,7 +389,7 @@ def _reach(name: str, value: float) -> float:
 
 
 def _digest(params: Any) -> str:
-    """Identifies the parameters of a policy."""
+    """A short hash of the parameters of a policy."""
     digest = sha256()
     for leaf in jax.tree.leaves(jax.device_get(params)):
         digest.update(np.ascontiguousarray(leaf).tobytes())

@@ -124,7 +124,7 @@ def _describe_reasons(config: FilterConfig) -> dict[str, str]:
         "kept": "passed every threshold and was selected",
         "duplicate": f"near-duplicate of an earlier pair (similarity {config.similarity:g})",
         "confident": f"the policy's confidence is above {config.confidence:g}",
-        "unlabelled": "the pair has no label, so no outcome is known",
+        "unlabeled": "the pair has no label, so no outcome is known",
         "unmeasured": "no rollouts were recorded",
         "easy": f"too easy, pass rate above {config.high:g}",
         "hard": f"too hard, pass rate below {config.low:g}",

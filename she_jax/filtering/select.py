@@ -29,7 +29,7 @@ REASONS = (
     "kept",
     "duplicate",  # near-duplicate of an earlier pair
     "confident",  # the policy's confidence is above FilterConfig.confidence
-    "unlabelled",  # no label, so no outcome reward is known
+    "unlabeled",  # no label, so no outcome reward is known
     "unmeasured",  # labeled, but without recorded rollouts
     "easy",  # pass rate above FilterConfig.high
     "hard",  # pass rate below FilterConfig.low
@@ -49,12 +49,13 @@ class FilterConfig:
     Attributes:
       similarity: smallest Jaccard similarity of shingles at which a pair counts as a near-duplicate
         of an earlier one, in [0.5, 1]; 0 disables deduplication.
-      confidence: largest confidence kept, in (0, 1]; 1 keeps all prompts.
+      confidence: largest confidence of the policy in its label, in (0, 1]; 1 keeps all prompts.
       low: lowest pass rate kept, in [0, 1].
       high: highest pass rate kept, in [0, 1].
       min_entropy: lowest path entropy kept, in nats.
       size: number of prompts to keep; 0 keeps all that pass the thresholds.
-      balance: even quotas over class, kind and difficulty, then clusters; else a random choice.
+      balance: if ``size`` is set, even quotas over class, kind and difficulty, then clusters; else
+        a random choice.
       clusters: number of clusters of the embeddings; 0 for no clustering.
       front: kinds of query that have priority.
       front_share: share of ``size`` for the kinds in ``front``, in [0, 1]; they get more if the
@@ -324,7 +325,7 @@ def _threshold_reasons(
         "duplicate": np.isin(survey.row, [] if duplicates is None else duplicates),
         # A threshold of 1 drops nothing, although rounding may lift a probability above 1.
         "confident": (survey.confidence > config.confidence) & (config.confidence < 1),
-        "unlabelled": survey.label == 0,
+        "unlabeled": survey.label == 0,
         "unmeasured": survey.rollouts == 0,
         "easy": survey.pass_rate > config.high,
         "hard": survey.pass_rate < config.low,
@@ -341,7 +342,7 @@ def _nothing_left_message(reason: Int8[np.ndarray, "N"], config: FilterConfig) -
     rules = {
         "duplicate": (f"similarity={config.similarity}", "raise it, or give 0 to keep them"),
         "confident": (f"confidence={config.confidence}", "raise it; 1 keeps all"),
-        "unlabelled": ("the lack of labels", "filter a split whose pairs are labeled"),
+        "unlabeled": ("the lack of labels", "filter a split whose pairs are labeled"),
         "unmeasured": ("the lack of rollouts", "record these pairs again"),
         "easy": (f"high={config.high}", "raise it, or give the policy harder pairs"),
         "hard": (f"low={config.low}", "lower it, or train the policy further first"),

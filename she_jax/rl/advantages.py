@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from she_jax.types import Advantages
 
-CRITICAL = ("first_error", "all", "outcome_consistent")
+CRITICAL = ("first_error", "all")
 
 
 def srpo_advantages(
@@ -59,7 +59,6 @@ def srpo_advantages(
       step, which reasons from a wrong premise; a correct step counts only if some rollout of the
       group has it wrong.
     - ``all``: 1 for every step.
-    - ``outcome_consistent``: 0 where d and the outcome's advantage have opposite signs, else 1.
 
     A step without tokens, one that the rollout left out, passes its advantage on to the next step
     that has tokens, the one written in its place. If none follows, the advantage is dropped.
@@ -90,8 +89,6 @@ def srpo_advantages(
         c = (wrong | wrong.any(axis=1, keepdims=True)) * jnp.where(wrong_before, after_error, 1.0)
     elif critical == "all":
         c = jnp.ones_like(d)
-    elif critical == "outcome_consistent":
-        c = (d * outcome_part[:, :, None] >= 0).astype(d.dtype)
     else:
         raise ValueError(f"critical={critical!r}: expected one of {CRITICAL}")
     step = (w_step * c * d).reshape(step_rewards.shape)
@@ -155,9 +152,9 @@ def dr_grpo_advantages(
     """Dr. GRPO (GRPO done right): A[i] = R[i] - mean R.
 
     Liu et al. (arXiv 2503.20783). Without the division by std R, a prompt weighs in proportion to
-    the spread of its rewards. The other half of the method is the denominator of the loss,
-    ``constant`` in ``she_jax.rl.losses``. ``eps`` is ignored; of the step arguments only the number
-    of steps is used. Args: see the module.
+    the spread of its rewards. The other half of the method is the denominator of the loss, that of
+    the aggregation ``constant`` in ``she_jax.rl.losses``. ``eps`` is ignored; of the step arguments
+    only the number of steps is used. Args: see the module.
     """
     del step_mask, step_tokens, eps
     centered, _ = _center_and_std(*_outcome_as_step(outcome, group_size), min_std)
@@ -255,7 +252,8 @@ def token_advantages(
       step_ids: step of each token, in [-1, S); a token outside every step (-1) gets the outcome
         part only.
       completion_mask: True on sampled tokens; the advantage of any other token is 0.
-      clip, negative_weight: as for ``clip_advantages``.
+      clip: as for ``clip_advantages``.
+      negative_weight: as for ``clip_advantages``.
     """
     step_advantages = jnp.take_along_axis(advantages.step, jnp.maximum(step_ids, 0), axis=1)
     total = advantages.outcome[:, None] + jnp.where(step_ids >= 0, step_advantages, 0.0)

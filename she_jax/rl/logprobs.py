@@ -83,7 +83,7 @@ def fused_loss(
     Args:
       output: logits, or hidden states with the head to multiply them by.
       batch: its [B, T] fields are split along time like the logits, from ``prompt_length`` on. It
-        must have no [B] fields, which every chunk would count again: leave out ``counts``.
+        must have no [B] fields, which every chunk would count again: leave out ``denominator``.
       loss: (logps, entropy, batch) -> (sum, metrics), each for some of the positions. The sum and
         the metrics are sums over tokens, or maxima if named in ``MAXIMA``; a token of weight 0 must
         not contribute. It must not close over arrays: all its inputs are in the batch.

@@ -58,9 +58,9 @@ def token_weights(
     Args:
       completion_mask: True on the tokens to train.
       step_ids: step of each token, -1 outside every step.
-      normalisation: what counts equally. ``token``: every token. ``sequence``: every sequence,
-        whose weights sum to 1. ``step``: every step of every sequence, whose weights sum to 1; the
-        tokens outside every step form one more. ``constant``: every token, over a constant length.
+      aggregation: what counts equally. ``token``: every token. ``sequence``: every sequence, whose
+        weights sum to 1. ``step``: every step of every sequence, whose weights sum to 1; the tokens
+        outside every step form one more. ``constant``: every token, over a constant length.
 
     Raises:
       ValueError: if ``aggregation`` is unknown.
@@ -74,7 +74,7 @@ def token_weights(
     if aggregation == "step":
         sizes = jax.vmap(_occurrences)(jnp.asarray(step_ids), mask)
         return weights / jnp.maximum(sizes, 1)
-    raise ValueError(f"normalisation={aggregation!r}: expected one of {AGGREGATIONS}")
+    raise ValueError(f"aggregation={aggregation!r}: expected one of {AGGREGATIONS}")
 
 
 def loss_denominators(rows: int, slots: int, aggregation: str) -> Float32[Array, "B"] | None:
@@ -91,10 +91,10 @@ def loss_denominators(rows: int, slots: int, aggregation: str) -> Float32[Array,
     Args:
       rows: B, rollouts in the batch.
       slots: maximum number of tokens of a completion.
-      normalisation: as in ``token_weights``.
+      aggregation: as in ``token_weights``.
 
     Returns:
-      ``counts`` of a ``TrainBatch``: [B] for ``constant``, otherwise None.
+      ``denominator`` of a ``TrainBatch``: [B] for ``constant``, otherwise None.
     """
     if aggregation == "constant":
         return jnp.full(rows, slots, dtype=jnp.float32)
@@ -109,7 +109,7 @@ def policy_loss(
         rho = exp(logps - old_logps)
         pg  = -min(rho * A, clip(rho, 1 - clip_low, 1 + clip_high) * A)
         k3  = exp(ref_logps - logps) - (ref_logps - logps) - 1
-        sum = sum_t w * (pg + kl_coef * k3),  count = sum_t w, or sum_b counts
+        sum = sum_t w * (pg + kl_coef * k3),  count = sum_t w, or sum_b denominator
 
     On ``batch.imitation_mask`` tokens rho is 1 with the gradient of logps, and k3 is 0: the
     gradient is that of the cross entropy, weighted by A.

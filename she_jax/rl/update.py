@@ -43,8 +43,8 @@ def make_update_step(
 ) -> Callable[[TrainState, TrainBatch], tuple[TrainState, Metrics]]:
     """Makes one policy update: the gradient of ``policy_loss`` over a batch, and an optimizer step.
 
-    Gradients of micro-batches are summed in float32 and divided once by the sum of the weights, or
-    of the batch's ``counts``, so the result does not depend on how the batch is split.
+    Gradients of micro-batches are summed in float32 and divided once, by the sum of the weights or
+    of the batch's ``denominator``, so the result does not depend on how the batch is split.
 
     Args:
       forward: the model.
@@ -56,9 +56,9 @@ def make_update_step(
       divide into the micro-batches. ``state.step`` increases by one; ``state.key`` is unchanged,
       since nothing here is random (the sampler folds the step into it). Metrics are scalars: the
       weighted means ``pg_loss``, ``kl``, ``entropy``, ``ratio``, ``clip_low``, ``clip_high`` and
-      ``logp_gap``; ``loss``, divided by ``counts`` instead if the batch has them; ``logp_gap_max``;
-      ``grad_norm`` (before the optimizer clips it) and ``tokens`` (number of tokens with nonzero
-      weight). A batch without weight has loss 0 and gradient 0.
+      ``logp_gap``; ``loss``, divided by the sum of ``denominator`` instead if the batch has it;
+      ``logp_gap_max``; ``grad_norm`` (before the optimizer clips it) and ``tokens`` (number of
+      tokens with nonzero weight). A batch without weight has loss 0 and gradient 0.
     """
 
     def loss(logps: Array, entropy: Array, batch: TrainBatch) -> tuple[Array, Metrics]:

@@ -6,8 +6,8 @@ For N prompts with G rollouts each (B = N * G rows, a group's rows contiguous), 
    process reward model's elsewhere (``she_jax.rewards``). Every rollout has an outcome R[i].
 2. A step is compared with the same step of its group:
    d[i, k] = (r[i, k] - mean_k) / (std_k + eps).
-3. Critical steps weigh most: c[i, k] is 1 for the first wrong step of a rollout, less for what
-   follows it, and 1 for a right step that another rollout of the group got wrong.
+3. Critical steps count: c[i, k] is 0 where no rollout of the group has step k wrong; elsewhere 1,
+   or ``after_error`` where rollout i has a wrong step before k.
 4. The advantage of a token of step k is
    w_outcome * (R[i] - mean) / (std + eps) + w_step * c[i, k] * d[i, k],
    clipped; a negative advantage has a weight of its own.
@@ -57,12 +57,12 @@ def assign_credit(
     step_ids: Int[Array, "B T"],
     completion_mask: Bool[Array, "B T"],
 ) -> tuple[Float[Array, "B S"], Float[Array, "B T"]]:
-    """Advantages of steps [B, S] and of tokens [B, T]; pure.
+    """Advantages of steps [B, S], for metrics and pages, and of tokens [B, T], for the loss; pure.
 
     Args:
       rewards: of the steps, in [0, 1]; read where ``known``.
-      verified: where the reward is the verifier's, whose threshold of a right step is
-        ``options["correct_from"]``; that of a reward model's probability is 1/2.
+      verified: True where the reward is the verifier's. Such a step is right from
+        ``options["correct_from"]`` on; one scored by a reward model, from 1/2 on.
       outcome: reward of each rollout, in [0, 1].
       step_ids: the step of each token, -1 outside every step.
       completion_mask: True on sampled tokens.

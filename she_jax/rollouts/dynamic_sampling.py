@@ -24,10 +24,10 @@ def dynamic_sampling(
 
     Groups that carry no learning signal are replaced by informative ones from further batches of
     prompts. Informative groups of the first batch stay. So do the uninformative groups that are
-    left after the last round: only a reward model can give them an advantage. Unused groups enter
-    the running pass rates and are counted, in ``dynamic_sampling/dropped`` if they carry no
-    learning signal and in ``dynamic_sampling/surplus`` if they were not needed. All other metrics
-    are of the first batch, whose prompts are not selected, except
+    left after the last round: with SRPO only a reward model can give them an advantage. Unused
+    groups enter the running pass rates and are counted, in ``dynamic_sampling/dropped`` if they
+    carry no learning signal and in ``dynamic_sampling/surplus`` if they were not needed. All other
+    metrics are of the first batch, whose prompts are not selected, except
     ``dynamic_sampling/zero_variance``, ``sampled_tokens`` and the times. This is DAPO's dynamic
     sampling (arXiv 2503.14476, section 3.2) with a bound.
 

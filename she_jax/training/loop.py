@@ -57,9 +57,9 @@ class Evaluation:
     """Periodic evaluation, which selects the best checkpoint.
 
     Attributes:
-      function: (params, step) -> metrics; the higher ``metric`` among them, the better.
+      function: (params, step) -> metrics, of which ``metric`` selects; higher is better.
       every: updates between two evaluations, >= 1. The first (step 0) and the last are always made.
-      patience: training ends after this many evaluations without improvement; 0 for never.
+      patience: training ends after this many evaluations in a row without improvement; 0 for never.
       metric: name of the metric that selects.
     """
 

@@ -70,7 +70,7 @@ def claim_workdir(
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:
-    """The ``config.json`` of a run, or of a Hugging Face directory, which has no ``kind``.
+    """The recipe in a run's ``config.json``, or that of a Hugging Face directory, without ``kind``.
 
     Raises:
       UserError: if an earlier version of she_jax wrote it.
@@ -79,6 +79,7 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     recipe = json.loads(path.read_text(encoding="utf-8"))
     if "kind" in recipe:
         _check_schema(recipe, path)
+        del recipe["schema"]  # of the file, not of the recipe, which is compared with others
     return recipe
 
 

@@ -28,7 +28,7 @@ def names(config):
 # ---------------------------------------------------------------------- the plan
 
 
-def test_starts_come_first_then_the_rates_of_the_first_seed_then_the_other_seeds():
+def test_cold_starts_come_first_then_the_rates_of_the_first_seed_then_the_other_seeds():
     config = small_config({"base": {"trained": False, "seeds": 2}, "grpo": {"seeds": 2}})
     assert names(config) == [
         "seed0/start-main",
@@ -43,7 +43,7 @@ def test_starts_come_first_then_the_rates_of_the_first_seed_then_the_other_seeds
 
 
 def test_an_arm_with_the_rate_of_another_needs_its_runs():
-    """Also if it is the only one selected. Its cold start is run as well."""
+    """Also if no other arm is selected. Its cold start is run as well."""
     config = small_config({"grpo": {}, "other": {"start": "checks_2", "tuned": "grpo"}})
     jobs = plan_jobs(config, ["other"])
     assert [job.name for job in jobs] == [
@@ -57,30 +57,32 @@ def test_an_arm_with_the_rate_of_another_needs_its_runs():
 
 
 def test_reward_models_come_before_the_arms_that_need_them():
-    """The examiner once, of the first seed; a scalar model for each seed, since it reads tokens."""
+    """The process one once, of the first seed; the outcome one for each seed: it reads tokens."""
     settings = {"reward.prm": recipe.PRM, "reward.orm": recipe.ORM}
     config = small_config({"arm": {"seeds": 2, "tuned": False, "settings": settings}})
     jobs = plan_jobs(config, config.order)
     assert [job.name for job in jobs] == [
         "seed0/start-main",
-        "examiner-main",
-        "seed0/scalar-main",
+        "prm-main",
+        "seed0/orm-main",
         "seed0/arm-0.0003",
         "seed1/start-main",
-        "seed1/scalar-main",
+        "seed1/orm-main",
         "seed1/arm-0.0003",
     ]
     assert jobs[-1].needs == (
         "seed1/start-main",
         "seed0/start-main",
-        "examiner-main",
-        "seed1/scalar-main",
+        "prm-main",
+        "seed1/orm-main",
     )
     arm = job_config(config, Path("runs/x"), jobs[-1])
-    assert arm.reward.prm == "runs/x/examiner-main"
-    assert arm.reward.orm == "runs/x/seed1/scalar-main"
-    examiner = job_config(config, Path("runs/x"), jobs[1])
-    assert (examiner.kind, examiner.checkpoint) == ("reward_model", "runs/x/seed0/start-main")
+    assert arm.reward.prm == "runs/x/prm-main"
+    assert arm.reward.orm == "runs/x/seed1/orm-main"
+    prm = job_config(config, Path("runs/x"), jobs[1])
+    assert (prm.kind, prm.checkpoint) == ("reward_model", "runs/x/seed0/start-main")
+    orm = job_config(config, Path("runs/x"), jobs[-2])
+    assert (orm.kind, orm.checkpoint) == ("scalar_reward", "runs/x/seed1/start-main")
 
 
 def test_a_job_is_the_recipe_with_what_its_arm_changes():
@@ -90,25 +92,25 @@ def test_a_job_is_the_recipe_with_what_its_arm_changes():
     arm = job_config(config, Path("w"), job)
     assert (arm.rl.srpo.w_step, arm.rl.learning_rate, arm.chain.checks) == (0.5, 1e-3, 2)
     assert (arm.seed, arm.shopworld.seed, arm.data.dir) == (1, 1, "w/data")
-    assert arm.start == "w/seed1/start-checks_2/checkpoints/sft"
+    assert arm.init_from == "w/seed1/start-checks_2/checkpoints/sft"
     start = job_config(config, Path("w"), Job(kind="start", target="checks_2", seed=1))
-    assert (start.start, start.rl.steps, start.data.dir) == ("", 0, arm.data.dir)
+    assert (start.init_from, start.rl.steps, start.data.dir) == ("", 0, arm.data.dir)
     assert arm.sft == start.sft
     assert config.recipe.rl.srpo.w_step == 1.0  # the recipe itself is unchanged
 
 
 @pytest.mark.parametrize("stages", [{}, {"a": {}}])
 def test_a_jobs_seed_is_added_to_those_of_the_config(stages):
-    """None is ignored: another examiner.seed is another examiner, of the same pairs."""
+    """None is ignored: another prm.seed is another process reward model, of the same pairs."""
     config = small_config({"arm": {"stages": stages}}).unlock()
     config.update_from_flattened_dict({"prm.seed": 30, "orm.seed": 40})
-    arm, examiner, scalar = (
+    arm, prm, orm = (
         job_config(config, Path("w"), Job(kind=kind, target=target, seed=1, rate=1e-4))
-        for kind, target in (("arm", "arm"), ("examiner", "main"), ("scalar", "main"))
+        for kind, target in (("arm", "arm"), ("prm", "main"), ("orm", "main"))
     )
     first = arm.stages.a if stages else arm
     assert (arm.seed, first.seed, first.shopworld.seed) == (1, 1, 1)
-    assert (examiner.seed, scalar.seed) == (31, 41)
+    assert (prm.seed, orm.seed) == (31, 41)
     config.recipe.shopworld.seed = 2
     with pytest.raises(ValueError, match=r"shopworld\.seed=2: expected 0, they are those of seeds"):
         job_config(config, Path("w"), Job(kind="start", target="main", seed=1))
@@ -128,23 +130,23 @@ def test_the_stages_of_a_curriculum_keep_the_proportions_of_their_rates():
     assert run.kind == "curriculum"
     assert [stage.rl.learning_rate for stage in run.stages.values()] == pytest.approx([6e-4, 2e-4])
     assert [stage.rl.steps for stage in run.stages.values()] == [40, 20]
-    assert run.stages.a.start == "w/seed0/start-main/checkpoints/sft"
-    assert run.stages.b.start == ""
+    assert run.stages.a.init_from == "w/seed0/start-main/checkpoints/sft"
+    assert run.stages.b.init_from == ""
 
 
 def test_a_stage_may_name_a_reward_model():
-    """It is trained before the arm, like one that the settings name."""
+    """The reward model is trained before the arm, as if the settings named it."""
     stages = {"a": {}, "b": {"reward.prm": recipe.PRM}}
     config = small_config({"she": {"stages": stages, "tuned": False}})
     job = plan_jobs(config, config.order)[-1]
-    assert job.needs == ("seed0/start-main", "examiner-main")
+    assert job.needs == ("seed0/start-main", "prm-main")
     run = job_config(config, Path("w"), job)
-    assert [stage.reward.prm for stage in run.stages.values()] == ["", "w/examiner-main"]
+    assert [stage.reward.prm for stage in run.stages.values()] == ["", "w/prm-main"]
 
 
 @pytest.mark.parametrize("arg", ["", "model=smollm2,data=esci", "data=jsonl"])
 def test_every_job_of_the_real_recipe_has_a_config(arg):
-    """No two arms have one name, and none changes a key that the recipe does not have."""
+    """No two jobs have the same name, and no arm changes a key that the recipe does not have."""
     config = recipe.get_config(arg)
     assert len(config.order) == len(recipe.OTHER_PAIRS if arg else recipe.ARMS)
     assert selected_arms(config) == list(config.order)
@@ -165,11 +167,8 @@ def test_other_pairs_are_learned_from_in_four_ways_at_the_sizes_of_stage_1():
         run = job_config(config, Path("w"), Job(kind="arm", target=name, seed=1, rate=1e-5))
         assert (run.model, run.sft, run.data.name) == (single.model, single.sft, "esci")
         assert (run.rl.prompts, run.rl.steps) == (single.rl.prompts, single.rl.steps)
-        assert (run.rl.difficulty, run.rl.dynamic_sampling_rounds, run.filter.pairs) == (
-            "even",
-            0,
-            0,
-        )
+        prompts = (run.rl.difficulty, run.rl.dynamic_sampling_rounds, run.filter.pairs)
+        assert prompts == ("even", 0, 0)
 
 
 def test_no_arm_is_given_more_rows_or_rollouts_than_another():
@@ -190,14 +189,16 @@ def test_no_arm_is_given_more_rows_or_rollouts_than_another():
         ), name
 
 
-def test_srpo_leaves_alone_what_did_worse_and_other_estimators_do_not():
-    config = recipe.get_config()
+def test_srpo_ignores_negative_advantages_and_other_estimators_do_not():
+    config, checked = recipe.get_config(), []
     for name, arm in config.arms.items():
         run = job_config(config, Path("w"), Job(kind="arm", target=name, seed=0, rate=1e-4))
         for stage in list(run.stages.values()) if arm.stages else [run]:
-            if arm.trained and stage.method == "online":
-                one_sign = (stage.rl.estimator == "srpo") != name.endswith(("_sign", "_signs"))
-                assert stage.rl.negative_advantage_weight == (0 if one_sign else 1), name
+            if arm.trained and stage.method == "rl":
+                positive_only = (stage.rl.estimator == "srpo") != name.endswith(("_sign", "_signs"))
+                assert stage.rl.negative_advantage_weight == (0 if positive_only else 1), name
+                checked.append(name)
+    assert {"annotated_srpo", "srpo_both_signs", "grpo_one_sign", "she"} <= set(checked)
 
 
 # ---------------------------------------------------------------------- the rates
@@ -230,7 +231,7 @@ def test_of_rates_with_the_same_score_the_lowest_is_chosen():
         ((0, 0, 7, 8, 7, 0, 0), (2, 3, 4)),
         ((0, 0, 0, 0, 1, 2, 1), (2, 3, 4, 5, 6)),  # 5 is best, and 6 shows that it is
         ((9, 8, 7, 6, 5, 4, 3), (0, 1, 2, 3, 4)),
-        ((9, 3, 7, 6, 5, 4, 3), (1, 2, 3, 4)),  # 0 is not tried, so its score is unknown
+        ((9, 3, 7, 6, 5, 4, 3), (1, 2, 3, 4)),  # 0 is not tried, so its score is never known
         ((8, 8, 8, 8, 8, 8, 8), (0, 1, 2, 3, 4)),
         ((None, None, None, None, 1, 0, 0), (2, 3, 4, 5)),
     ],

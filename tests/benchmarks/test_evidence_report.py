@@ -15,6 +15,7 @@ from benchmarks.evidence.report import (
     write_report,
 )
 from benchmarks.evidence.summarize import (
+    UPDATES,
     PairedComparison,
     by_seed,
     collect,
@@ -31,12 +32,13 @@ def study(tmp_path):
     return write_study(tmp_path), tmp_path
 
 
-def test_the_metrics_of_a_run(tmp_path):
-    write_run(tmp_path / "run", 0.8)
+@pytest.mark.parametrize("phase", UPDATES)
+def test_the_metrics_of_a_run(tmp_path, phase):
+    write_run(tmp_path / "run", 0.8, phase=phase)
     run = read_run(tmp_path / "run")
     assert run["test"]["macro_f1"] == 0.8
     assert run["test"]["steps"] == pytest.approx(0.85)
-    assert run["longtail"]["wrong_reason"] == pytest.approx(0.4)
+    assert run["longtail"]["right_for_wrong_reason"] == pytest.approx(0.4)
     assert run["entropy"] == pytest.approx(7.5)  # the mean of 3 to 12
     assert (run["sampled_tokens"], run["trained_tokens"], run["seconds"]) == (5_000, 1_200, 8.0)
     assert run["curve"] == [[0, 0.5], [4, pytest.approx(0.72)], [8, pytest.approx(0.76)], [12, 0.8]]
@@ -57,8 +59,8 @@ def test_a_cold_start_has_costs_and_no_curve(tmp_path):
 
 def test_the_updates_of_a_curriculum_are_counted_on(tmp_path):
     stages = {
-        name: write_run(tmp_path / "run" / name, score, updates=4, sampled=sampled)
-        for name, score, sampled in (("stage1", 0.7, 300), ("stage2", 0.8, 500))
+        name: write_run(tmp_path / "run" / name, score, phase=phase, updates=4, sampled=sampled)
+        for name, phase, score, sampled in (("stage1", "rft", 0.7, 300), ("stage2", "rl", 0.8, 500))
     }
     summary = scored(0.8) | {"stages": stages}
     (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
@@ -143,7 +145,7 @@ def test_what_cannot_be_read_is_named_and_stops_nothing(study):
     config, folder = study
     path = folder / "seed1/grpo-0.0003/summary.json"
     path.write_text(path.read_text()[:40])
-    (folder / "seed0/few-0.0003/metrics.jsonl").write_text('{"phase": "srpo"')
+    (folder / "seed0/few-0.0003/metrics.jsonl").write_text('{"phase": "rl"')
     (folder / "seed0/half-0.0003/summary.json").write_text('["no run"]')
     results = write_report(config, folder)
     assert list(results["bad"]) == [

@@ -55,7 +55,7 @@ def test_jobs_share_what_they_compile_and_the_users_environment_comes_back(tmp_p
     monkeypatch.setenv(least, "3")
     with _environment(small_config({"grpo": {}}, cpu_devices=2), tmp_path):
         assert os.environ[cache] == str(tmp_path / "compiled")
-        assert os.environ[least] == "3"  # the user's own
+        assert os.environ[least] == "3"  # what the user set
     assert cache not in os.environ
     assert os.environ[least] == "3"
     monkeypatch.delenv(least)
@@ -154,15 +154,17 @@ def waiting(tmp_path):
         "    config.recipe.data.path = 'waits'\n"
         f"    run_study(config, Path({str(tmp_path / 'run')!r}), stand_in)\n"
     )
-    command = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
     files = [tmp_path / f"run/seed{seed}/start-main.pid" for seed in (0, 1)]
     deadline = time.monotonic() + 120
-    while not all(file.is_file() and file.read_text() for file in files):
-        assert command.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    yield command, [int(file.read_text()) for file in files], tmp_path / "run"
-    command.kill()
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as command:
+        try:
+            while not all(file.is_file() and file.read_text() for file in files):
+                assert command.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            yield command, [int(file.read_text()) for file in files], tmp_path / "run"
+        finally:
+            command.kill()
 
 
 def has_ended(pid):
@@ -179,7 +181,7 @@ def test_a_signal_reaches_the_jobs_which_save_and_exit(waiting):
     shares = [os.sched_getaffinity(pid) for pid in pids]
     assert shares[0] | shares[1] == os.sched_getaffinity(0)
     assert len(os.sched_getaffinity(0)) < 2 or not shares[0] & shares[1]
-    with pytest.raises(ValueError, match="another command is at work"):
+    with pytest.raises(ValueError, match="another command is running"):
         run_study(small_config({"base": {"trained": False}}), folder, stand_in)
     command.send_signal(signal.SIGTERM)
     output, _ = command.communicate(timeout=60)

@@ -107,7 +107,7 @@ def by_hand():
         record(4, label=2, kind=""),
         record(5, label=None),
         record(7),
-    ], ["easy", "kept", "kept", "hard", "confident", "unlabelled", "duplicate"]
+    ], ["easy", "kept", "kept", "hard", "confident", "unlabeled", "duplicate"]
 
 
 def test_a_report_by_hand(tmp_path):
@@ -125,7 +125,7 @@ def test_a_report_by_hand(tmp_path):
         "kept": 2,
         "duplicate": 2,
         "confident": 1,
-        "unlabelled": 1,
+        "unlabeled": 1,
         "easy": 1,
         "hard": 1,
     }
@@ -134,10 +134,10 @@ def test_a_report_by_hand(tmp_path):
         "1": {"kept": 1, "dropped": 1, "dropped_by_reason": none | {"hard": 1}},
         "2": {"kept": 0, "dropped": 1, "dropped_by_reason": none | {"confident": 1}},
         "4": {"kept": 1, "dropped": 2, "dropped_by_reason": none | {"easy": 1, "duplicate": 1}},
-        "unknown": {"kept": 0, "dropped": 1, "dropped_by_reason": none | {"unlabelled": 1}},
+        "unknown": {"kept": 0, "dropped": 1, "dropped_by_reason": none | {"unlabeled": 1}},
     }
     assert list(report["by_class"]) == ["1", "2", "4", "unknown"]
-    three = none | {"easy": 1, "unlabelled": 1, "duplicate": 1}
+    three = none | {"easy": 1, "unlabeled": 1, "duplicate": 1}
     assert report["by_kind"] == {
         "": {"kept": 0, "dropped": 1, "dropped_by_reason": none | {"confident": 1}},
         "negation": {"kept": 1, "dropped": 1, "dropped_by_reason": none | {"hard": 1}},
@@ -269,7 +269,7 @@ def test_of_many_kinds_only_the_largest_are_shown(tmp_path):
 
 
 def test_no_rollouts_and_nothing_kept(tmp_path):
-    report = report_of(tmp_path, [record(0, label=None)], ["unlabelled"])
+    report = report_of(tmp_path, [record(0, label=None)], ["unlabeled"])
     assert strict_json(tmp_path) == report
     assert report["kept"] == 0
     for name in ("pass_rate", "path_entropy", "single_path", "distinct_2"):

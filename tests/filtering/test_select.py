@@ -262,7 +262,7 @@ def test_any_split_into_shards_in_any_order_gives_the_same(tmp_path):
     )
     gone = np.array([0, 9, 30, 10_000])
     expected = select(whole, config, gone)
-    assert {*reasons(expected)} >= {"kept", "duplicate", "confident", "unlabelled", "easy", "quota"}
+    assert {*reasons(expected)} >= {"kept", "duplicate", "confident", "unlabeled", "easy", "quota"}
     rng = np.random.default_rng(0)
     for trial in range(5):
         order = rng.permutation(300)

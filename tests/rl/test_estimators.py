@@ -51,14 +51,14 @@ def test_rloo_leaves_one_out():
     """The definition, rollout by rollout."""
     rewards, mask, outcome = random_groups()
     got, _ = estimate("rloo", rewards, mask, outcome)
-    for i, own in enumerate(outcome):
+    for i, reward in enumerate(outcome):
         group = range(4 * (i // 4), 4 * (i // 4) + 4)
-        others = np.mean([outcome[j] for j in group if j != i])
-        np.testing.assert_allclose(got[i], own - others, atol=1e-6)
+        baseline = np.mean([outcome[j] for j in group if j != i])
+        np.testing.assert_allclose(got[i], reward - baseline, atol=1e-6)
 
 
 def test_dr_grpo_by_hand():
-    """An even and an uneven group: nothing scales the rare success up."""
+    """Half and a quarter of a group correct: no division scales the rare success up."""
     outcome = np.array([1, 1, 0, 0, 1, 0, 0, 0], dtype=np.float32)
     steps = np.ones((8, 2), dtype=np.float32)
     got = dr_grpo_advantages(steps, steps > 0, outcome, group_size=4)
@@ -69,17 +69,17 @@ def test_dr_grpo_by_hand():
 
 def test_the_outcome_estimators_differ_by_scale_only():
     rewards, mask, outcome = random_groups()
-    plain, leave_one_out, whole = (
+    centered, leave_one_out, normalized = (
         estimate(name, rewards, mask, outcome)[0] for name in ("dr_grpo", "rloo", "grpo")
     )
-    np.testing.assert_allclose(leave_one_out, plain * 4 / 3, rtol=1e-6)
+    np.testing.assert_allclose(leave_one_out, centered * 4 / 3, rtol=1e-6)
     deviation = np.repeat(outcome.reshape(-1, 4).std(axis=1), 4)
-    np.testing.assert_allclose(whole * (deviation + 1e-4), plain, atol=1e-6)
+    np.testing.assert_allclose(normalized * (deviation + 1e-4), centered, atol=1e-6)
 
 
 def test_process_by_hand():
-    """Known rewards 1, 0, 1, 0, 1: mean 3/5, deviation sqrt(6)/5, so z is up or down; from the
-    last step backwards they add up, and the unknown one adds nothing."""
+    """Known rewards 1, 0, 1, 0, 1: mean 3/5, deviation sqrt(6)/5, so z is ``up`` or ``down``. The
+    advantage is the sum from the last step backwards; the unknown reward adds nothing."""
     got = process_advantages(REWARDS, MASK, OUTCOME, group_size=2, eps=0.0)
     up, down = 2 / np.sqrt(6), -3 / np.sqrt(6)
     want = [[2 * up + down, up + down, up], [up + down, up, 0]]
@@ -87,25 +87,24 @@ def test_process_by_hand():
     np.testing.assert_array_equal(got.outcome, np.zeros(2))
 
 
-def test_process_gives_a_token_what_ends_at_or_after_it():
-    """The definition, token by token; outside every step there is nothing."""
+def test_process_sums_the_steps_that_end_at_or_after_a_token():
+    """The definition, token by token; outside every step the advantage is 0."""
     rewards, mask, outcome = random_groups(groups=1)
-    z = np.asarray(process_advantages(rewards, mask, outcome, group_size=4).step)
-    own = z - np.pad(z, ((0, 0), (0, 1)))[:, 1:]  # what each step adds
+    sums = np.asarray(process_advantages(rewards, mask, outcome, group_size=4).step)
+    z = sums - np.pad(sums, ((0, 0), (0, 1)))[:, 1:]  # what each step adds
     ids = np.array([-1, 0, 0, 1, 2, 2, 3, 4, 4, -1])
     ends = np.array([np.flatnonzero(ids == k)[-1] for k in range(5)])
-    everywhere = np.ones((4, 10), dtype=bool)
     got = token_advantages(
         process_advantages(rewards, mask, outcome, group_size=4),
         np.tile(ids, (4, 1)),
-        everywhere,
+        np.ones((4, 10), dtype=bool),
         clip=100.0,
     )
-    want = [[own[i, ends >= t].sum() if ids[t] >= 0 else 0 for t in range(10)] for i in range(4)]
+    want = [[z[i, ends >= t].sum() if ids[t] >= 0 else 0 for t in range(10)] for i in range(4)]
     np.testing.assert_allclose(got, want, atol=1e-5)
     known = rewards[mask]
     scores = (rewards - known.mean()) / (known.std() + 1e-4)
-    np.testing.assert_allclose(own, np.where(mask, scores, 0), atol=1e-5)
+    np.testing.assert_allclose(z, np.where(mask, scores, 0), atol=1e-5)
 
 
 def test_process_with_one_step_is_grpo_on_that_reward():
@@ -117,30 +116,30 @@ def test_process_with_one_step_is_grpo_on_that_reward():
 
 
 def test_prorag_by_hand():
-    """Tokens 2, 3, 1 and 1, 1 with the rewards 1, 0, 1 and 0, 1: four of eight tokens are at 1.
+    """Tokens 2, 3, 1 and 1, 1 with the rewards 1, 0, 1 and 0, 1: four of eight tokens have 1.
 
-    So mu = sigma = 1/2, and z is 1 or -1. Each step alike: mean 3/5, deviation sqrt(6)/5.
+    So mu = sigma = 1/2, and z is 1 or -1. With equal weights: mean 3/5, deviation sqrt(6)/5.
     """
     tokens = np.array([[2, 3, 1], [1, 1, 50]])
     got = prorag_advantages(REWARDS, MASK, OUTCOME, group_size=2, step_tokens=tokens, eps=0.0)
     want = np.array([[1, -1, 1], [-1, 1, 0]])
     np.testing.assert_allclose(got.step, 0.3 * want, rtol=1e-5)
     np.testing.assert_allclose(got.outcome, [1, -1], rtol=1e-6)
-    alike = prorag_advantages(REWARDS, MASK, OUTCOME, group_size=2, w_step=0.5, eps=0.0)
+    equal = prorag_advantages(REWARDS, MASK, OUTCOME, group_size=2, w_step=0.5, eps=0.0)
     up, down = 2 / np.sqrt(6), -3 / np.sqrt(6)
     want = [[up / 2, down / 2, up / 2], [down / 2, up / 2, 0]]
-    np.testing.assert_allclose(alike.step, want, rtol=1e-5)
+    np.testing.assert_allclose(equal.step, want, rtol=1e-5)
 
 
 def test_prorag_equals_the_statistics_over_tokens():
-    """The definition: every token bears its step's reward, and all are normalised together."""
+    """The definition: every token has the reward of its step, and all are normalized together."""
     rewards, mask, outcome = random_groups(groups=1)
     tokens = random_tokens(rewards)
     _, got = estimate("prorag", rewards, mask, outcome, tokens)
-    laid_out = np.concatenate(
+    by_token = np.concatenate(
         [np.repeat(rewards[i][mask[i]], tokens[i][mask[i]]) for i in range(4)]
     )
-    want = 0.3 * (rewards - laid_out.mean()) / (laid_out.std() + 1e-4)
+    want = 0.3 * (rewards - by_token.mean()) / (by_token.std() + 1e-4)
     np.testing.assert_allclose(got, np.where(mask, want, 0), atol=1e-5)
     equal = estimate("prorag", rewards, mask, outcome, np.full_like(tokens, 7))[1]
     np.testing.assert_allclose(equal, estimate("prorag", rewards, mask, outcome)[1], rtol=1e-5)
@@ -155,19 +154,19 @@ def test_without_step_weight_it_is_grpo(estimator):
     np.testing.assert_array_equal(got.step, grpo.step)
 
 
-def test_all_estimators_are_called_alike():
-    """GRPO has no constants of its own: every other one takes what it takes, and defaults alike."""
+def test_all_estimators_share_the_arguments_of_grpo():
+    """GRPO has no constants; every estimator takes its arguments, with the same defaults."""
 
-    def form(estimator):
-        found = inspect.signature(estimator).parameters
-        return [(name, x.kind, x.default) for name, x in found.items()]
+    def arguments(estimator):
+        parameters = inspect.signature(estimator).parameters
+        return {(name, x.kind, x.default) for name, x in parameters.items()}
 
     for estimator in ESTIMATORS.values():
-        assert set(form(grpo_advantages)) <= set(form(estimator))
+        assert arguments(grpo_advantages) <= arguments(estimator)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "prorag"])
-def test_only_prorag_reads_how_many_tokens_a_step_has_that_has_some(name):
+def test_the_length_of_a_written_step_matters_to_prorag_only(name):
     rewards, mask, outcome = random_groups()
     tokens = random_tokens(rewards) + 1
     with_tokens = estimate(name, rewards, mask, outcome, tokens)
@@ -177,7 +176,7 @@ def test_only_prorag_reads_how_many_tokens_a_step_has_that_has_some(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_that_does_not_exist_takes_no_part(name):
-    """Whatever stands under a False mask, and however many tokens are said to be there."""
+    """Values where the mask is False change nothing: neither the reward nor the tokens."""
     rewards, mask, outcome = random_groups()
     tokens = random_tokens(rewards)
     clean = estimate(name, rewards, mask, outcome, tokens)
@@ -190,18 +189,19 @@ def test_a_step_that_does_not_exist_takes_no_part(name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("value", [0.0, 0.1, 0.3, 1.0])
-def test_a_group_without_spread_is_exactly_zero(name, value):
-    alike = np.full((16, 3), value, dtype=np.float32)
-    got = estimate(name, alike, alike >= 0, alike[:, 0], random_tokens(alike), group_size=16)
+def test_a_group_without_variance_is_exactly_zero(name, value):
+    equal = np.full((16, 3), value, dtype=np.float32)
+    got = estimate(name, equal, equal >= 0, equal[:, 0], random_tokens(equal), group_size=16)
     assert not any(np.any(part) for part in got)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_known_of_the_steps_leaves_the_outcome(name):
+def test_without_step_rewards_only_the_outcome_part_is_left(name):
     rewards, mask, outcome = random_groups()
-    whole, steps = estimate(name, rewards, np.zeros_like(mask), outcome, random_tokens(rewards))
+    tokens = random_tokens(rewards)
+    outcome_part, steps = estimate(name, rewards, np.zeros_like(mask), outcome, tokens)
     assert not np.any(steps)
-    assert np.any(whole) == (name != "process")
+    assert np.any(outcome_part) == (name != "process")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -216,45 +216,45 @@ def test_permuting_a_group_permutes_the_result(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_groups_do_not_see_each_other(name):
-    told = random_groups()
-    told = *told, random_tokens(told[0])
-    both, one = estimate(name, *told), estimate(name, *(x[4:8] for x in told))
-    for a, b in zip(both, one, strict=True):
+def test_groups_do_not_affect_each_other(name):
+    groups = random_groups()
+    groups = *groups, random_tokens(groups[0])
+    together, alone = estimate(name, *groups), estimate(name, *(x[4:8] for x in groups))
+    for a, b in zip(together, alone, strict=True):
         np.testing.assert_allclose(a[4:8], b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_outcome_part_of_a_group_sums_to_zero(name):
-    whole, _ = estimate(name, *random_groups())
-    np.testing.assert_allclose(whole.reshape(-1, 4).sum(axis=1), 0, atol=1e-5)
+    outcome_part, _ = estimate(name, *random_groups())
+    np.testing.assert_allclose(outcome_part.reshape(-1, 4).sum(axis=1), 0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_jitted_equals_eager(name):
-    told = random_groups()
-    told = *told, random_tokens(told[0])
+    groups = random_groups()
+    groups = *groups, random_tokens(groups[0])
     jitted = jax.jit(
         lambda rewards, mask, outcome, tokens: ESTIMATORS[name](
             rewards, mask, outcome, group_size=4, step_tokens=tokens
         )
-    )(*told)
-    for a, b in zip((jitted.outcome, jitted.step), estimate(name, *told), strict=True):
+    )(*groups)
+    for a, b in zip((jitted.outcome, jitted.step), estimate(name, *groups), strict=True):
         assert a.dtype == jnp.float32
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_errors_say_what_was_found(name):
-    told = random_groups()
+def test_errors_name_the_value(name):
+    groups = random_groups()
     with pytest.raises(ValueError, match="group_size=1: the group baseline needs at least 2"):
-        estimate(name, *told, group_size=1)
+        estimate(name, *groups, group_size=1)
     with pytest.raises(ValueError, match="12 rollouts do not divide into groups of 5"):
-        estimate(name, *told, group_size=5)
+        estimate(name, *groups, group_size=5)
 
 
 def test_step_token_counts_by_hand():
-    """Outside every step and outside the completion nothing counts; a step may lie in two parts."""
+    """Tokens outside every step or the completion do not count; a step may be in two parts."""
     ids = np.array([[0, -1, 0, 0, 2, 0], [1, 1, 1, -1, -1, 1]])
     mask = np.array([[0, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 0]], dtype=bool)
     for count in (step_token_counts, jax.jit(step_token_counts, static_argnums=2)):

@@ -1,4 +1,4 @@
-"""The output head: log-probabilities by hand and in chunks, and the fused loss beside the plain."""
+"""Log-probabilities by hand and in chunks, and the fused loss against the plain one."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from she_jax.rl import logprobs as head_module
+from she_jax.rl import logprobs
 from she_jax.rl.logprobs import fused_loss, token_logps
 from she_jax.rl.losses import LossConfig, policy_loss
 from she_jax.types import LMOutput, TrainBatch
@@ -31,7 +31,7 @@ def naive_logps(logits, tokens, temperature=1.0):
 
 
 def policy_batch(tokens, start):
-    """All that a policy loss from ``start`` on reads; some tokens carry no weight."""
+    """The inputs of a policy loss from ``start`` on; some tokens have no weight."""
     fields = jax.random.normal(jax.random.PRNGKey(1), (4, B, T))
     return TrainBatch(
         tokens=tokens,
@@ -63,11 +63,11 @@ def test_token_logps_by_hand_at_temperature_two():
 
 
 @pytest.mark.parametrize(
-    ("start", "positions_a_chunk"), [(1, 0), (1, 1), (1, 3), (4, 3), (4, 100), (T, 1)]
+    ("start", "chunk_positions"), [(1, 0), (1, 1), (1, 3), (4, 3), (4, 100), (T, 1)]
 )
-def test_chunks_equal_the_whole(monkeypatch, start, positions_a_chunk):
+def test_chunks_equal_the_whole(monkeypatch, start, chunk_positions):
     """Values and both gradients, for chunks that divide the positions and chunks that do not."""
-    monkeypatch.setattr(head_module, "LOGITS_BYTES", 4 * B * V * positions_a_chunk)
+    monkeypatch.setattr(logprobs, "LOGITS_BYTES", 4 * B * V * chunk_positions)
     output, tokens = random_output()
     weights = jax.random.normal(jax.random.PRNGKey(9), (B, T)).at[:, :start].set(0)
 
@@ -101,8 +101,8 @@ def test_gradient_agrees_with_finite_differences():
 
 
 def test_trap_6_full_logits_never_exist(monkeypatch):
-    """Forward and backward together need a few chunks' memory, a tenth of what [B, T, V] would."""
-    monkeypatch.setattr(head_module, "LOGITS_BYTES", 2 << 20)
+    """Forward and backward together use less than a tenth of the memory of [B, T, V] logits."""
+    monkeypatch.setattr(logprobs, "LOGITS_BYTES", 2 << 20)
     batch, time, vocab = 4, 512, 20_000
     output = LMOutput(hidden=jnp.zeros((batch, time, 8)), head=jnp.zeros((8, vocab)))
     tokens = jnp.zeros((batch, time), dtype=jnp.int32)
@@ -111,15 +111,15 @@ def test_trap_6_full_logits_never_exist(monkeypatch):
         return token_logps(output, tokens, start=128)[0].sum()
 
     compiled = jax.jit(jax.grad(total)).lower(output).compile()
-    held = compiled.memory_analysis().temp_size_in_bytes
-    assert 0 < held < 4 * batch * (time - 128) * vocab / 10
+    used = compiled.memory_analysis().temp_size_in_bytes
+    assert 0 < used < 4 * batch * (time - 128) * vocab / 10
 
 
 def test_trap_6_positions_before_start_are_not_read():
     """NaN in the hidden states of the prompt reaches neither the values nor the gradients."""
     output, tokens = random_output()
     start = 4
-    # The output at start - 1 predicts the token at start: that one is read.
+    # The output at start - 1 predicts the token at start, so it is read.
     bad = output.hidden.at[:, : start - 1].set(jnp.nan)
 
     def total(hidden):
@@ -140,8 +140,8 @@ def test_bfloat16_hidden_gives_float32_statistics():
 
 
 def test_the_head_gradient_is_summed_in_float32(monkeypatch):
-    """One bfloat16 sum over many chunks would lose the small ones: 256 + 1 = 256 there."""
-    monkeypatch.setattr(head_module, "LOGITS_BYTES", 1)
+    """A bfloat16 sum over many chunks would lose small terms: 256 + 1 = 256 there."""
+    monkeypatch.setattr(logprobs, "LOGITS_BYTES", 1)
     time = 600
     output = LMOutput(
         hidden=jnp.ones((1, time, 1), dtype=jnp.bfloat16), head=jnp.zeros((1, 2), jnp.bfloat16)
@@ -159,7 +159,7 @@ def test_no_gradient_flows_through_the_entropy():
 
 
 def test_forbidden_tokens_keep_everything_finite():
-    """A logit of -inf is a token that cannot come; 1e30 is one that must."""
+    """A logit of -inf gives probability 0, a logit of 1e30 probability 1."""
     logits = jnp.zeros((1, 3, 4)).at[:, :, 3].set(-jnp.inf).at[:, 1, 0].set(1e30)
     tokens = jnp.array([[0, 1, 0]])
 
@@ -180,17 +180,17 @@ def test_a_start_outside_the_sequence_is_an_error(start):
         token_logps(output, tokens, start=start)
 
 
-@pytest.mark.parametrize(("start", "positions_a_chunk"), [(1, 0), (1, 1), (1, 3), (4, 3), (4, 100)])
-def test_the_fused_loss_equals_the_plain_one(monkeypatch, start, positions_a_chunk):
-    """Value, metrics and both gradients, scaled by what comes after, as by hidden @ head."""
-    monkeypatch.setattr(head_module, "LOGITS_BYTES", 4 * B * V * positions_a_chunk)
+@pytest.mark.parametrize(("start", "chunk_positions"), [(1, 0), (1, 1), (1, 3), (4, 3), (4, 100)])
+def test_the_fused_loss_equals_the_plain_one(monkeypatch, start, chunk_positions):
+    """Value, metrics and both gradients, with a factor applied to the loss, as by hidden @ head."""
+    monkeypatch.setattr(logprobs, "LOGITS_BYTES", 4 * B * V * chunk_positions)
     output, tokens = random_output()
     batch = policy_batch(tokens, start)
 
     def loss(logps, entropy, batch):
         (total, _), metrics = policy_loss(logps, batch, LossConfig())
-        seen = jnp.where(batch.loss_weights != 0, entropy, 0.0)
-        return total, metrics | {"entropy": seen.sum()}
+        trained = jnp.where(batch.loss_weights != 0, entropy, 0.0)
+        return total, metrics | {"entropy": trained.sum()}
 
     def fused(hidden, head):
         total, metrics = fused_loss(LMOutput(hidden=hidden, head=head), batch, loss)
@@ -204,14 +204,14 @@ def test_the_fused_loss_equals_the_plain_one(monkeypatch, start, positions_a_chu
         return 3.0 * total, metrics
 
     args = (output.hidden, output.head)
-    found = jax.jit(jax.value_and_grad(fused, (0, 1), has_aux=True))(*args)
+    got = jax.jit(jax.value_and_grad(fused, (0, 1), has_aux=True))(*args)
     expected = jax.jit(jax.value_and_grad(plain, (0, 1), has_aux=True))(*args)
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_the_fused_loss_forms_the_logits_once():
-    """Three products with the head for value and gradient, where the plain way has four."""
+    """Value and gradient take three products with the head; without fusion they take four."""
     output, tokens = random_output()
     batch = policy_batch(tokens, 2)
 
@@ -226,6 +226,7 @@ def test_the_fused_loss_forms_the_logits_once():
         return loss(*token_logps(output, tokens, start=2), batch)[0]
 
     products = [
-        str(jax.make_jaxpr(jax.grad(way))(output)).count("dot_general[") for way in (fused, plain)
+        str(jax.make_jaxpr(jax.grad(total))(output)).count("dot_general[")
+        for total in (fused, plain)
     ]
     assert products == [3, 4]

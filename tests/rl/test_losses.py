@@ -42,11 +42,11 @@ IDS = np.array([[-1, 0, 0, 0, 7, -1], [-1, 7, 7, -1, -1, -1]])
 
 
 @pytest.mark.parametrize(
-    ("normalisation", "want"),
+    ("aggregation", "want"),
     [
         ("token", [[0, 1, 1, 1, 1, 1], [0, 1, 1, 0, 0, 0]]),
         ("sequence", [[0, 0.2, 0.2, 0.2, 0.2, 0.2], [0, 0.5, 0.5, 0, 0, 0]]),
-        # Three steps in the first row: 0 with three tokens, 7 with one, and the one outside.
+        # Three steps in the first row: 0 with three tokens, 7 with one, outside of steps one token.
         ("step", [[0, 1 / 3, 1 / 3, 1 / 3, 1, 1], [0, 0.5, 0.5, 0, 0, 0]]),
         ("constant", [[0, 1, 1, 1, 1, 1], [0, 1, 1, 0, 0, 0]]),
     ],
@@ -58,32 +58,32 @@ def test_token_weights_by_hand(aggregation, want):
     np.testing.assert_allclose(padded, np.pad(want, ((0, 0), (0, 3))), rtol=1e-6)
 
 
-def test_token_weights_of_nothing_are_zero():
+def test_token_weights_of_an_empty_mask_are_zero():
     for aggregation in losses.AGGREGATIONS:
         assert not np.any(token_weights(np.zeros_like(MASK), IDS, aggregation))
 
 
-def test_an_unknown_normalisation_lists_the_choices():
-    with pytest.raises(ValueError, match=r"normalisation='batch': expected one of .*'sequence'"):
+def test_an_unknown_aggregation_lists_the_choices():
+    with pytest.raises(ValueError, match=r"aggregation='batch': expected one of .*'sequence'"):
         token_weights(MASK, IDS, "batch")
 
 
-def test_row_counts_are_the_room_for_a_completion():
+def test_the_constant_denominator_is_the_maximum_completion_length():
     np.testing.assert_array_equal(loss_denominators(3, 40, "constant"), [40.0, 40.0, 40.0])
     for aggregation in ("token", "sequence", "step"):
         assert loss_denominators(3, 40, aggregation) is None
 
 
-def test_counts_are_the_divisor_and_nothing_else():
+def test_the_denominator_changes_only_the_count():
     batch = random_batch()
     logps = batch.old_logps + 0.3
     (total, count), metrics = policy_loss(logps, batch, LossConfig())
     np.testing.assert_allclose(count, batch.loss_weights.sum())
     constant = dataclasses.replace(batch, denominator=jnp.array([8.0, 8.0, 9.0]))
-    (same, divisor), also = policy_loss(logps, constant, LossConfig())
-    assert divisor == 25
-    assert same == total
-    assert also == metrics
+    (constant_total, constant_count), constant_metrics = policy_loss(logps, constant, LossConfig())
+    assert constant_count == 25
+    assert constant_total == total
+    assert constant_metrics == metrics
 
 
 def test_policy_loss_by_hand():
@@ -127,7 +127,8 @@ def test_on_policy_gradient_is_the_policy_gradient():
     np.testing.assert_allclose(grads, -batch.loss_weights * batch.advantages, rtol=1e-6)
 
 
-def test_imitated_tokens_have_the_gradient_of_cross_entropy_whatever_the_others_say():
+def test_imitated_tokens_have_the_gradient_of_the_weighted_cross_entropy():
+    """Whatever the log-probabilities of the behavior policy and of the reference are."""
     batch = random_batch()
     logps = batch.old_logps + jax.random.normal(jax.random.PRNGKey(3), (B, T))
     imitation_mask = jnp.asarray(np.tile(np.arange(T) % 2 == 0, (B, 1)))
@@ -137,37 +138,36 @@ def test_imitated_tokens_have_the_gradient_of_cross_entropy_whatever_the_others_
             (total, count), metrics = policy_loss(logps, batch, LossConfig())
             return total, (count, metrics)
 
-        (total, told), grads = jax.value_and_grad(loss, has_aux=True)(logps)
-        return total, *told, grads
+        (total, (count, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(logps)
+        return total, count, metrics, grads
 
     total, count, metrics, grads = graded(dataclasses.replace(batch, imitation_mask=imitation_mask))
     plain = graded(batch)
     want = jnp.where(imitation_mask, -batch.loss_weights * batch.advantages, plain[3])
     np.testing.assert_allclose(grads, want, rtol=1e-5)
     np.testing.assert_allclose(count, plain[1])
-    # The value, of the rest alone, with a ratio of 1 and nothing else where they are imitated.
+    # Metrics: those of the other tokens; an imitated one adds a ratio of 1 and a pg_loss of -A.
     rest = dataclasses.replace(batch, loss_weights=batch.loss_weights * ~imitation_mask)
     others = graded(rest)[2]
-    own = {"ratio": (batch.loss_weights * imitation_mask).sum()}
-    own["pg_loss"] = -(batch.loss_weights * imitation_mask * batch.advantages).sum()
+    imitated = {"ratio": (batch.loss_weights * imitation_mask).sum()}
+    imitated["pg_loss"] = -(batch.loss_weights * imitation_mask * batch.advantages).sum()
     for name in metrics:
         np.testing.assert_allclose(
-            metrics[name], others[name] + own.get(name, 0), rtol=1e-5, err_msg=name
+            metrics[name], others[name] + imitated.get(name, 0), rtol=1e-5, err_msg=name
         )
     np.testing.assert_allclose(total, metrics["pg_loss"] + 0.1 * metrics["kl"], rtol=1e-5)
-    # What the behaviour policy and the reference say of them is not read.
     for field in ("old_logps", "ref_logps"):
         other = jnp.where(imitation_mask, jnp.nan, getattr(batch, field))
         same = graded(dataclasses.replace(batch, imitation_mask=imitation_mask, **{field: other}))
         np.testing.assert_array_equal(same[3], grads)
 
 
-def test_nothing_imitated_is_the_plain_loss():
+def test_an_empty_imitation_mask_is_the_plain_loss():
     batch = random_batch()
     logps = batch.old_logps + 0.3
-    none = dataclasses.replace(batch, imitation_mask=jnp.zeros((B, T), bool))
-    plain, same = (policy_loss(logps, one, LossConfig()) for one in (batch, none))
-    assert jax.tree.map(float, plain) == jax.tree.map(float, same)
+    empty = dataclasses.replace(batch, imitation_mask=jnp.zeros((B, T), bool))
+    plain, masked = (policy_loss(logps, rows, LossConfig()) for rows in (batch, empty))
+    assert jax.tree.map(float, plain) == jax.tree.map(float, masked)
 
 
 def test_policy_loss_gradient_equals_the_naive_formula():
@@ -202,7 +202,7 @@ def test_policy_loss_jitted_equals_eager():
 
 @pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf, 1e30])
 def test_masked_tokens_change_nothing(junk):
-    """Neither values nor gradients, whatever stands where the weight is 0."""
+    """Whatever the values are where the weight is 0: neither the loss nor the gradient changes."""
     batch = random_batch()
     masked = batch.loss_weights == 0
     dirty = dataclasses.replace(
@@ -224,8 +224,8 @@ def test_masked_tokens_change_nothing(junk):
         np.testing.assert_array_equal(a, b)
 
 
-def test_far_off_policy_stays_finite():
-    """A log-ratio of 500 would be inf."""
+def test_a_policy_far_from_the_behavior_policy_stays_finite():
+    """exp(500) would be inf."""
     batch = random_batch()
     for shift in (-500.0, 500.0):
         (total, _), metrics = policy_loss(batch.old_logps + shift, batch, LossConfig())
@@ -270,7 +270,7 @@ def test_dpo_loss_by_hand():
 
 
 def test_dpo_gradient_by_hand():
-    """By the chosen: -beta times the odds of being wrong (equation 8's weight); rejected: plus."""
+    """-beta times the probability of a wrong ranking (equation 8's weight); rejected: plus."""
     chosen = jnp.array([-5 + 2 * np.log(3), -7.0])
     rejected = jnp.array([-6.0, -8 + 2 * np.log(3)])
     reference = jnp.array([-5.0, -7.0]), jnp.array([-6.0, -8.0])
@@ -280,27 +280,27 @@ def test_dpo_gradient_by_hand():
 
 
 def test_dpo_starts_at_log_two_and_stays_finite():
-    """At the reference nothing is preferred, and a tie is not a ranking; far off all is finite."""
-    here = jnp.array([-3.0, -40.0])
-    (total, _), metrics = dpo_loss(here, here - 1, here, here - 1, beta=0.1)
+    """At the reference the margin is 0, which is not correct; far from it all is finite."""
+    logps = jnp.array([-3.0, -40.0])
+    (total, _), metrics = dpo_loss(logps, logps - 1, logps, logps - 1, beta=0.1)
     np.testing.assert_allclose(total, 2 * np.log(2), rtol=1e-6)
     assert all(value == 0 for value in metrics.values())
     for shift in (-1e5, 1e5):
-        value, grads = jax.value_and_grad(lambda x: dpo_loss(x, here, here, here, beta=1.0)[0][0])(
-            here + shift
-        )
+        value, grads = jax.value_and_grad(
+            lambda chosen: dpo_loss(chosen, logps, logps, logps, beta=1.0)[0][0]
+        )(logps + shift)
         assert np.isfinite(value)
         assert np.isfinite(grads).all()
 
 
-def test_dpo_turned_around_loses_by_the_margin():
-    """-log sigmoid(-x) = x - log sigmoid(x): swapping the pairs adds the sum of the margins."""
+def test_swapping_the_pairs_of_dpo_adds_the_margins():
+    """-log sigmoid(-x) = x - log sigmoid(x)."""
     rng = np.random.default_rng(0)
-    chosen, rejected, own, other = (
+    chosen, rejected, ref_chosen, ref_rejected = (
         jnp.asarray(rng.normal(size=6), dtype=jnp.float32) for _ in range(4)
     )
-    (total, _), metrics = dpo_loss(chosen, rejected, own, other, beta=0.7)
-    (turned, _), back = dpo_loss(rejected, chosen, other, own, beta=0.7)
-    np.testing.assert_allclose(turned, total + metrics["margin"], rtol=1e-5)
-    np.testing.assert_allclose(back["margin"], -metrics["margin"], rtol=1e-5, atol=1e-6)
-    assert back["accuracy"] == 6 - metrics["accuracy"]
+    (total, _), metrics = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta=0.7)
+    (swapped_total, _), swapped = dpo_loss(rejected, chosen, ref_rejected, ref_chosen, beta=0.7)
+    np.testing.assert_allclose(swapped_total, total + metrics["margin"], rtol=1e-5)
+    np.testing.assert_allclose(swapped["margin"], -metrics["margin"], rtol=1e-5, atol=1e-6)
+    assert swapped["accuracy"] == 6 - metrics["accuracy"]

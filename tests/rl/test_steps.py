@@ -1,4 +1,4 @@
-"""Tokens to steps."""
+"""The assignment of tokens to steps."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from she_jax.cot import CotSchema
 from she_jax.rl.steps import step_ids
 
-# A vocabulary by hand; the token's id is its place. The last one is the end of sequence: no bytes.
+# A vocabulary by hand; the last token is the end of sequence, which has no bytes.
 VOCAB = ["a", "b", "\n", "x\n", "\nq", "\n\n", "s: ", ""]
 NEWLINES = np.array([piece.count("\n") for piece in VOCAB])
 A, B, NL, X_NL, NL_Q, NL_NL, S, EOS = range(len(VOCAB))
@@ -25,12 +25,12 @@ def test_a_newline_ends_its_line_and_belongs_to_it():
 
 
 def test_a_token_belongs_to_the_line_of_its_first_byte():
-    """'x newline' ends line 0; 'newline q' begins in line 1; two newlines pass line 3 by."""
+    """'x newline' ends line 0; 'newline q' begins in line 1; the two newlines skip line 3."""
     assert ids_of([A, X_NL, B, NL_Q, A, NL_NL, B], [0, 1, 2, 3, 4]) == [0, 0, 1, 1, 2, 2, 4]
 
 
 def test_trap_2_the_end_of_sequence_belongs_to_the_last_step():
-    """It has no bytes; it belongs to the line it ends, behind a newline too."""
+    """It has no bytes and belongs to the line it ends, also after a newline."""
     assert ids_of([A, NL, B, EOS], [0, 4]) == [0, 0, 4, 4]
     assert ids_of([A, NL, B, NL, EOS], [0, 4, 4]) == [0, 0, 4, 4, 4]
 
@@ -40,11 +40,11 @@ def test_outside_the_completion_there_is_no_step_and_no_newline_counts():
     assert got == [-1, -1, 0, 0, 1, -1, -1]
 
 
-def test_lines_outside_every_step_and_lines_beyond_the_last():
+def test_lines_outside_every_step_and_lines_after_the_last_step():
     assert ids_of([A, NL, B, NL, A, NL, A], [-1, 2, 3]) == [-1, -1, 2, 2, 3, 3, -1]
 
 
-def test_rows_do_not_see_each_other():
+def test_rows_do_not_affect_each_other():
     tokens = np.array([[A, NL, B], [NL, NL, B]])
     lines = np.array([[0, 1, -1], [2, 3, 4]])
     got = step_ids(tokens, np.ones((2, 3), dtype=bool), NEWLINES, lines)
@@ -62,8 +62,8 @@ def test_more_padding_changes_nothing(shift):
 
 
 @given(st.lists(st.sampled_from(["query:", "label:", "\n", " 4", "x", "\n\n", "x\nlabel: ", ""])))
-def test_every_byte_agrees_with_the_parser(pieces):
-    """However a text is cut: a token's step is that of the line its first byte is in."""
+def test_the_steps_of_tokens_agree_with_the_parser(pieces):
+    """However the text is split: the step of a token is that of the line of its first byte."""
     text = "".join(pieces)
     chain = CotSchema().parse(text)
     vocab = sorted(set(pieces)) or ["x"]

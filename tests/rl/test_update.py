@@ -1,4 +1,4 @@
-"""The update step: by hand, against the naive gradient, cut in parts, spread over devices."""
+"""The update step: by hand, against the naive gradient, in micro-batches, on several devices."""
 
 import dataclasses
 import functools
@@ -34,7 +34,7 @@ METRICS = {
 
 
 def bigram(params, tokens, positions):
-    """The smallest language model: logits by the token before."""
+    """The smallest language model: the logits depend on the previous token only."""
     del positions
     return params["table"][tokens]
 
@@ -51,7 +51,7 @@ def random_params(seed=0):
 
 
 def random_batch(seed=0, rows=B, time=T, prompt=3):
-    """Rows with completions of uneven length, so that micro-batches have uneven weight."""
+    """Rows with completions of different lengths, so that micro-batches have different weights."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, time - prompt + 1, rows)
     slot = np.arange(time)
@@ -81,7 +81,7 @@ def run(batch, forward=factored, **config):
 
 
 def test_one_update_by_hand():
-    """Two tokens, even odds, SGD of rate 1: the gradient is -A * (1 - p) / count, and +- alike."""
+    """Two tokens with p = 1/2, SGD of rate 1: the gradient is -+A * (1 - p) / count."""
     optimizer = optax.sgd(1.0)
     state = fresh_state({"table": jnp.zeros((2, 2))}, optimizer)
     batch = TrainBatch(
@@ -145,7 +145,7 @@ def imitating(batch):
 @pytest.mark.parametrize("kind", [lambda batch: batch, imitating])
 @pytest.mark.parametrize("micro_batches", [2, 16])
 def test_trap_10_micro_batches_equal_the_full_batch(micro_batches, kind):
-    """Micro-batches weigh unevenly here: a mean of their means would differ."""
+    """Micro-batches have different weights here: a mean of their means would differ."""
     batch = kind(random_batch())
     assert len(set(np.asarray(batch.loss_weights).reshape(-1, 2, T).sum(axis=(1, 2)))) > 1
     whole, parts = run(batch), run(batch, micro_batches=micro_batches)
@@ -153,31 +153,31 @@ def test_trap_10_micro_batches_equal_the_full_batch(micro_batches, kind):
 
 
 def constant(batch):
-    """The batch with the room for a completion, not its length, as each row's share."""
+    """The batch with the maximum completion length as the denominator of each row."""
     return dataclasses.replace(batch, denominator=jnp.full(B, T - batch.prompt_length, jnp.float32))
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2, 16])
 @pytest.mark.parametrize("logits_bytes", [1, 1 << 20])
-def test_counts_divide_the_loss_once(monkeypatch, micro_batches, logits_bytes):
-    """However many micro-batches there are and chunks of the head: the gradient and the loss of
-    the sum, over B slots of T - prompt each; every other metric stays a mean by weight."""
+def test_the_denominator_divides_the_loss_once(monkeypatch, micro_batches, logits_bytes):
+    """For any number of micro-batches and of chunks of the head, loss and gradient are the sum over
+    B * (T - prompt); every other metric stays a mean by weight."""
     monkeypatch.setattr("she_jax.rl.logprobs.LOGITS_BYTES", logits_bytes)
     batch = random_batch()
     plain, metrics = run(batch)
-    # Not from the cache, which does not know of the chunks.
+    # Not from ``compiled``, whose cache ignores the number of chunks.
     update = make_update_step(factored, optax.sgd(1.0), LossConfig(micro_batches=micro_batches))
-    new, found = jax.jit(update)(fresh_state(random_params(), optax.sgd(1.0)), constant(batch))
+    new, got = jax.jit(update)(fresh_state(random_params(), optax.sgd(1.0)), constant(batch))
     share = batch.loss_weights.sum() / (B * (T - 3))
     assert share < 0.9
     want = jax.tree.map(lambda p, q: p + share * (q - p), random_params(), plain.params)
     assert_trees_close(new.params, want)
     scaled = {name: metrics[name] * share for name in ("loss", "grad_norm")}
-    assert_trees_close(found, metrics | scaled)
+    assert_trees_close(got, metrics | scaled)
 
 
-def test_a_token_weighs_the_same_however_long_the_others_are():
-    """Under a constant length the gradients of two halves of a batch add up to the whole's."""
+def test_with_a_constant_denominator_a_token_weighs_the_same_in_any_batch():
+    """The gradient of a batch is the mean of the gradients of its halves."""
     batch = constant(random_batch())
     halves = [jax.tree.map(lambda x, i=i: x[i::2] if x.ndim else x, batch) for i in (0, 1)]
     lengths = [half.loss_weights.sum() for half in halves]
@@ -189,15 +189,15 @@ def test_a_token_weighs_the_same_however_long_the_others_are():
     assert_trees_close(jax.tree.map(lambda a, b: (a + b) / 2, *parts), whole)
 
 
-def test_a_batch_with_counts_and_nothing_to_train_has_loss_zero():
+def test_a_batch_with_a_denominator_and_without_weight_has_loss_zero():
     batch = dataclasses.replace(constant(random_batch()), loss_weights=jnp.zeros((B, T)))
     new, metrics = run(batch)
     assert_trees_close(new.params, random_params(), rtol=0, atol=0)
     assert all(value == 0 for value in metrics.values())
 
 
-def test_trap_10_a_mean_of_means_would_have_been_seen():
-    """The check of the check: averaging the halves' losses gives another loss."""
+def test_trap_10_a_mean_of_means_is_another_loss():
+    """So the tests above would notice it."""
     batch = random_batch()
     halves = [jax.tree.map(lambda x, i=i: x[i::2] if x.ndim else x, batch) for i in (0, 1)]
     mean_of_means = np.mean([run(half)[1]["loss"] for half in halves])
@@ -205,7 +205,7 @@ def test_trap_10_a_mean_of_means_would_have_been_seen():
 
 
 def test_gradients_accumulate_in_float32_for_bfloat16_parameters():
-    """2,000 small gradients, one a micro-batch: bfloat16 would stop adding at 256 of them."""
+    """2,000 small gradients, one per micro-batch: a bfloat16 sum would stop growing at 256."""
     rows = 2000
     optimizer = optax.sgd(1.0)
     state = fresh_state({"table": jnp.zeros((2, 2), dtype=jnp.bfloat16)}, optimizer)
@@ -234,7 +234,7 @@ def test_masked_tokens_change_nothing(field):
 
 
 def averaging(params, tokens, positions):
-    """Looks back: the mean embedding of the tokens so far, padding (position -1) left out."""
+    """A model with context: the mean embedding of the tokens so far, without padding."""
     real = (positions >= 0)[:, :, None]
     total = jnp.cumsum(jnp.where(real, params["embed"][tokens], 0.0), axis=1)
     hidden = total / jnp.maximum(jnp.cumsum(real, axis=1), 1)
@@ -242,7 +242,7 @@ def averaging(params, tokens, positions):
 
 
 def test_more_padding_changes_nothing():
-    """On both sides, under a model that looks back."""
+    """On both sides, with a model that has context."""
     batch = random_batch()
     left, right = 4, 3
 
@@ -269,7 +269,7 @@ def test_the_order_of_the_rows_changes_nothing():
     assert_trees_close(run(moved), run(batch))
 
 
-def test_logits_and_hidden_states_are_the_same_to_it():
+def test_a_model_may_return_logits_or_hidden_states():
     def multiplied(params, tokens, positions):
         output = factored(params, tokens, positions)
         return output.hidden @ output.head
@@ -278,7 +278,7 @@ def test_logits_and_hidden_states_are_the_same_to_it():
     assert_trees_close(run(batch, forward=multiplied), run(batch))
 
 
-def test_a_batch_with_nothing_to_train_has_loss_zero():
+def test_a_batch_without_weight_has_loss_zero():
     batch = dataclasses.replace(random_batch(), loss_weights=jnp.zeros((B, T)))
     new, metrics = run(batch)
     assert_trees_close(new.params, random_params(), rtol=0, atol=0)
@@ -293,7 +293,7 @@ def test_a_batch_that_does_not_divide_is_an_error():
 
 
 def grouped(batch, group_size):
-    """The batch with one prompt a group."""
+    """The batch with equal prompts within each group."""
     tokens, prompt = batch.tokens, batch.prompt_length
     shared = jnp.repeat(tokens[::group_size, :prompt], group_size, axis=0)
     return dataclasses.replace(batch, tokens=tokens.at[:, :prompt].set(shared))
@@ -301,7 +301,7 @@ def grouped(batch, group_size):
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_groups_that_share_their_prompts_change_nothing(micro_batches):
-    """Of a real model: the update, and the scores, are those of rows that stand alone."""
+    """With a real model, update and scores are equal to those of independent rows."""
     optimizer, model = optax.sgd(1.0), build_model(CONFIG)
     state = fresh_state(init_params(CONFIG, jax.random.PRNGKey(0)), optimizer)
     alone = grouped(random_batch(), 4)
@@ -309,25 +309,25 @@ def test_groups_that_share_their_prompts_change_nothing(micro_batches):
     update = compiled(model.forward, LossConfig(micro_batches=micro_batches))
     assert_trees_close(update(state, together), update(state, alone), rtol=1e-3, atol=1e-5)
     score = make_scorer(model.forward, start=3, micro_batches=micro_batches, group_size=4)
-    found = score(state.params, alone.tokens, alone.positions, jnp.float32(0.7))
+    got = score(state.params, alone.tokens, alone.positions, jnp.float32(0.7))
     output = jax.jit(model.forward)(state.params, alone.tokens, alone.positions)
     expected, _ = token_logps(output, alone.tokens, temperature=0.7, start=3)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
-def widened(batch, room):
-    """The batch with so many columns more, which hold nothing."""
+def widened(batch, columns):
+    """The batch with this many more columns of padding."""
     fills = {"tokens": 1, "positions": -1, "loss_weights": 0, "advantages": 9}
     fills |= {"old_logps": -1, "ref_logps": -1}
     wide = {
-        name: jnp.pad(getattr(batch, name), ((0, 0), (0, room)), constant_values=fill)
+        name: jnp.pad(getattr(batch, name), ((0, 0), (0, columns)), constant_values=fill)
         for name, fill in fills.items()
     }
     return dataclasses.replace(batch, **wide)
 
 
-def test_room_that_no_completion_takes_changes_nothing():
-    """Of a real model with groups: the update and the scores are those of rows without it."""
+def test_columns_that_no_completion_reaches_change_nothing():
+    """With a real model and groups, update and scores are equal to those without the columns."""
     optimizer, model = optax.sgd(1.0), build_model(CONFIG)
     state = fresh_state(init_params(CONFIG, jax.random.PRNGKey(0)), optimizer)
     close = dataclasses.replace(grouped(random_batch(), 4), group_size=4)
@@ -335,16 +335,16 @@ def test_room_that_no_completion_takes_changes_nothing():
     update = compiled(model.forward, LossConfig(micro_batches=2))
     assert_trees_close(update(state, wide), update(state, close), rtol=1e-3, atol=1e-5)
     score = make_scorer(model.forward, start=3, micro_batches=2, group_size=4)
-    found, expected = (
+    got, expected = (
         score(state.params, batch.tokens, batch.positions, jnp.float32(0.7))
         for batch in (wide, close)
     )
     real = np.asarray(close.positions) >= 0
-    np.testing.assert_allclose(found[:, : close.tokens.shape[1]][real], expected[real], atol=1e-5)
+    np.testing.assert_allclose(got[:, : close.tokens.shape[1]][real], expected[real], atol=1e-5)
 
 
-def test_a_group_reads_its_prompt_once():
-    """Four rows of 20 tokens that share the first 15: 35 tokens to read, not 80."""
+def test_the_prompt_of_a_group_is_computed_once():
+    """Four rows of 20 tokens that share the first 15: 35 tokens to compute, not 80."""
     model = build_model(CONFIG)
     state = fresh_state(init_params(CONFIG, jax.random.PRNGKey(0)), optax.sgd(1.0))
     alone = grouped(random_batch(time=20, prompt=15), 4)
@@ -360,20 +360,20 @@ def test_a_group_reads_its_prompt_once():
     assert flops(sharing, *rows) < 0.6 * flops(plain, *rows)
 
 
-def telling_the_width(params, tokens, positions):
-    """The odds of token 0 say how many columns were read."""
+def width_model(params, tokens, positions):
+    """The odds of token 0 depend on the number of columns."""
     del positions
     odds = params["w"] * jnp.float32(tokens.shape[1])
     return jnp.zeros((*tokens.shape, 2)).at[:, :, 0].set(odds)
 
 
-def test_a_micro_batch_is_read_as_far_as_its_longest_completion():
-    """To one of the widths 34, 42 and 50: the model of this test says to which."""
+def test_a_micro_batch_is_trimmed_to_its_longest_completion():
+    """To one of the widths 34, 42 and 50, which the output of the model reveals."""
     lengths, tokens = np.array([18, 30, 42, 34, 46, 14]), jnp.ones((6, 50), jnp.int32)
     positions = jnp.asarray(np.where(np.arange(50) < lengths[:, None], np.arange(50), -1))
     params = {"w": jnp.float32(0.1)}
     # Micro-batch m has the rows m and m + 3.
-    score = make_scorer(telling_the_width, start=10, micro_batches=3)
+    score = make_scorer(width_model, start=10, micro_batches=3)
     logps = score(params, tokens, positions, jnp.float32(1.0))
     widths = np.array([34, 50, 42, 34, 50, 42])
     np.testing.assert_allclose(logps[:, 10], -np.log1p(np.exp(widths / 10)), rtol=1e-5)
@@ -381,14 +381,14 @@ def test_a_micro_batch_is_read_as_far_as_its_longest_completion():
     np.testing.assert_array_equal((np.asarray(logps) != 0).sum(axis=1), widths - 10)
     weights = jnp.zeros((6, 50)).at[:, 10].set(1.0)
     batch = SftBatch(tokens=tokens, positions=positions, loss_weights=weights, prompt_length=10)
-    update = jax.jit(make_sft_step(telling_the_width, optax.sgd(1.0), micro_batches=3))
+    update = jax.jit(make_sft_step(width_model, optax.sgd(1.0), micro_batches=3))
     _, metrics = update(fresh_state(params, optax.sgd(1.0)), batch)
     np.testing.assert_allclose(metrics["loss"], -np.mean(logps[:, 10]), rtol=1e-5)
 
 
-def test_where_there_is_little_room_all_of_it_is_read():
+def test_short_completions_are_not_trimmed():
     tokens, positions = jnp.ones((1, 20), jnp.int32), jnp.where(jnp.arange(20) < 12, 0, -1)[None]
-    score = make_scorer(telling_the_width, start=10)
+    score = make_scorer(width_model, start=10)
     logps = score({"w": jnp.float32(0.1)}, tokens, positions, jnp.float32(1.0))
     np.testing.assert_allclose(logps[:, 10], -np.log1p(np.exp(2)), rtol=1e-5)
 
@@ -403,7 +403,7 @@ def test_micro_batches_keep_groups_whole():
 
 
 def two_updates(mesh):
-    """Of a real model, with AdamW, in two micro-batches; the first batch does not fill its room."""
+    """Two updates of a real model, with AdamW and two micro-batches; the first batch is trimmed."""
     optimizer = optax.adamw(1e-2, eps=1e-4)
     state = fresh_state(init_params(CONFIG, jax.random.PRNGKey(0)), optimizer)
     update = make_update_step(build_model(CONFIG).forward, optimizer, LossConfig(micro_batches=2))
@@ -426,14 +426,14 @@ def test_eight_devices_equal_one(sizes, on_one_device):
     assert_trees_close((state, metrics), on_one_device, rtol=1e-3, atol=1e-5)
 
 
-def test_parameters_of_other_names_lie_where_the_caller_says():
-    """By default they would be replicated, with their moments."""
+def test_the_caller_decides_the_sharding_of_parameters_with_other_names():
+    """By default they and their moments would be replicated."""
     mesh, optimizer = make_mesh(fsdp=-1), optax.adam(1e-2)
 
     def forward(params, tokens, positions):
-        return params["mine"][tokens]
+        return params["table"][tokens]
 
-    state = fresh_state({"mine": jnp.ones((16, 16))}, optimizer)
+    state = fresh_state({"table": jnp.ones((16, 16))}, optimizer)
     update = make_update_step(forward, optimizer, LossConfig())
     whole = NamedSharding(mesh, PartitionSpec())
     shared = NamedSharding(mesh, PartitionSpec("fsdp"))
@@ -447,12 +447,12 @@ def test_parameters_of_other_names_lie_where_the_caller_says():
         old_logps=jnp.zeros((8, 8)),
     )
     after, _ = jit_update_step(update, mesh, state, layout)(state, batch)
-    assert after.params["mine"].sharding == shared
-    assert after.opt_state[0].mu["mine"].sharding == shared
+    assert after.params["table"].sharding == shared
+    assert after.opt_state[0].mu["table"].sharding == shared
 
 
 def test_one_compilation_for_all_steps():
-    """Temperature, KL weight and learning rate change from step to step; the trace does not."""
+    """Temperature, KL weight and learning rate may change from step to step without a new trace."""
     traces = 0
 
     def counted(params, tokens, positions):
@@ -477,7 +477,7 @@ def test_one_compilation_for_all_steps():
 
 
 def test_the_state_is_donated():
-    """Its buffers are reused, so a second use is an error and not a second copy."""
+    """Its buffers are reused by the result, so that memory holds one state, not two."""
     optimizer = optax.adam(1e-2)
     state = fresh_state(random_params(), optimizer)
     mesh = make_mesh(1, 1, 1, jax.devices()[:1])
@@ -486,8 +486,8 @@ def test_the_state_is_donated():
     assert state.params["head"].is_deleted()
 
 
-def test_a_few_updates_raise_what_is_rewarded():
-    """The token 3 earns +1, every other -1: its probability goes up and up."""
+def test_a_few_updates_raise_the_probability_of_a_rewarded_token():
+    """Token 3 has advantage +1, every other token -1."""
     optimizer = optax.adam(0.1)
     state = fresh_state(random_params(), optimizer)
     batch = dataclasses.replace(random_batch(), ref_logps=None, temperature=1.0)
@@ -549,20 +549,20 @@ def test_sft_on_a_mesh_equals_one_device():
     assert_trees_close(results[1], results[0])
 
 
-def told(params, tokens, positions, **shared):
-    """A bigram model that a pair's shared prompt is no news to."""
-    assert shared == {"prompt_length": 3, "group_size": 2}
+def pair_model(params, tokens, positions, **sharing):
+    """A bigram model that expects the keyword arguments of pairs with a shared prompt."""
+    assert sharing == {"prompt_length": 3, "group_size": 2}
     return factored(params, tokens, positions)
 
 
 def dpo_batch(seed=0, rows=2 * B):
-    """Pairs of completions of uneven length behind one prompt."""
+    """Pairs of completions of different lengths with a shared prompt."""
     batch = grouped(random_batch(seed, rows=rows), 2)
     fields = ("tokens", "positions", "loss_weights", "ref_logps")
     return DpoBatch(**{name: getattr(batch, name) for name in fields}, prompt_length=3)
 
 
-def dpo(batch, forward=told, micro_batches=1, params=None):
+def dpo(batch, forward=pair_model, micro_batches=1, params=None):
     """One update by plain SGD."""
     optimizer = optax.sgd(1.0)
     update = make_dpo_step(forward, optimizer, beta=0.3, micro_batches=micro_batches)
@@ -570,10 +570,10 @@ def dpo(batch, forward=told, micro_batches=1, params=None):
 
 
 def test_one_dpo_update_by_hand():
-    """Two tokens, even odds, the reference too: the loss is log 2, half of beta pulls each way.
+    """Two tokens with p = 1/2 under both models: the loss is log 2, the factor is beta / 2.
 
-    The chosen token is 1 and the rejected one 0, both behind a 0; +-1/2 is the gradient of a
-    log-probability.
+    The chosen token is 1 and the rejected one 0, both after a 0; the gradient of a log-probability
+    is +-1/2.
     """
     optimizer = optax.sgd(1.0)
     state = fresh_state({"table": jnp.zeros((2, 2))}, optimizer)
@@ -625,23 +625,22 @@ def test_dpo_gradient_equals_that_of_the_naive_formula():
         )
 
 
-def test_dpo_reads_nothing_outside_the_completions():
-    """Of the reference's log-probabilities; and of the policy's, no gradient flows from there."""
+def test_dpo_ignores_reference_values_outside_the_completions():
     batch = dpo_batch()
     junk = jnp.where(batch.loss_weights == 0, jnp.nan, batch.ref_logps)
-    spoilt = dpo(dataclasses.replace(batch, ref_logps=junk))
-    for a, b in zip(jax.tree.leaves(dpo(batch)), jax.tree.leaves(spoilt), strict=True):
+    dirty = dpo(dataclasses.replace(batch, ref_logps=junk))
+    for a, b in zip(jax.tree.leaves(dpo(batch)), jax.tree.leaves(dirty), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_dpo_with_more_padding_changes_nothing():
-    """On both sides, under a model that looks back."""
+    """On both sides, with a model that has context."""
     batch, left, right = dpo_batch(), 4, 3
 
     def pad(x, fill):
         return jnp.pad(x, ((0, 0), (left, right)), constant_values=fill)
 
-    def looking_back(*args, **_):
+    def forward(*args, **_):
         return averaging(*args)
 
     wider = dataclasses.replace(
@@ -652,11 +651,11 @@ def test_dpo_with_more_padding_changes_nothing():
         ref_logps=pad(batch.ref_logps, -9),
         prompt_length=batch.prompt_length + left,
     )
-    assert_trees_close(dpo(wider, looking_back), dpo(batch, looking_back))
+    assert_trees_close(dpo(wider, forward), dpo(batch, forward))
 
 
 def test_dpo_pairs_that_share_their_prompts_change_nothing():
-    """Of a real model, with two pairs to a prompt: the update is that of rows that stand alone."""
+    """With a real model and two pairs per prompt, the update equals that of independent rows."""
     model = build_model(CONFIG)
     params = init_params(CONFIG, jax.random.PRNGKey(0))
     batch = dataclasses.replace(grouped(dpo_batch(rows=B), 4), group_size=4)
@@ -670,13 +669,13 @@ def test_dpo_pairs_that_share_their_prompts_change_nothing():
 
 def test_dpo_on_a_mesh_equals_one_device():
     optimizer = optax.adam(1e-2, eps=1e-4)
-    update = make_dpo_step(told, optimizer, micro_batches=2)
+    update = make_dpo_step(pair_model, optimizer, micro_batches=2)
     results = []
     for mesh in (make_mesh(1, 1, 1, jax.devices()[:1]), make_mesh(8), make_mesh(2, 2, 2)):
         state = fresh_state(random_params(), optimizer)
         results.append(jax.device_get(jit_update_step(update, mesh, state)(state, dpo_batch())))
-    for spread in results[1:]:
-        assert_trees_close(spread, results[0])
+    for result in results[1:]:
+        assert_trees_close(result, results[0])
 
 
 def test_dpo_errors():
@@ -685,7 +684,7 @@ def test_dpo_errors():
         ({"micro_batches": 0}, "micro_batches=0: expected at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
-            make_dpo_step(told, optax.sgd(1.0), **change)
+            make_dpo_step(pair_model, optax.sgd(1.0), **change)
     with pytest.raises(ValueError, match="group_size=3: expected pairs, an even number"):
         dpo(dataclasses.replace(dpo_batch(), group_size=3))
     with pytest.raises(ValueError, match="12 rows in groups of 2 do not divide into micro_batches"):

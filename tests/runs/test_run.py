@@ -1,4 +1,4 @@
-"""Whole runs, small: what they leave, that they resume bit for bit, that they say what is wrong."""
+"""Whole runs, small: the files they write, resuming bit for bit, and the errors they report."""
 
 import json
 import os
@@ -8,22 +8,21 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
-from recipes import ROOT, assert_same_run, config, lines
+from recipes import ROOT, assert_same_run, config, lines, load_checkpoint
 
-from configs import evaluate, stage1
+from configs import stage1
 from she_jax.cot import CotSchema
-from she_jax.generate import generator as predict
 from she_jax.generate.generator import Generator
 from she_jax.models.weights import load_model
+from she_jax.runs import predict
+from she_jax.runs.config import parse
 from she_jax.runs.run import run
-from she_jax.runs.validate import check
-from she_jax.training.checkpoint import Checkpoints
-from she_jax.training.loop import finite
-from she_jax.training.setup import load_policy
+from she_jax.runs.validate import validate
+from she_jax.training.logging import MetricsWriter, log
+from she_jax.training.setup import read_tokenizer
 from she_jax.training.workdir import lock_workdir
-from she_jax.types import Example
+from she_jax.types import Example, UserError
 
 
 @pytest.fixture(scope="module")
@@ -34,18 +33,18 @@ def done(tmp_path_factory):
     return workdir
 
 
-def test_a_run_leaves_what_it_should(done):
+def test_a_run_writes_its_metrics_its_samples_and_its_config(done):
     summary = json.loads((done / "summary.json").read_text())
-    for figures in (summary, summary["before"]):
-        assert {"macro_f1", "accuracy", "good_f1", "f1", "step_accuracy"} <= figures.keys()
-        assert {"parse_rate", "confusion", "n", "pass_at_2"} <= figures.keys()
-        assert figures["n"] == 32
+    for metrics in (summary, summary["before"]):
+        assert {"macro_f1", "accuracy", "good_f1", "f1", "step_accuracy"} <= metrics.keys()
+        assert {"parse_rate", "confusion", "n", "pass_at_2"} <= metrics.keys()
+        assert metrics["n"] == 32
     rows = lines(done)
     assert [r["step"] for r in rows if r["phase"] == "sft"] == [1, 2, 3, 4, 5, 6]
-    assert [r["step"] for r in rows if r["phase"] == "srpo"] == [1, 2, 3, 4]
+    assert [r["step"] for r in rows if r["phase"] == "rl"] == [1, 2, 3, 4]
     assert [r["step"] for r in rows if r["phase"] == "eval"] == [0, 2, 4]
-    wanted = "loss reward kl entropy clip_low clip_high length truncated parse_rate zero_variance"
-    assert {*wanted.split(), "logp_gap"} <= next(r for r in rows if r["phase"] == "srpo").keys()
+    names = "loss reward kl entropy clip_low clip_high length truncated parse_rate zero_variance"
+    assert {*names.split(), "logp_gap"} <= next(r for r in rows if r["phase"] == "rl").keys()
     assert (done / "samples" / "step_000001.md").read_text().startswith("# Rollouts of step 1")
     assert list((done / "tensorboard").rglob("events*"))
     assert json.loads((done / "config.json").read_text())["sft"]["steps"] == 6
@@ -53,12 +52,12 @@ def test_a_run_leaves_what_it_should(done):
 
 def test_the_sampler_and_the_trainer_agree_on_the_log_probabilities(done):
     for row in lines(done):
-        if row["phase"] == "srpo":
+        if row["phase"] == "rl":
             assert row["logp_gap_max"] < 1e-3
             assert row["ratio"] == pytest.approx(1.0, abs=1e-3)
 
 
-def test_the_same_run_again_says_that_all_is_done(done, capsys):
+def test_the_same_command_again_reports_that_all_is_done(done, capsys):
     before = {path: path.stat().st_mtime_ns for path in done.rglob("*") if path.is_file()}
     run(config(), done)
     assert "all is done" in capsys.readouterr().out
@@ -72,50 +71,44 @@ def test_a_finished_run_can_still_be_exported(done, tmp_path):
     assert load_model(folder / "export").config.dim == config().model.dim
     for name in ("summary.json", "config.json", "metrics.jsonl"):
         assert (folder / name).read_bytes() == (done / name).read_bytes()
-    asked = evaluate.get_config()
-    asked.checkpoint, asked.chain.label_first = str(folder / "export"), True
-    policy, _ = load_policy(asked.lock())  # is asked as it was trained
-    lengths = policy.format.prompt_length, policy.format.completion_length
+    lm, _, _ = load_checkpoint(folder / "export", chain__label_first=True)
+    lengths = lm.prompts.prompt_length, lm.prompts.completion_length
     assert lengths == (config().model.prompt_length, config().model.completion_length)
-    assert policy.format.schema == CotSchema()
-    told = json.loads((folder / "export" / "she_jax.json").read_text())
-    prompt = told["prompt"].format(query="mug", field="title", text="red mug")
+    assert lm.prompts.schema == CotSchema(), "prompted as it was trained"
+    record = json.loads((folder / "export" / "she_jax.json").read_text())
+    prompt = record["prompt"].format(query="mug", field="title", text="red mug")
     assert prompt == "query: mug\ntitle: red mug\ntitle: red mug\n\n"
 
 
-def test_that_pairs_are_cut_is_said_once(done, capsys):
-    asked = evaluate.get_config()
-    asked.checkpoint = str(done)
-    policy, _ = load_policy(asked.lock())
+def test_truncated_pairs_are_reported_once(done, capsys):
+    lm, params, _ = load_checkpoint(done)
     long = Example(uid="a", query="mug", product={"title": "mug " * 99})
-    judge = Generator(policy, 8)
+    generator = Generator(lm, 8, warn=log)
     for _ in range(2):
-        judge.chains(policy.params, [long] * 3, lambda done: None)
+        generator.greedy(params, [long] * 3, lambda done: None)
     assert capsys.readouterr().out.count("do not fit into model.prompt_length=") == 1
 
 
-def test_a_folder_is_of_one_command_at_a_time(done):
+def test_a_folder_is_locked_by_one_command_at_a_time(done):
     with (
         lock_workdir(done),
-        pytest.raises(ValueError, match=r"another command is running in .*run: wait"),
+        pytest.raises(UserError, match=r"another command is running in .*run: wait"),
     ):
         run(config(), done)
-    run(config(), done)  # and is free again
+    run(config(), done)  # the lock is released
 
 
 def test_trap_11_a_resumed_run_equals_the_uninterrupted_one(done, tmp_path, monkeypatch):
     """Killed twice, a step or more after the last checkpoint, then started again."""
-    from she_jax.training import logging
+    write = MetricsWriter.write
+    for last_line in (("sft", 3), ("rl", 3)):
 
-    written = logging.MetricsWriter.write
-    for dies_after in (("sft", 3), ("srpo", 3)):
-
-        def die(self, phase, step, values, dies_after=dies_after):
-            written(self, phase, step, values)
-            if (phase, step) == dies_after:
+        def die(self, phase, step, values, last_line=last_line):
+            write(self, phase, step, values)
+            if (phase, step) == last_line:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(logging.MetricsWriter, "write", die)
+        monkeypatch.setattr(MetricsWriter, "write", die)
         with pytest.raises(KeyboardInterrupt):
             run(config(), tmp_path / "run")
         monkeypatch.undo()
@@ -123,18 +116,17 @@ def test_trap_11_a_resumed_run_equals_the_uninterrupted_one(done, tmp_path, monk
     assert_same_run(done, tmp_path / "run")
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(done, tmp_path):
-    """Through launch.py, in a process of its own."""
+def test_sigterm_saves_and_the_same_command_resumes(done, tmp_path):
+    """Through launch.py, in another process."""
     recipe = tmp_path / "recipe.py"
     recipe.write_text(
         "import sys\n"
         f"sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
-        "import test_run\n"
+        "import recipes\n"
         "from she_jax.training import packing\n"
-        "packing.WIDTHS = (2.0,)  # as all tests have it\n"
+        "packing.WIDTHS = (2.0,)  # as in all tests\n"
         "def get_config():\n"
-        "    made = test_run.config()\n"
-        "    return made.unlock()\n"
+        "    return recipes.config().unlock()\n"
     )
     workdir = tmp_path / "run"
     command = [sys.executable, str(ROOT / "launch.py"), f"--config={recipe}"]
@@ -147,22 +139,23 @@ def test_sigterm_saves_and_the_same_command_goes_on(done, tmp_path):
             first.send_signal(signal.SIGTERM)
             break
         time.sleep(0.05)
-    said, _ = first.communicate(timeout=240)
-    assert first.returncode == 143, said
-    assert "SIGTERM: saved sft at step" in said
+    output, _ = first.communicate(timeout=240)
+    assert first.returncode == 143, output
+    assert "SIGTERM: saved sft at step" in output
     again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
     assert again.returncode == 0, again.stderr
     assert "macro F1" in again.stdout
     assert lines(done) == lines(workdir)
 
 
-def test_a_run_begins_where_another_ended_and_keeps_what_it_began_with(done, tmp_path):
-    """In place of a cold start; the other run may then go."""
+def test_a_run_starts_from_another_one_and_keeps_a_copy_of_its_parameters(done, tmp_path):
+    """In place of a cold start; the other run may be deleted afterwards."""
     first = tmp_path / "first"
     shutil.copytree(done, first)
-    changes = {"start": str(first / "checkpoints" / "srpo"), "rl__steps": 1, "rl__eval_every": 1}
+    changes = {"rl__steps": 1, "rl__eval_every": 1}
+    changes["init_from"] = str(first / "checkpoints" / "policy")
     run(config(**changes), tmp_path / "run")
-    assert {row["phase"] for row in lines(tmp_path / "run")} == {"srpo", "eval"}
+    assert {row["phase"] for row in lines(tmp_path / "run")} == {"rl", "eval"}
     before = json.loads((tmp_path / "run" / "summary.json").read_text())["before"]
     assert before == json.loads((done / "eval" / "after.json").read_text())
     best = json.loads((done / "summary.json").read_text())["checkpoint"]
@@ -171,31 +164,47 @@ def test_a_run_begins_where_another_ended_and_keeps_what_it_began_with(done, tmp
     assert (tmp_path / "run/tokenizer.json").read_bytes() == (done / "tokenizer.json").read_bytes()
     shutil.rmtree(first / "checkpoints")
     (tmp_path / "run" / "summary.json").unlink()
-    (first / "checkpoints" / "srpo").mkdir(parents=True)
+    (first / "checkpoints" / "policy").mkdir(parents=True)
     run(config(**changes), tmp_path / "run")
     with pytest.raises(FileNotFoundError, match="holds no whole checkpoint"):
         run(config(**changes), tmp_path / "another")
 
 
 @pytest.mark.parametrize(
-    ("start", "changes", "error", "message"),
+    ("init_from", "changes", "error", "message"),
     [
         ("nowhere", {}, FileNotFoundError, "expected the checkpoints of a run, such as"),
         ("/nowhere", {}, FileNotFoundError, "expected the checkpoints of a run, such as"),
         ("RUN", {}, FileNotFoundError, "expected the checkpoints of a run, such as"),
-        ("RUN/checkpoints/sft", {"chain__label_first": True}, ValueError, "writes the chain"),
-        ("RUN/checkpoints/sft", {"model__layers": 9}, ValueError, "of another model: model.layers"),
+        ("RUN/checkpoints/sft", {"chain__label_first": True}, UserError, "writes the chain"),
+        ("RUN/checkpoints/sft", {"model__layers": 9}, UserError, "of another model: model.layers"),
     ],
 )
-def test_a_start_that_cannot_be_is_said_at_once(done, tmp_path, start, changes, error, message):
+def test_unusable_checkpoints_to_start_from_are_reported_at_once(
+    done, tmp_path, init_from, changes, error, message
+):
+    init_from = init_from.replace("RUN", str(done))
     with pytest.raises(error, match=message):
-        run(config(start=start.replace("RUN", str(done)), **changes), tmp_path / "run")
+        run(config(init_from=init_from, **changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_changed_config_over_an_old_workdir_lists_the_keys(done):
-    with pytest.raises(ValueError, match=r"rl\.steps: 4 in the workdir, 5 now"):
+    with pytest.raises(UserError, match=r"rl\.steps: 4 in the workdir, 5 now"):
         run(config(rl__steps=5), done)
+
+
+def test_a_folder_of_an_earlier_version_is_refused(done, tmp_path):
+    recipe = json.loads((done / "config.json").read_text())
+    assert recipe.pop("schema") == 2
+    checkpoints = tmp_path / "old" / "checkpoints" / "policy"
+    checkpoints.mkdir(parents=True)
+    (tmp_path / "old" / "config.json").write_text(json.dumps(recipe))
+    message = r"another version of she_jax \(schema 1, this one reads 2\)"
+    with pytest.raises(UserError, match=message):
+        run(config(), tmp_path / "old")
+    with pytest.raises(UserError, match=message):
+        run(config(init_from=str(checkpoints)), tmp_path / "new")
 
 
 @pytest.mark.parametrize(
@@ -222,9 +231,11 @@ def test_a_changed_config_over_an_old_workdir_lists_the_keys(done):
         ({"method": "dpo", "reward__prm": "x"}, "method='dpo' has no use for that reward"),
         ({"method": "sft", "reward__orm": "x"}, "method='sft' has no use for that reward"),
         (
-            {"method": "sft", "reward__prm": "x", "reward__combine": "mean"},
-            "reward.combine='mean': with method=sft",
+            {"method": "sft", "reward__prm": "x", "reward__combine": "gate"},
+            "reward.combine='gate': with method=sft",
         ),
+        ({"reward__combine": "mean"}, "reward.combine='mean': expected one of"),
+        ({"reward__combine": "model_only"}, "needs a process reward model: set reward.prm"),
         ({"method": "ppo"}, "method='ppo': expected one of"),
         ({"rl__unsolved_share": 1.5}, "rl.unsolved_share=1.5: expected a share"),
         ({"offline__chains": "mine"}, "offline.chains='mine': expected one of"),
@@ -238,43 +249,38 @@ def test_a_changed_config_over_an_old_workdir_lists_the_keys(done):
         ({"rl__group_size": 1}, "group_size=1: the group baseline needs at least 2"),
         ({"rl__prompts": 3}, "rl.prompts: batch of 3 prompts over data x fsdp = 8 devices"),
         ({"rl__estimator": "ppo"}, "rl.estimator='ppo': expected one of"),
-        ({"rl__loss_aggregation": "word"}, "normalisation='word': expected one of"),
+        ({"rl__loss_aggregation": "word"}, "rl.loss_aggregation='word': expected one of"),
         ({"data__name": "amazon"}, "data.name='amazon': expected one of"),
         ({"data__name": "esci"}, "needs --config.data.path"),
         ({"data__eval_split": "dev"}, "no pairs in the split 'dev'"),
         ({"kind": "play"}, "kind='play': expected one of"),
     ],
 )
-def test_what_cannot_work_is_said_before_anything_is_trained(tmp_path, changes, message):
-    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+def test_a_config_that_cannot_work_is_reported_before_training(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
         run(config(**changes), tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_that_micro_batches_leave_devices_without_work_is_said(tmp_path, capsys):
-    check(config(rl__loss__micro_batches=2), tmp_path)
+def test_micro_batches_that_leave_devices_idle_are_reported(tmp_path, capsys):
+    validate(parse(config(rl__loss__micro_batches=2), tmp_path))
     assert "4 groups, and so work for 4 of 8 devices" in capsys.readouterr().out
-    check(config(), tmp_path)
+    validate(parse(config(), tmp_path))
     assert "devices" not in capsys.readouterr().out
 
 
-def test_a_folder_in_which_nothing_was_made_takes_another_config(tmp_path):
-    """A command that failed early does not stand in the way of the corrected one."""
-    few = {"sft__steps": 1, "rl__steps": 0, "eval__pass_k": 0}
-    with pytest.raises(ValueError, match="no pairs in the split"):
-        run(config(data__eval_split="dev", **few), tmp_path / "run")
-    run(config(**few), tmp_path / "run")
-    assert (tmp_path / "run" / "summary.json").is_file()
+def test_a_folder_without_results_accepts_another_config(tmp_path):
+    """What a command left that failed early, its tokenizer too, is replaced by the next one's."""
+    folder, sizes = tmp_path / "run", []
+    for split, vocab_size in (("dev", 700), ("other", 600)):
+        with pytest.raises(UserError, match=f"no pairs in the split '{split}'"):
+            run(config(data__eval_split=split, model__vocab_size=vocab_size), folder)
+        sizes.append(read_tokenizer(folder).get_vocab_size())
+    assert json.loads((folder / "config.json").read_text())["data"]["eval_split"] == "other"
+    assert sizes[1] <= 600 < sizes[0]
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(tmp_path):
-    saved = Checkpoints(tmp_path)
-    with pytest.raises(ValueError, match="srpo step 8: loss nan"):
-        finite({"loss": np.float32("nan"), "grad_norm": 1.0}, "srpo", 7, saved)
-    assert finite({"loss": 1, "grad_norm": 2}, "srpo", 7, saved) == {"loss": 1.0, "grad_norm": 2.0}
-
-
-def test_a_checkpoint_judges_a_users_file(done, tmp_path):
+def test_a_checkpoint_predicts_the_labels_of_a_users_file(done, tmp_path):
     pairs = [
         {"uid": "a", "query": "red sofa", "product": {"title": "crimson couch"}, "label": 4},
         {"uid": "b", "query": "オーク 机", "product": {"title": "机"}},
@@ -290,35 +296,35 @@ def test_a_checkpoint_judges_a_users_file(done, tmp_path):
         "data__max_bad_share": 0.5,
     }
     run(config(**changes), tmp_path / "out")
-    with (tmp_path / "out" / "predictions.jsonl").open() as told:
-        judged = [json.loads(line) for line in told]
-    assert [line["uid"] for line in judged] == ["a", "b"]
-    assert {"label", "probabilities", "well_formed", "steps"} <= judged[0].keys()
+    with (tmp_path / "out" / "predictions.jsonl").open() as written:
+        predictions = [json.loads(line) for line in written]
+    assert [line["uid"] for line in predictions] == ["a", "b"]
+    assert {"label", "probabilities", "well_formed", "steps"} <= predictions[0].keys()
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["n"] == 1
     run(config(**changes), tmp_path / "out")  # all is done
     with file.open("a") as more:
         more.write(json.dumps(pairs[0] | {"uid": "c"}) + "\n")
-    with pytest.raises(ValueError, match="other pairs or of another checkpoint"):
+    with pytest.raises(UserError, match="other pairs or of another checkpoint"):
         run(config(**changes), tmp_path / "out")
 
 
-def test_pairs_are_made_for_the_chain_of_the_policy(done, tmp_path, monkeypatch):
+def test_pairs_are_prepared_for_the_chain_of_the_policy(done, tmp_path, monkeypatch):
     """Another number of checks would be another world, and other steps in a user's file."""
 
-    class Made(Exception):
+    class Prepared(Exception):
         pass
 
-    def made(own, workdir):
-        raise Made(own.chain.to_dict())
+    def prepare(data):
+        raise Prepared(f"{data.checks} checks, {data.world.checks} in the world")
 
-    monkeypatch.setattr(predict, "make_data", made)
-    asked = {"kind": "evaluate", "checkpoint": str(done), "chain__checks": 2}
-    with pytest.raises(Made, match="'checks': 0"):
-        run(config(**asked), tmp_path / "out")
+    monkeypatch.setattr(predict, "prepare_dataset", prepare)
+    changes = {"kind": "evaluate", "checkpoint": str(done), "chain__checks": 2}
+    with pytest.raises(Prepared, match="0 checks, 0 in the world"):
+        run(config(**changes), tmp_path / "out")
 
 
 def test_the_recipe_takes_its_argument():
-    made = stage1.get_config("model=smollm2,data=esci")
-    assert (made.model.name, made.data.name, made.data.balance) == ("smollm2", "esci", True)
+    recipe = stage1.get_config("model=smollm2,data=esci")
+    assert (recipe.model.name, recipe.data.name, recipe.data.balance) == ("smollm2", "esci", True)
     with pytest.raises(ValueError, match=r"expected model=scratch\|smollm2"):
         stage1.get_config("model=gpt")

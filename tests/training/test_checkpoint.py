@@ -1,4 +1,4 @@
-"""Checkpoints: bit for bit, all or nothing, and damage noticed."""
+"""Checkpoints: restored bit for bit, written whole or not at all, and damage detected."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ def assert_same(left, right):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-def test_restored_state_is_the_saved_one_bit_for_bit(tmp_path):
+def test_a_restored_state_equals_the_saved_one_bit_for_bit(tmp_path):
     """NaN, -0.0, denormals, bfloat16, uint32 keys, empty optimizer states and the host dict."""
     state = make_state()
     host = {"position": [3, 17], "score": 0.1 + 0.2, "curriculum": {"stage": 1, "seen": {}}}
@@ -72,7 +72,7 @@ def test_trap_11_a_resumed_loop_equals_the_uninterrupted_one(tmp_path):
     assert_same(resumed, whole)
 
 
-def test_restore_lays_arrays_out_as_the_template_asks(tmp_path):
+def test_restored_arrays_have_the_shardings_of_the_template(tmp_path):
     """Saved on one device, restored sharded over eight, and back."""
     state = make_state()
     Checkpoints(tmp_path / "one").save(1, state, {})
@@ -90,14 +90,14 @@ def test_restore_lays_arrays_out_as_the_template_asks(tmp_path):
     assert_same(Checkpoints(tmp_path / "eight").restore(state)[1], state)
 
 
-def test_the_last_ones_and_their_best_are_kept(tmp_path):
+def test_the_last_checkpoints_and_their_best_are_kept(tmp_path):
     state = make_state()
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step in range(1, 6):
         checkpoints.save(step, state, {}, best=step == 2)
     assert checkpoints.steps == [2, 4, 5]
     checkpoints.save(6, state, {}, best=True)
-    assert checkpoints.steps == [2, 5, 6], "5 fell back to would still need its best, 2"
+    assert checkpoints.steps == [2, 5, 6], "a fallback to 5 still needs its best, 2"
     checkpoints.save(7, state, {})
     assert checkpoints.steps == [6, 7]
 
@@ -150,7 +150,7 @@ def files_of(directory):
 
 
 @pytest.mark.parametrize("damage", [cut, flip, lambda data: b"", lambda data: b"{]", None])
-def test_damage_to_any_file_falls_back_and_says_so(two_checkpoints, tmp_path, damage):
+def test_damage_to_any_file_is_reported_and_falls_back(two_checkpoints, tmp_path, damage):
     """Each file of the newest checkpoint in turn: cut, one bit flipped, emptied, garbage, gone."""
     files = files_of(two_checkpoints)
     assert len(files) > 10
@@ -163,33 +163,35 @@ def test_damage_to_any_file_falls_back_and_says_so(two_checkpoints, tmp_path, da
         else:
             file.write_bytes(damage(file.read_bytes()))
         warnings = []
-        found = Checkpoints(directory, warn=warnings.append)
+        checkpoints = Checkpoints(directory, warn=warnings.append)
         if number == 0:
-            step, params = found.restore_params(make_state().params)
+            step, params = checkpoints.restore_params(make_state().params)
             assert step == 1
             assert_same(params, make_state(1).params)
-            assert found.steps == [1, 2], "looking at parameters changes nothing"
+            assert checkpoints.steps == [1, 2], "reading parameters changes nothing"
             warnings.clear()
-        step, state, host = found.restore(make_state())
+        step, state, host = checkpoints.restore(make_state())
         assert (step, host) == (1, {"at": 1}), file
         assert_same(state, make_state(1))
         assert len(warnings) == 1
         assert str(directory / "2") in warnings[0]
-        # An altered manifest speaks wrongly of another file.
+        # An altered manifest blames another file.
         assert file.name in warnings[0] or file.name == MANIFEST
         assert (directory / "2.damaged").is_dir(), "set aside, not deleted"
-        assert found.steps == [1]
+        assert checkpoints.steps == [1]
 
 
 @pytest.mark.parametrize("lines", [0, 1, 3, -1])
-def test_a_manifest_cut_at_a_line_is_noticed(two_checkpoints, tmp_path, lines):
+def test_a_manifest_cut_at_a_line_is_detected(two_checkpoints, tmp_path, lines):
     shutil.copytree(two_checkpoints, tmp_path / "c")
     manifest = tmp_path / "c" / "2" / MANIFEST
     manifest.write_text("".join(manifest.read_text().splitlines(keepends=True)[:lines]))
     assert Checkpoints(tmp_path / "c").restore(make_state())[0] == 1
 
 
-def test_all_damaged_is_none_and_a_second_damaged_one_gets_its_own_name(two_checkpoints, tmp_path):
+def test_with_all_damaged_nothing_is_restored_and_damaged_folders_keep_apart(
+    two_checkpoints, tmp_path
+):
     shutil.copytree(two_checkpoints, tmp_path / "c")
     warnings = []
     checkpoints = Checkpoints(tmp_path / "c", warn=warnings.append)
@@ -204,7 +206,7 @@ def test_all_damaged_is_none_and_a_second_damaged_one_gets_its_own_name(two_chec
     assert names == ["1.damaged", "2.damaged", "2.damaged2"]
 
 
-def test_a_run_goes_on_after_falling_back(two_checkpoints, tmp_path):
+def test_a_run_continues_after_a_fallback(two_checkpoints, tmp_path):
     shutil.copytree(two_checkpoints, tmp_path / "c")
     (tmp_path / "c" / "2" / "record" / "metadata").write_bytes(b"")
     checkpoints = Checkpoints(tmp_path / "c")
@@ -215,8 +217,8 @@ def test_a_run_goes_on_after_falling_back(two_checkpoints, tmp_path):
     assert_same(state, make_state(5))
 
 
-def test_other_arrays_are_one_error_that_lists_them_all(tmp_path):
-    """Orbax alone would cast the dtype; a whole checkpoint that does not fit is not set aside."""
+def test_differing_arrays_are_one_error_that_lists_them_all(tmp_path):
+    """Orbax alone would cast the dtype; an intact checkpoint that does not fit is not set aside."""
     Checkpoints(tmp_path).save(3, make_state(), {})
     state = make_state()
     params = {"embed": jnp.zeros((41, 8)), "odd": jnp.zeros(4, jnp.bfloat16), "more": jnp.ones(2)}
@@ -249,7 +251,7 @@ except OSError as error:
 
 
 def python(code: str, directory, **values) -> subprocess.Popen:
-    """A process of its own: one that is killed, or whose Orbax threads are left in disorder."""
+    """Another process: one to be killed, or whose Orbax threads are left in disorder."""
     code = code.format(tests=str(ROOT / "tests"), directory=str(directory), **values)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen(
@@ -258,7 +260,7 @@ def python(code: str, directory, **values) -> subprocess.Popen:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file sizes")
-def test_a_failed_write_leaves_the_one_before_and_names_the_path(tmp_path):
+def test_a_failed_write_leaves_the_previous_checkpoint_and_names_the_path(tmp_path):
     """The system refuses to write more (here a file size limit, which acts like a full disk)."""
     message = python(FULL, tmp_path, limit=500_000).communicate()[0]
     assert f"could not save the checkpoint {tmp_path / '2'}" in message
@@ -269,10 +271,10 @@ def test_a_failed_write_leaves_the_one_before_and_names_the_path(tmp_path):
     assert (step, host) == (1, {"at": 1})
     assert_same(state, make_state(1))
     checkpoints.save(2, make_state(2), {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"], "swept up"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"], "leftovers are deleted"
 
 
-def test_a_disk_with_too_little_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
+def test_a_disk_with_too_little_space_is_reported_before_anything_is_written(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, make_state(1), {})
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
@@ -299,7 +301,7 @@ def test_a_full_disk_at_the_manifest_leaves_no_checkpoint_that_looks_damaged(tmp
     assert_same(checkpoints.restore(make_state())[1], make_state(2))
 
 
-def test_bad_arguments_are_errors(tmp_path):
+def test_invalid_arguments_are_errors(tmp_path):
     with pytest.raises(ValueError, match="keep=0"):
         Checkpoints(tmp_path, keep=0)
     checkpoints = Checkpoints(tmp_path)
@@ -324,8 +326,8 @@ for step in range(1, 1000):
 """
 
 
-def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
-    """SIGKILL in the middle of saving; what was reported as saved is there."""
+def test_a_kill_at_any_moment_leaves_an_intact_checkpoint(tmp_path):
+    """SIGKILL in the middle of saving; a checkpoint that was reported as saved exists."""
     process = python(KILLED, tmp_path)
     with process:
         for line in process.stdout:
@@ -340,11 +342,11 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
     assert host == {"at": step}
     assert_same(state, make_state(step))
     checkpoints.save(step + 1, state, {})
-    assert not list(tmp_path.glob("*tmp*")), "the next save sweeps up"
+    assert not list(tmp_path.glob("*tmp*")), "the next save deletes leftovers"
 
 
 def test_saving_is_quiet(tmp_path, capfd):
-    """Orbax has much to say."""
+    """Orbax logs a lot."""
     state = make_state()
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, state, {})
@@ -352,7 +354,7 @@ def test_saving_is_quiet(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_stop_signal_notes_sigterm_and_puts_the_handlers_back():
+def test_stop_signal_records_sigterm_and_restores_the_handlers():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with StopSignal() as stop:
         assert not stop

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
-from she_jax.training import logging as metrics
+from she_jax.training import logging
 from she_jax.training.logging import MetricsWriter, Progress
 
 
@@ -18,15 +18,15 @@ def lines_of(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_line_a_step_of_flat_numbers(tmp_path):
+def test_each_step_is_a_line_of_flat_numbers(tmp_path):
     with MetricsWriter(tmp_path) as writer:
         writer.write("sft", 1, {"loss": jnp.float32(0.5), "tokens": 7, "time/seconds": 1.5})
         assert len(lines_of(tmp_path)) == 1, "flushed at once"
-        writer.write("srpo", 1, {"kl": np.float64(0.25), "parse_rate": jnp.ones(())})
+        writer.write("rl", 1, {"kl": np.float64(0.25), "parse_rate": jnp.ones(())})
         assert writer.lines == 2
     assert lines_of(tmp_path) == [
         {"phase": "sft", "step": 1, "loss": 0.5, "tokens": 7, "time/seconds": 1.5},
-        {"phase": "srpo", "step": 1, "kl": 0.25, "parse_rate": 1.0},
+        {"phase": "rl", "step": 1, "kl": 0.25, "parse_rate": 1.0},
     ]
 
 
@@ -41,15 +41,16 @@ def test_nan_and_infinity_are_null(tmp_path):
 
 
 @pytest.mark.parametrize("values", [{"step": 3}, {"phase": 1}, {"a": np.zeros(2)}])
-def test_what_is_not_one_number_is_an_error(tmp_path, values):
+def test_a_metric_that_is_not_one_number_is_an_error(tmp_path, values):
     with MetricsWriter(tmp_path) as writer, pytest.raises(ValueError, match="expected one number"):
         writer.write("sft", 1, values)
 
 
-def write_run(workdir, until, *, start=(0, 0), lines=0, seconds=1.0):
+def write_run(workdir, until, *, lines=0, seconds=1.0):
     """Two phases of four steps each with an evaluation between; stops after ``until`` lines."""
-    plan = [("sft", s) for s in range(1, 5)] + [("eval", 4)] + [("srpo", s) for s in range(1, 5)]
-    with MetricsWriter(workdir, lines=lines) as writer:
+    plan = [("sft", s) for s in range(1, 5)] + [("eval", 4)] + [("rl", s) for s in range(1, 5)]
+    with MetricsWriter(workdir) as writer:
+        writer.keep(lines)
         for phase, step in plan[writer.lines : until]:
             values = {"loss": 1 / step, "time/seconds": seconds}
             writer.write(phase, step, values)
@@ -68,16 +69,32 @@ def test_a_resumed_file_equals_the_uninterrupted_one(tmp_path, saved):
     write_run(tmp_path / "whole", 9)
     write_run(tmp_path / "cut", min(saved + 3, 9))
     with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
-        file.write('{"phase": "srpo", "st')
+        file.write('{"phase": "rl", "st')
     assert write_run(tmp_path / "cut", 9, lines=saved, seconds=2.0) == 9
     assert without_times(tmp_path / "cut") == without_times(tmp_path / "whole")
     seconds = [line["time/seconds"] for line in lines_of(tmp_path / "cut")]
     assert seconds == [1.0] * saved + [2.0] * (9 - saved)
 
 
-def test_a_file_shorter_than_the_checkpoint_knows_is_said(tmp_path, caplog):
+def test_a_phase_that_is_done_is_kept_by_the_next_one(tmp_path):
+    """A finished phase only sets ``lines``; the file is truncated by what comes next."""
+    write_run(tmp_path, 6)
+    whole = (tmp_path / "metrics.jsonl").read_bytes()
+    with MetricsWriter(tmp_path) as writer:
+        writer.lines = 5
+        assert (tmp_path / "metrics.jsonl").read_bytes() == whole
+        writer.write("rl", 1, {"loss": 1.0, "time/seconds": 1.0})
+        assert (tmp_path / "metrics.jsonl").read_bytes() == whole
+        assert writer.lines == 6
+        writer.keep(4)
+        writer.write("rl", 1, {"loss": 1.0})
+    assert [line["phase"] for line in lines_of(tmp_path)] == ["sft"] * 4 + ["rl"]
+
+
+def test_a_file_shorter_than_its_checkpoint_expects_is_reported(tmp_path, caplog):
     write_run(tmp_path, 2)
-    with MetricsWriter(tmp_path, lines=5) as writer:
+    with MetricsWriter(tmp_path) as writer:
+        writer.keep(5)
         assert writer.lines == 2
     assert "2 whole lines, the checkpoint expects 5" in caplog.text
 
@@ -92,12 +109,12 @@ def read_events(folder):
             data = data[16 + length :]
 
 
-def test_events_of_a_resumed_phase_purge_the_steps_that_are_done_again(tmp_path):
+def test_events_of_a_resumed_phase_purge_the_repeated_steps(tmp_path):
     write_run(tmp_path, 8)
     write_run(tmp_path, 9, lines=6)
-    events = list(read_events(tmp_path / "tensorboard" / "srpo"))
+    events = list(read_events(tmp_path / "tensorboard" / "rl"))
     purges = [e.step for e in events if e.HasField("session_log")]
-    assert purges[-1] == 2, "step 1 is of the first part, steps from 2 on are done again"
+    assert purges[-1] == 2, "step 1 is of the first part, steps from 2 on are repeated"
     losses = [(e.step, e.summary.value[0].simple_value) for e in events if e.HasField("summary")]
     assert (4, 0.25) in losses
     sft = [e for e in read_events(tmp_path / "tensorboard" / "sft") if e.HasField("session_log")]
@@ -105,7 +122,7 @@ def test_events_of_a_resumed_phase_purge_the_steps_that_are_done_again(tmp_path)
 
 
 def plain(task, total, monkeypatch, clock, **kwargs):
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(logging.time, "monotonic", lambda: clock[0])
     output = io.StringIO()
     return Progress(task, total=total, console=Console(file=output, width=60), **kwargs), output
 
@@ -124,9 +141,9 @@ def test_progress_without_a_terminal_is_a_line_every_ten_seconds(monkeypatch):
     assert len(lines) == 10, "long lines are not wrapped, and there is one each ten seconds"
 
 
-def test_the_first_steps_with_their_compilations_do_not_count_for_the_rest(monkeypatch):
+def test_the_first_steps_which_compile_do_not_enter_the_time_left(monkeypatch):
     clock = [0.0]
-    progress, output = plain("srpo", 12, monkeypatch, clock)
+    progress, output = plain("rl", 12, monkeypatch, clock)
     with progress:
         for step in (1, 2):  # of two shapes
             clock[0] += 60.0
@@ -134,11 +151,11 @@ def test_the_first_steps_with_their_compilations_do_not_count_for_the_rest(monke
         for step in range(3, 8):
             clock[0] += 2.0
             progress.update(step)
-    assert "srpo: 2/12\n" in output.getvalue()
-    assert "srpo: 7/12  0:10 left" in output.getvalue()
+    assert "rl: 2/12\n" in output.getvalue()
+    assert "rl: 7/12  0:10 left" in output.getvalue()
 
 
-def test_a_compilation_among_the_first_few_steps_does_not_make_hours_of_minutes(monkeypatch):
+def test_a_late_compilation_does_not_dominate_the_time_left(monkeypatch):
     clock = [0.0]
     progress, output = plain("cold start", 1_812, monkeypatch, clock)
     with progress:
@@ -150,7 +167,7 @@ def test_a_compilation_among_the_first_few_steps_does_not_make_hours_of_minutes(
     assert "cold start: 13/1812  15:00 left" in output.getvalue()
 
 
-def test_units_unlike_each_other_do_not_tell_how_long_the_rest_takes(monkeypatch):
+def test_units_of_unequal_length_show_no_time_left(monkeypatch):
     clock = [0.0]
     progress, output = plain("evidence", 4, monkeypatch, clock, alike=False)
     with progress:
@@ -176,27 +193,27 @@ def test_progress_of_an_unknown_length(monkeypatch):
     ]
 
 
-def test_progress_says_when_it_was_stopped(monkeypatch):
-    progress, output = plain("srpo", 10, monkeypatch, [0.0])
+def test_progress_reports_that_it_was_stopped(monkeypatch):
+    progress, output = plain("rl", 10, monkeypatch, [0.0])
     error = RuntimeError()
     progress.__enter__().update(3)
     progress.__exit__(RuntimeError, error, None)
-    assert "srpo: 3/10  stopped, took 0:00" in output.getvalue()
+    assert "rl: 3/10  stopped, took 0:00" in output.getvalue()
 
 
-def test_progress_on_a_terminal_is_a_bar_with_the_figures():
+def test_progress_on_a_terminal_is_a_bar_with_the_metrics():
     output = io.StringIO()
     console = Console(file=output, force_terminal=True, width=100)
-    with Progress("srpo", total=4, console=console) as progress:
+    with Progress("rl", total=4, console=console) as progress:
         progress.update(1, reward=0.25)
         progress.print("saved [step 1]")
         progress.update(4, reward=0.75)
     text = output.getvalue()
     assert "saved [step 1]" in text
-    for word in ("srpo", "4/4", "reward 0.75", "took 0:0"):
+    for word in ("rl", "4/4", "reward 0.75", "took 0:0"):
         assert word in text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (3725, "1:02:05")])
 def test_clock(seconds, text):
-    assert metrics._clock(seconds) == text
+    assert logging._clock(seconds) == text

@@ -196,7 +196,11 @@ class _Facts:
 
 
 def _facts(example: Example, chain: Chain, schema: CotSchema) -> _Facts:
-    """Takes step values from the annotation; of unannotated free-text steps, from the chain."""
+    """The known values of a pair's steps, and all words of the pair.
+
+    Values are the annotated ones and the label; for free-text steps without annotation, what the
+    chain says.
+    """
     steps = {
         step.name: parsed.text
         for step, parsed in zip(schema.steps, chain.steps, strict=True)

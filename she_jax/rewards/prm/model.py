@@ -104,10 +104,10 @@ class ProcessRewardModel:
         self.params = params
 
     def score(self, step_queries: Sequence[StepQuery], key: Array) -> StepScores:
-        """Scores step queries, without using their labels; ``[n]`` arrays.
+        """Scores n step queries; their ``correct`` is not read.
 
         Nothing is cached between calls: in another batch the same step query may differ in the last
-        bit of its score, and a resumed run must score as an uninterrupted one.
+        bit of its score, so a cache would make a resumed run differ from an uninterrupted one.
 
         Args:
           step_queries: the steps; consecutive ones of the same chain, in order, share a row.

@@ -35,7 +35,7 @@ class StepQueryTokens:
         return [*self.prompt, *_flatten(self.lines)]
 
     def follows(self, other: "StepQueryTokens") -> bool:
-        """Whether the other one is a prefix of this one, by lines, or equal to it."""
+        """Whether this query has the same prompt as ``other`` and begins with all of its lines."""
         return self.prompt == other.prompt and self.lines[: len(other.lines)] == other.lines
 
 
@@ -115,7 +115,7 @@ class StepQueryFormat:
     def questions(self, step_queries: Sequence[StepQuery]) -> list[StepQueryTokens]:
         """Tokenizes step queries; only the prompt of a pair is truncated.
 
-        If a prompt is too long, the product is truncated first, then the query (see
+        If a prompt is too long, product and query are truncated (see
         ``PromptFormat``). Each line of a chain is encoded separately, so that the beginning of a
         chain has the same tokens whatever follows.
 
