@@ -5,6 +5,7 @@ from typing import SupportsIndex
 
 import grain
 import jax
+import numpy as np
 
 from she_jax.data.dataset import ExampleSource
 from she_jax.types import Example, UserError
@@ -57,7 +58,9 @@ def batches(
     process, processes = jax.process_index(), jax.process_count()
     datasets = [
         grain.MapDataset.source(Subset(source, rows[process::processes]))
-        .shuffle(seed=seed + n)
+        # Not shuffle(seed=...), whose epoch e is epoch 0 of seed + e: then seeds share orders.
+        .seed(int(np.random.SeedSequence((seed, n)).generate_state(1)[0]))
+        .shuffle()
         .repeat()
         for n, rows in enumerate(groups)
     ]

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from she_jax.runs.config import Recipe, inherit, parse
 from she_jax.runs.curriculum import run_prerequisite, run_stages
 from she_jax.runs.filter import filter_run
@@ -30,6 +32,11 @@ def run(recipe: Recipe, workdir: Path) -> None:
       UserError: for a recipe that cannot be run, or a folder of another one.
       SystemExit: after a signal, once the state is saved.
     """
+    if jax.process_count() > 1:
+        raise UserError(
+            f"{jax.process_count()} processes: a run on several hosts is not supported yet; start "
+            "it on one host"
+        )
     if recipe.kind not in KINDS:
         raise UserError(f"kind={recipe.kind!r}: expected one of {KINDS}")
     if recipe.kind == "curriculum":

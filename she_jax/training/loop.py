@@ -1,6 +1,7 @@
 """The training loop of every model: SFT, RL, DPO and both reward models."""
 
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -108,10 +109,16 @@ def fit(
       SystemExit: after a signal, once the state is saved.
     """
     host: dict[str, Any] = {"lines": metrics.lines, "data": source.fingerprint}
+    host["machine"] = machine()
     host |= {"best": -1.0, "stale": 0} if evaluate else {}
     restored = checkpoints.restore(state)
     start, state, host = restored or (0, state, host)
     check_data(host["data"], source.fingerprint)
+    if restored and host["machine"] != machine():
+        log(
+            f"{source.phase}: this run began on {host['machine']} and is resumed on {machine()}: "
+            "from here on it need not equal an uninterrupted one bit for bit"
+        )
     if start == steps or (evaluate and evaluate.exhausted(host["stale"])):
         metrics.lines = host["lines"]
         return state, host
@@ -156,6 +163,12 @@ def fit(
             if stop:
                 leave(stop, source.phase, step + 1, steps)
     return state, host
+
+
+def machine() -> str:
+    """What the last bits of a result depend on: the kind and number of devices, CPU threads."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{jax.device_count()} {jax.default_backend()} devices with {count} CPU threads"
 
 
 def check_data(saved: str, current: str) -> None:

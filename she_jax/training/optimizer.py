@@ -27,7 +27,10 @@ class OptimizerConfig:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The optimizer for a run of so many steps, with the gradient clipped by its norm."""
+    """The optimizer for a run of so many steps, with the gradient clipped by its norm.
+
+    The warm-up rises from 1 / ``warmup`` of the peak: no update has a learning rate of 0.
+    """
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
@@ -37,5 +40,10 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     )
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay),
+        optax.adamw(
+            lambda step: schedule(step + 1),
+            b1=config.b1,
+            b2=config.b2,
+            weight_decay=config.weight_decay,
+        ),
     )

@@ -33,6 +33,17 @@ def test_an_epoch_has_every_row_once_and_the_next_another_order():
     assert epochs[0] != epochs[1]
 
 
+def test_seeds_share_no_order():
+    """Nor do the labels of one seed: in no epoch does one repeat an order of another."""
+    orders = set()
+    for seed in range(4):
+        series = batches(EXAMPLES, 8, seed=seed)
+        orders |= {
+            tuple(uid for i in range(e * 8, e * 8 + 8) for uid in uids(series[i])) for e in range(4)
+        }
+    assert len(orders) == 16
+
+
 def test_balance_draws_the_labels_in_equal_shares():
     series = batches(EXAMPLES, 8, seed=0, balance=True)
     drawn = Counter(e.label for i in range(10) for e in series[i])

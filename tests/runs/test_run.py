@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 from recipes import ROOT, assert_same_run, config, lines, load_checkpoint
 
@@ -328,3 +329,10 @@ def test_the_recipe_takes_its_argument():
     assert (recipe.model.name, recipe.data.name, recipe.data.balance) == ("smollm2", "esci", True)
     with pytest.raises(ValueError, match=r"expected model=scratch\|smollm2"):
         stage1.get_config("model=gpt")
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="2 processes: a run on several hosts is not supported yet"):
+        run(config(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

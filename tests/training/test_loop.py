@@ -283,3 +283,14 @@ def test_a_gradient_that_is_not_finite_stops_the_run_too(tmp_path):
         finite({"loss": 1, "grad_norm": np.float32("inf")}, "rl", 7, checkpoints)
     numbers = finite({"loss": 1, "grad_norm": jnp.float32(2)}, "rl", 7, checkpoints)
     assert numbers == {"loss": 1.0, "grad_norm": 2.0}
+
+
+def test_a_resume_on_another_machine_is_said(tmp_path, monkeypatch, capsys):
+    run(tmp_path, ToySource(), steps=2)
+    monkeypatch.setattr(
+        "she_jax.training.loop.machine", lambda: "64 tpu devices with 8 CPU threads"
+    )
+    run(tmp_path, ToySource(), steps=4)
+    said = capsys.readouterr().out
+    assert "toy: this run began on 8 cpu devices with " in said
+    assert "is resumed on 64 tpu devices with 8 CPU threads: from here on it need not equal" in said
