@@ -122,6 +122,7 @@ def raising(chains, examples):
         (lambda c, e: (np.zeros((1, 4)), np.ones((1, 4))), "returned rewards [1, 4] and mask"),
         (lambda c, e: (np.full((1, 5), 1.5), np.ones((1, 5))), "gave step 'query' the reward 1.5"),
         (lambda c, e: (np.full((1, 5), np.nan), np.ones((1, 5))), "the reward nan"),
+        (lambda c, e: ([[0.5, 1]], [[1], [1, 0]]), "returned what is not an array of numbers"),
     ],
 )
 def test_step_rewards_of_the_wrong_form_name_the_pair_and_the_chain(function, message):
@@ -159,7 +160,11 @@ def test_the_rollout_that_made_a_function_fail_is_named():
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [([0.5], "returned [1], expected [2]"), ([0.5, -1.0], "gave a rollout the reward -1.0")],
+    [
+        ([0.5], "returned [1], expected [2]"),
+        ([0.5, -1.0], "gave a rollout the reward -1.0"),
+        ([0.5, "high"], "returned what is not an array of numbers"),
+    ],
 )
 def test_outcome_rewards_of_the_wrong_form(values, message):
     checked = checked_outcome_reward(lambda c, e: values, "reward.outcome=rules:price", SCHEMA)

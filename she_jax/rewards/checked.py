@@ -30,21 +30,24 @@ def checked_step_reward(function: Callable[..., Any], name: str, schema: CotSche
         result = _call(function, name, schema, chains, examples)
         shape = len(chains), len(schema.steps)
         if not isinstance(result, tuple | list) or len(result) != 2:
-            found = f"returned {type(result).__name__}, expected a pair (rewards, mask)"
-            _fail(name, found, schema, chains[0], examples[0])
-        rewards, known = np.asarray(result[0], np.float32), np.asarray(result[1])
+            problem = f"returned {type(result).__name__}, expected a pair (rewards, mask)"
+            _fail(name, problem, schema, chains[0], examples[0])
+        try:
+            rewards, known = np.asarray(result[0], np.float32), np.asarray(result[1], bool)
+        except (TypeError, ValueError) as error:
+            problem = f"returned what is not an array of numbers: {error}"
+            _fail(name, problem, schema, chains[0], examples[0], error)
         if rewards.shape != shape or known.shape != shape:
-            found = (
+            problem = (
                 f"returned rewards {list(rewards.shape)} and mask {list(known.shape)}, expected "
                 f"{list(shape)} each: a row per rollout, a column per step of {schema.names}"
             )
-            _fail(name, found, schema, chains[0], examples[0])
-        known = known.astype(bool)
+            _fail(name, problem, schema, chains[0], examples[0])
         wrong = known & ~((rewards >= 0) & (rewards <= 1))
         if wrong.any():
             row, step = np.argwhere(wrong)[0]
-            found = f"gave step {schema.names[step]!r} the reward {rewards[row, step]}"
-            _fail(name, f"{found}, expected one in [0, 1]", schema, chains[row], examples[row])
+            problem = f"gave step {schema.names[step]!r} the reward {rewards[row, step]}"
+            _fail(name, f"{problem}, expected one in [0, 1]", schema, chains[row], examples[row])
         return np.where(known, rewards, np.float32(0)), known
 
     return step_reward
@@ -56,15 +59,20 @@ def checked_outcome_reward(
     """A user's outcome rewards, checked: [B] in [0, 1]; otherwise as ``checked_step_reward``."""
 
     def outcome_reward(chains: Sequence[Chain], examples: Sequence[Example]) -> np.ndarray:
-        rewards = np.asarray(_call(function, name, schema, chains, examples), np.float32)
+        result = _call(function, name, schema, chains, examples)
+        try:
+            rewards = np.asarray(result, np.float32)
+        except (TypeError, ValueError) as error:
+            problem = f"returned what is not an array of numbers: {error}"
+            _fail(name, problem, schema, chains[0], examples[0], error)
         if rewards.shape != (len(chains),):
-            found = f"returned {list(rewards.shape)}, expected [{len(chains)}]: one per rollout"
-            _fail(name, found, schema, chains[0], examples[0])
+            problem = f"returned {list(rewards.shape)}, expected [{len(chains)}]: one per rollout"
+            _fail(name, problem, schema, chains[0], examples[0])
         wrong = ~((rewards >= 0) & (rewards <= 1))
         if wrong.any():
             row = int(np.argmax(wrong))
-            found = f"gave a rollout the reward {rewards[row]}, expected one in [0, 1]"
-            _fail(name, found, schema, chains[row], examples[row])
+            problem = f"gave a rollout the reward {rewards[row]}, expected one in [0, 1]"
+            _fail(name, problem, schema, chains[row], examples[row])
         return rewards
 
     return outcome_reward
@@ -92,13 +100,13 @@ def _call(
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
         place = "" if trace is None else f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})"
-        found = f"raised {type(cause).__name__}: {cause}{place}"
-        _fail(name, found, schema, chains[row], examples[row], cause)
+        problem = f"raised {type(cause).__name__}: {cause}{place}"
+        _fail(name, problem, schema, chains[row], examples[row], cause)
 
 
 def _fail(
     name: str,
-    found: str,
+    problem: str,
     schema: CotSchema,
     chain: Chain,
     example: Example,
@@ -111,7 +119,7 @@ def _fail(
     ]
     title = example.product.get("title", "")
     raise UserError(
-        f"{name} {found}\n"
+        f"{name} {problem}\n"
         f"  pair {printable(example.uid)}: query {printable(example.query)!r}, "
         f"product {printable(title)!r}\n"
         f"  chain: {printable('; '.join(steps)) or '(no step could be read)'}"
