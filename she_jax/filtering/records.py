@@ -110,7 +110,7 @@ def write_records(path: Path, records: Sequence[PromptRecord], step_names: Seque
       step_names: the names of the schema's steps, in the order of ``step_rates``.
 
     Raises:
-      UserError: if there are no records, or a record is inconsistent; names its row.
+      UserError: if there are no records, or a record is inconsistent; the message names its row.
     """
     if not records:
         raise UserError(f"{path}: no records to write; expected at least one")

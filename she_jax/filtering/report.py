@@ -1,6 +1,6 @@
 """The report of a filter: ``report.json``, and ``report.html`` with plots.
 
-This module computes the figures. ``she_jax.filtering.page`` renders the page.
+This module computes the numbers. ``she_jax.filtering.page`` renders the page.
 """
 
 import dataclasses

@@ -285,7 +285,7 @@ def select(
       duplicates: rows of near-duplicates of an earlier row; they need not be in the survey.
 
     Raises:
-      UserError: if no prompt is left; names the threshold that dropped the last ones.
+      UserError: if no prompt is left; the message names the threshold that dropped the last ones.
     """
     reason = _threshold_reasons(survey, config, duplicates)
     passed = np.flatnonzero(reason == 0)

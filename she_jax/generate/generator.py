@@ -37,9 +37,9 @@ class Generator:
     """Generates a policy's chains, batch by batch, greedy or sampled.
 
     Args:
-      lm: model, prompts and devices.
+      lm: model, prompt format and devices.
       batch_size: completions per batch; the last batch is padded with repetitions.
-      warn: called with a sentence if prompts are cut, once.
+      warn: called once, with a message, when prompts are first cut.
     """
 
     def __init__(

@@ -72,7 +72,7 @@ def _rollout_lines(
 def _critiques(
     rollouts: RolloutBatch, schema: CotSchema, prm: ProcessRewardModel, groups: int
 ) -> dict[tuple[int, int], str]:
-    """The reward model's score and critique, by row and step index."""
+    """The PRM's score and critique of each step as text, by (row, step index)."""
     size = len(rollouts.texts) // len(rollouts.examples)
     examples = [example for example in rollouts.examples[:groups] for _ in range(size)]
     indices, queries = chain_step_queries(rollouts.chains[: size * groups], examples, schema)

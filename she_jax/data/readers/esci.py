@@ -150,7 +150,7 @@ class _Pairs:
 
 
 def _read_pairs(path: Path, config: EsciConfig) -> tuple[_Pairs, pa.Array]:
-    """Reads the pairs that the config selects, and their join keys."""
+    """Reads the pairs that the config selects, and the keys that join them to their products."""
     with _explain_errors(path):
         file = pq.ParquetFile(path)
         _check_columns(file, path, _EXAMPLE_COLUMNS)

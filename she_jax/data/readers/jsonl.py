@@ -2,10 +2,10 @@
 
     {"query": "red mug", "product": {"title": "Mug, red", "brand": "Acme"}, "label": 4}
 
-``query`` and ``product`` with a ``title`` are required. ``label`` (1 to 4), ``steps`` (step name
-to verdict, or to items for a free-text step), ``kind``, ``uid``, ``rationale`` (a whole chain) and
-``split`` are optional. Other keys are ignored. Training needs a label, or a rationale with all
-steps of the run's chain.
+A ``query``, and a ``product`` with a ``title``, are required. ``label`` (1 to 4), ``steps`` (step
+name to verdict, or to a string of items separated by ";" for a free-text step), ``kind``, ``uid``,
+``rationale`` (a whole chain) and ``split`` are optional. Other keys are ignored. Training needs a
+label, or a rationale with all steps of the run's chain.
 """
 
 import json

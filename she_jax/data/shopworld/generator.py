@@ -308,7 +308,11 @@ def _verbalize_few(
 def _verbalize_many(
     rng: random.Random, kind: str, type_name: str, conditions: list[Condition], need: str
 ) -> str:
-    """Writes a query's text: values on both sides of the noun, excluded values at the end."""
+    """Writes the text of a query with many conditions.
+
+    Required values stand on both sides of the product type, then come the excluded ones. A brand or
+    a need is worked in last.
+    """
     noun = _name_or_synonym(rng, type_name, _SYNONYMS[type_name])
     special, plain = (conditions[0].value, conditions[1:]) if conditions else ("", [])
     if kind not in ("alternative", "question"):

@@ -189,18 +189,20 @@ def rationale_step_queries(
 
 @dataclass(frozen=True, kw_only=True)
 class _Facts:
-    """Known step values of a pair by step name, and all words of the pair."""
+    """What is known of a pair.
+
+    Attributes:
+      steps: values by step name: annotated ones and the label; for a free-text step without
+        annotation, what the chain says.
+      words: all words of the query, the product and these values.
+    """
 
     steps: Mapping[str, str]
     words: Set[str]
 
 
 def _facts(example: Example, chain: Chain, schema: CotSchema) -> _Facts:
-    """The known values of a pair's steps, and all words of the pair.
-
-    Values are the annotated ones and the label; for free-text steps without annotation, what the
-    chain says.
-    """
+    """Collects what is known of a pair for which the chain was written."""
     steps = {
         step.name: parsed.text
         for step, parsed in zip(schema.steps, chain.steps, strict=True)

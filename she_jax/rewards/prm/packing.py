@@ -309,7 +309,7 @@ def _flatten(lines: Sequence[Ids]) -> Ids:
 
 
 def _common_prefix_length(lines: Sequence[Ids], others: Sequence[Ids]) -> int:
-    """Returns the number of leading lines that the two have in common."""
+    """Returns how many leading lines ``lines`` and ``others`` share."""
     count = 0
     while count < min(len(lines), len(others)) and lines[count] == others[count]:
         count += 1
