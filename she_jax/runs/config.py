@@ -1,6 +1,7 @@
 """The border: a recipe (``ConfigDict``) is parsed once, into the dataclasses of the rooms."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,12 +173,23 @@ def parse(recipe: Recipe, workdir: Path) -> RunConfig:
         "reward_model": _prm_run,
         "scalar_reward": _orm_run,
     }
+    _check_finite(recipe)
     try:
         return parsers[recipe.kind](recipe, _common(recipe, workdir, _load_plugins(recipe)))
     except UserError:
         raise
     except ValueError as error:  # a dataclass's check of itself
         raise UserError(str(error)) from error
+
+
+def _check_finite(recipe: Recipe, prefix: str = "") -> None:
+    """Checks that every number is finite: a NaN passes most checks of a range."""
+    for key, value in recipe.items():
+        if isinstance(value, ConfigDict):
+            _check_finite(value, f"{prefix}{key}.")
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise UserError(f"{prefix}{key}={value}: expected a finite number")
 
 
 @dataclass(frozen=True, kw_only=True)

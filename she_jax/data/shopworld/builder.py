@@ -93,7 +93,7 @@ class World:
     errors: TeacherErrors = field(default_factory=TeacherErrors)
 
     def __post_init__(self):
-        if len(self.pairs) != len(SPLITS) or min(self.pairs) < 0:
+        if [isinstance(n, int) and n >= 0 for n in self.pairs] != [True] * len(SPLITS):
             raise ValueError(f"pairs={self.pairs}: expected four counts, for {SPLITS}")
         if (
             len(self.class_balance) != 4
