@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -260,7 +261,7 @@ def test_a_folder_of_an_earlier_version_is_refused(done, tmp_path):
     ],
 )
 def test_a_config_that_cannot_work_is_reported_before_training(tmp_path, changes, message):
-    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+    with pytest.raises(UserError, match=re.escape(message)):
         run(config(**changes), tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
