@@ -15,7 +15,7 @@ from recipes import fresh_state, lines
 
 from she_jax.training.checkpoint import Checkpoints
 from she_jax.training.logging import MetricsWriter
-from she_jax.training.loop import Evaluation, finite, fit
+from she_jax.training.loop import Evaluation, finite, fit, machine
 from she_jax.training.stop import StopSignal
 from she_jax.types import UserError
 
@@ -152,7 +152,7 @@ def test_a_run_makes_its_updates_evaluations_and_checkpoints(whole):
     assert [row["position"] for row in rows if row["phase"] == "toy"] == [7, 14, 21, 28, 35, 42]
     assert int(state.step) == STEPS
     expected = {"lines": 10, "data": "data", "best": 0.5, "stale": 2, "source": {"position": 42}}
-    assert host == expected
+    assert host == expected | {"machine": machine()}
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_the_source_begins_only_when_updates_are_left(tmp_path):
 def test_checkpoints_are_saved_at_their_interval_on_request_and_at_the_end(tmp_path):
     _, host = run(tmp_path, ToySource(due=(2,)), steps=5, every=3, keep=9)
     assert saved_steps(tmp_path) == [2, 3, 5]
-    assert host.keys() == {"lines", "data", "source"}
+    assert host.keys() == {"lines", "data", "machine", "source"}
 
 
 @pytest.mark.parametrize(
