@@ -29,21 +29,17 @@ class OptimizerConfig:
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """The optimizer for a run of so many steps, with the gradient clipped by its norm.
 
-    The warm-up rises from 1 / ``warmup`` of the peak: no update has a learning rate of 0.
+    The warm-up begins with 1 / (``warmup`` + 1) of the peak: no update has a learning rate of 0.
     """
+    warmup = min(config.warmup, steps - 1)
     schedule = optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
+        init_value=config.learning_rate / (warmup + 1),
         peak_value=config.learning_rate,
-        warmup_steps=min(config.warmup, steps - 1),
+        warmup_steps=warmup,
         decay_steps=steps,
         end_value=config.learning_rate * config.final_share,
     )
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            lambda step: schedule(step + 1),
-            b1=config.b1,
-            b2=config.b2,
-            weight_decay=config.weight_decay,
-        ),
+        optax.adamw(schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay),
     )
