@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from hashlib import sha256
 
 import jax
 import numpy as np
@@ -108,6 +109,10 @@ def test_a_name_that_cannot_be_imported(workplace, name, message):
     with pytest.raises(UserError, match=re.escape(f"reward.step={name}: ")) as error:
         load_plugin("reward.step", name)
     assert message in str(error.value)
+
+
+def test_a_built_in_module_has_no_source_to_hash():
+    assert load_plugin("reward.outcome", "itertools:count").digest == sha256(b"").hexdigest()
 
 
 def raising(chains, examples):

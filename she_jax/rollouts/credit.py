@@ -41,10 +41,11 @@ class CreditConfig:
     negative_advantage_weight: float = 1.0
 
     def __post_init__(self):
-        if not 0 <= self.negative_advantage_weight <= 1 or not self.min_std >= 0:
+        clip, weight = self.advantage_clip, self.negative_advantage_weight
+        if not (0 <= weight <= 1 and self.min_std >= 0 and clip > 0):
             raise ValueError(
-                f"rl.negative_advantage_weight={self.negative_advantage_weight}: expected a weight "
-                f"in [0, 1]; rl.min_std={self.min_std}: expected 0 or more"
+                f"rl.negative_advantage_weight={weight}: expected a weight in [0, 1]; rl.min_std="
+                f"{self.min_std}: expected 0 or more; rl.advantage_clip={clip}: expected > 0"
             )
 
 

@@ -6,7 +6,6 @@ downloaded run must not run its code.
 
 import hashlib
 import importlib
-import inspect
 import json
 import os
 import sys
@@ -77,8 +76,8 @@ def load_plugin(setting: str, name: str) -> Plugin:
             f"{setting}={name}: {module_name} has no function or class {attribute!r}; it has "
             f"{', '.join(names) or 'none'}"
         )
-    source = Path(inspect.getsourcefile(module) or "")
-    digest = hashlib.sha256(source.read_bytes() if source.is_file() else b"").hexdigest()
+    source = getattr(module, "__file__", None)  # built-in: none
+    digest = hashlib.sha256(Path(source).read_bytes() if source else b"").hexdigest()
     return Plugin(setting=setting, name=name, value=value, digest=digest)
 
 

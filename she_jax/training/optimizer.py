@@ -15,6 +15,10 @@ class OptimizerConfig:
       warmup: steps of the linear warm-up.
       b1, b2, weight_decay: of AdamW.
       clip_norm: bound on the norm of the whole gradient.
+
+    Raises:
+      ValueError: if the learning rate or the bound is not positive: either would train nothing, or
+        away from the goal.
     """
 
     learning_rate: float
@@ -24,6 +28,11 @@ class OptimizerConfig:
     b2: float
     weight_decay: float
     clip_norm: float
+
+    def __post_init__(self):
+        for name in ("learning_rate", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected a positive number")
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:

@@ -208,6 +208,8 @@ def test_a_folder_of_an_earlier_version_is_refused(done, tmp_path):
         ({"rl__top_p": 0.5}, "narrows the top k"),
         ({"rl__temperature": 0.0}, "expected a positive number"),
         ({"rl__learning_rate": float("nan")}, "rl.learning_rate=nan: expected a finite number"),
+        ({"sft__learning_rate": -1.0}, "learning_rate=-1.0: expected a positive number"),
+        ({"rl__advantage_clip": 0.0}, "rl.advantage_clip=0.0: expected > 0"),
         ({"shopworld__pairs": (4, 2.5, 1, 1)}, "pairs=(4, 2.5, 1, 1): expected four counts"),
         ({"rl__batch_compactions": -1}, "rl.batch_compactions=-1: expected 0"),
         ({"rl__eval_every": 0}, "rl.eval_every=0: expected at least 1"),
