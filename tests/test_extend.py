@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from hashlib import sha256
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from recipes import ROOT, config, lines
 
 import she_jax
 from she_jax.cot import CotSchema
+from she_jax.data.readers.custom import Custom
 from she_jax.rewards.checked import checked_outcome_reward, checked_step_reward
 from she_jax.runs.config import inherit, parse
 from she_jax.runs.plugins import load_plugin, record_plugins
@@ -113,6 +115,19 @@ def test_a_name_that_cannot_be_imported(workplace, name, message):
 
 def test_a_built_in_module_has_no_source_to_hash():
     assert load_plugin("reward.outcome", "itertools:count").digest == sha256(b"").hexdigest()
+
+
+def test_pairs_that_raise_name_the_split_and_the_place():
+    class Mine:
+        def examples(self, split):
+            yield PAIR
+            raise KeyError("price")
+
+    rows = Custom.rows(SimpleNamespace(pairs=Mine, builder_config=SimpleNamespace(pairs="my:Mine")))
+    assert next(rows).example is PAIR
+    message = r"data.name=my:Mine raised KeyError: 'price' \(split train, after example 1\)"
+    with pytest.raises(UserError, match=message):
+        next(rows)
 
 
 def raising(chains, examples):

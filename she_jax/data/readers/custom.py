@@ -6,7 +6,7 @@ from typing import Any
 
 from she_jax.data.dataset import ExampleBuilder, ExampleConfig
 from she_jax.data.intake import Row
-from she_jax.types import BadRow, Example
+from she_jax.types import BadRow, Example, UserError
 
 SPLITS = ("train", "validation", "test", "test_longtail")
 
@@ -34,12 +34,20 @@ class Custom(ExampleBuilder):
     pairs: Callable[[], Any]
 
     def rows(self) -> Iterator[Row | BadRow]:
-        source = self.pairs()
-        for split in SPLITS:
-            for line, example in enumerate(source.examples(split), start=1):
-                file = f"{self.builder_config.pairs} ({split})"
-                if isinstance(example, Example):
-                    yield Row(split=split, example=example, file=file, line=line)
-                else:
-                    reason = f"not an Example: {type(example).__name__}"
-                    yield BadRow(file=file, line=line, reason=reason)
+        split, line, name = "none yet", 0, self.builder_config.pairs
+        try:
+            source = self.pairs()
+            for split in SPLITS:
+                line = 0
+                for line, example in enumerate(source.examples(split), start=1):
+                    file = f"{name} ({split})"
+                    if isinstance(example, Example):
+                        yield Row(split=split, example=example, file=file, line=line)
+                    else:
+                        reason = f"not an Example: {type(example).__name__}"
+                        yield BadRow(file=file, line=line, reason=reason)
+        except Exception as error:
+            raise UserError(
+                f"data.name={name} raised {type(error).__name__}: {error} (split {split}, after "
+                f"example {line})"
+            ) from error
