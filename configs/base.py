@@ -26,6 +26,10 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.data.name = "shopworld"
     config.data.path = ""  # folder (esci, wands; prepared: of a prepared data set) or file (jsonl)
     config.data.dir = ""  # where the TFDS data set is written; "" for <workdir>/data
+    # The labels, worst to best: 0-3 | 5-1 | binary | esci | poor,fair,good | a file with a line
+    # "value: meaning" for each. "" for 1-4, or what the pairs' own data set says.
+    config.data.labels = ""
+    config.data.good = ""  # the labels that count as relevant, such as 2,3; "" for the upper half
     config.data.max_bad_share = 0.05  # largest share of rows that may be unusable
     config.data.balance = False  # draw the classes in equal shares while training
     config.data.eval_split = "test"  # split that is evaluated before and after
@@ -48,6 +52,10 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
 
     # The chain of thought; see she_jax.cot.CotSchema.build.
     config.chain = ConfigDict()
+    # A chain of other steps, each as its line in a chain: "name: what to write => yes|no", with a ?
+    # behind the name of an optional one. The step "label" takes its verdicts from data.labels.
+    config.chain.steps = ()
+    config.chain.instruction = ""  # jinja2 template of the task in the prompt; "" for the default
     config.chain.label_first = False
     config.chain.checks = 0  # steps for single attributes; ShopWorld takes 0, 2, 4 or 8
 

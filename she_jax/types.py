@@ -7,10 +7,12 @@ group contiguous, T tokens, S steps, P prompt length. One alignment rule holds e
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 from jaxtyping import Array, Bool, Float, Int
+
+Label: TypeAlias = int | float | str  # a relevance class, see ``she_jax.cot.LabelSet``
 
 
 class UserError(ValueError):
@@ -28,7 +30,8 @@ class Example:
       uid: unique within its dataset.
       query: the shopper's search query.
       product: text by field name; ``title`` is always present.
-      label: relevance class 1 (irrelevant) to 4 (excellent), or None if the pair is unlabeled.
+      label: a value of the label set (by default 1, irrelevant, to 4, excellent), or None if the
+        pair is unlabeled.
       steps: ground truth by step name, without the label: a verdict, or ``;``-separated items for a
         free-text step (see ``she_jax.rewards.verifier``). None if unknown.
       kind: kind of query (``plain``, ``negation``, ...); empty if unknown.
@@ -40,7 +43,7 @@ class Example:
     uid: str
     query: str
     product: Mapping[str, str]
-    label: int | None = None
+    label: Label | None = None
     steps: Mapping[str, str] | None = None
     kind: str = ""
     annotations: tuple[str, ...] = ()

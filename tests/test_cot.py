@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from she_jax.cot import ATTRIBUTES, CATEGORY, LABELS, CotSchema, Step
+from she_jax.cot import ATTRIBUTES, CATEGORY, DEFAULT_LABELS, CotSchema, Step
 
 SCHEMAS = [CotSchema(), CotSchema.build(label_first=True), CotSchema.build(checks=2)]
 schemas = st.sampled_from(SCHEMAS)
@@ -193,8 +193,11 @@ def test_optional_checks_may_be_missing():
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        ((Step(name="a"), Step(name="a"), Step(name="label", verdicts=LABELS)), "only once"),
-        ((Step(name="A b"), Step(name="label", verdicts=LABELS)), "lower-case words"),
+        (
+            (Step(name="a"), Step(name="a"), Step(name="label", verdicts=DEFAULT_LABELS.texts)),
+            "only once",
+        ),
+        ((Step(name="A b"), Step(name="label", verdicts=DEFAULT_LABELS.texts)), "lower-case words"),
         ((Step(name="query"), Step(name="category", verdicts=CATEGORY)), "one must be 'label'"),
         ((Step(name="label", verdicts=ATTRIBUTES),), "with verdicts ('1', '2', '3', '4')"),
     ],

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from she_jax.data.dataset import ExampleSource
-from she_jax.data.loader import batches
+from she_jax.data.loader import batches, label_codes
 from she_jax.types import Example, UserError
 
 DIFFICULTIES = ("even", "easy", "medium", "hard")
@@ -95,8 +95,7 @@ class PromptPool:
         self._index = {example.uid: n for n, example in enumerate(examples)}
         initial_rates = [self._initial_rates.get(example.uid, np.nan) for example in examples]
         self._rates = np.array(initial_rates)
-        labels = np.array([example.label or 0 for example in examples])
-        self._labels = labels if balance else None
+        self._labels = label_codes(example.label for example in examples) if balance else None
 
     def draw(self) -> Sequence[Example]:
         """Returns the next batch."""
@@ -148,7 +147,7 @@ class PromptPool:
 def _balance_labels(
     weights: Float[np.ndarray, "N"], labels: Int[np.ndarray, "N"]
 ) -> Float[np.ndarray, "N"]:
-    """The weights, scaled to the same sum for each label; 0 for examples without one (label 0)."""
+    """The weights, scaled to the same sum for each label; 0 for examples without one (code 0)."""
     labeled_weights = np.where(labels > 0, weights, 0.0)
-    sums = np.bincount(labels, labeled_weights, minlength=5)
+    sums = np.bincount(labels, labeled_weights)
     return labeled_weights / np.where(sums > 0, sums, 1.0)[labels]

@@ -31,18 +31,19 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Int64
 
-from she_jax.data.intake import LABELS, Intake, Row, query_hash
+from she_jax.cot import DEFAULT_LABELS, LabelSet
+from she_jax.data.intake import Intake, Row, query_hash
 from she_jax.types import BadRow, Example, UserError
 
 # Scalars and text only: TFDS takes twice as long to read nested features and four times as long to
-# write them. So product and steps are JSON objects, annotations a JSON list. Label 0 and "" mean
-# none.
+# write them. So product and steps are JSON objects, annotations a JSON list, and the label is a
+# JSON number or text. "" means none.
 FEATURES = tfds.features.FeaturesDict(
     {
         "uid": tfds.features.Text(),
         "query": tfds.features.Text(),
         "product": tfds.features.Text(),
-        "label": tfds.features.Scalar(np.int64),
+        "label": tfds.features.Text(),
         "steps": tfds.features.Text(),
         "kind": tfds.features.Text(),
         "annotations": tfds.features.Text(),
@@ -55,35 +56,29 @@ _BATCH = 2_000  # rows between two writes of TFDS's metadata
 _SHARD = 200_000  # rows per file
 
 
-def encode(example: Example) -> dict[str, bytes | int]:
-    """Converts an example to a record of ``FEATURES``.
-
-    Raises:
-      UserError: if the label is neither None nor 1 to 4.
-    """
-    if example.label is not None and example.label not in LABELS:
-        raise UserError(f"label {example.label!r} of {example.uid!r}: expected 1 to 4, or None")
+def encode(example: Example) -> dict[str, bytes]:
+    """Converts an example to a record of ``FEATURES``."""
     texts = {
         "uid": example.uid,
         "query": example.query,
         "product": _json(dict(example.product)),
+        "label": "" if example.label is None else _json(example.label),
         "steps": "" if example.steps is None else _json(dict(example.steps)),
         "kind": example.kind,
         "annotations": _json(list(example.annotations)) if example.annotations else "",
         "rationale": example.rationale or "",
     }
-    record: dict[str, bytes | int] = {k: v.encode(errors="surrogatepass") for k, v in texts.items()}
-    return record | {"label": example.label or 0}
+    return {k: v.encode(errors="surrogatepass") for k, v in texts.items()}
 
 
 def decode(record: Mapping[str, Any]) -> Example:
     """Inverts ``encode``, except that an empty ``rationale`` becomes None."""
-    texts = {k: v.decode(errors="surrogatepass") for k, v in record.items() if k != "label"}
+    texts = {k: v.decode(errors="surrogatepass") for k, v in record.items()}
     return Example(
         uid=texts["uid"],
         query=texts["query"],
         product=json.loads(texts["product"]),
-        label=int(record["label"]) or None,
+        label=json.loads(texts["label"]) if texts["label"] else None,
         steps=json.loads(texts["steps"]) if texts["steps"] else None,
         kind=texts["kind"],
         annotations=tuple(json.loads(texts["annotations"])) if texts["annotations"] else (),
@@ -91,7 +86,7 @@ def decode(record: Mapping[str, Any]) -> Example:
     )
 
 
-def _json(value: dict | list) -> str:
+def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -119,6 +114,11 @@ class ExampleConfig(tfds.core.BuilderConfig):
     def sources(self) -> tuple[Path, ...]:
         """The source files of the data set; empty for a generated one."""
         return ()
+
+    @property
+    def label_set(self) -> LabelSet:
+        """The labels that its rows may have."""
+        return DEFAULT_LABELS
 
     def options(self) -> dict[str, Any]:
         """Everything that determines the content, as JSON values.
@@ -209,7 +209,7 @@ class ExampleBuilder(tfds.core.DatasetBuilder, skip_registration=True):
     which would need TensorFlow from 1 GiB on.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
     builder_config: ExampleConfig
     intake: Intake
     on_progress: Callable[[int], None] | None = None
@@ -240,6 +240,7 @@ class ExampleBuilder(tfds.core.DatasetBuilder, skip_registration=True):
                 bad_file,
                 max_chars=self.builder_config.max_chars,
                 max_bad_share=self.builder_config.max_bad_share,
+                labels=self.builder_config.label_set,
             )
             for row in admitted:
                 batch.setdefault(row.split, []).append(encode(row.example))

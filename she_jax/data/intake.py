@@ -14,9 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from she_jax.types import BadRow, Example, UserError
-
-LABELS = (1, 2, 3, 4)
+from she_jax.cot import DEFAULT_LABELS, LabelSet
+from she_jax.types import BadRow, Example, Label, UserError
 
 _EARLY_CHECK = 1_000  # rows after which a stream of mostly bad rows is aborted
 
@@ -83,6 +82,7 @@ class Intake:
         *,
         max_chars: int,
         max_bad_share: float,
+        labels: LabelSet = DEFAULT_LABELS,
     ) -> Iterator[Row]:
         """Yields the usable rows, cleaned, and writes the others to ``bad_file`` as JSON lines.
 
@@ -91,6 +91,7 @@ class Intake:
           bad_file: receives one JSON object per rejected row.
           max_chars: longer fields are cut to this many characters.
           max_bad_share: largest allowed share of rejected rows, in [0, 1].
+          labels: the labels that rows may have; what stands for one of them becomes it.
 
         Raises:
           UserError: if more than ``max_bad_share`` of the rows are bad, at the end of the stream
@@ -98,7 +99,7 @@ class Intake:
         """
         seen_uids: set[int] = set()
         for row in rows:
-            checked = self._check(row, max_chars, seen_uids)
+            checked = self._check(row, max_chars, seen_uids, labels)
             if isinstance(checked, BadRow):
                 self.bad[checked.reason.partition(":")[0]] += 1
                 self.first += [checked] if len(self.first) < 5 else []
@@ -110,10 +111,16 @@ class Intake:
                 yield checked
         self._limit_bad_share(max_bad_share)
 
-    def _check(self, row: Row | BadRow, max_chars: int, seen_uids: set[int]) -> Row | BadRow:
+    def _check(
+        self, row: Row | BadRow, max_chars: int, seen_uids: set[int], labels: LabelSet
+    ) -> Row | BadRow:
         if isinstance(row, BadRow):
             return row
-        example, cut_fields = _clean(row.example, max_chars)
+        try:
+            label = None if row.example.label is None else labels.read(row.example.label)
+        except ValueError as error:
+            return BadRow(file=row.file, line=row.line, reason=str(error))
+        example, cut_fields = _clean(row.example, max_chars, label)
         # Hashes, not strings: millions are remembered, and 64 bits do not collide by chance.
         uid = hash(example.uid)
         reason = _defect(example)
@@ -136,7 +143,7 @@ class Intake:
             )
 
 
-def _clean(example: Example, max_chars: int) -> tuple[Example, int]:
+def _clean(example: Example, max_chars: int, label: Label | None) -> tuple[Example, int]:
     """The example with clean texts of at most ``max_chars``, and how many fields were cut."""
     cut_fields = 0
 
@@ -155,7 +162,7 @@ def _clean(example: Example, max_chars: int) -> tuple[Example, int]:
         uid=clean(example.uid),
         query=clean(example.query),
         product=product,
-        label=example.label,
+        label=label,
         steps=None if steps is None else {name: clean(text) for name, text in steps.items()},
         kind=clean(example.kind),
         annotations=example.annotations,
@@ -173,6 +180,4 @@ def _defect(example: Example) -> str:
         return "missing title"
     if not example.uid:
         return "empty uid"
-    if example.label is not None and example.label not in LABELS:
-        return f"unknown label: {example.label!r}, expected 1 to 4"
     return ""

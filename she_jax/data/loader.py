@@ -1,14 +1,15 @@
 """Batches of examples in a random order that depends only on the seed and the position."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import SupportsIndex
 
 import grain
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from she_jax.data.dataset import ExampleSource
-from she_jax.types import Example, UserError
+from she_jax.types import Example, Label, UserError
 
 
 class Subset:
@@ -22,6 +23,13 @@ class Subset:
 
     def __getitem__(self, index: SupportsIndex) -> Example:
         return self._source[self._rows[index.__index__()]]
+
+
+def label_codes(labels: Iterable[Label | None]) -> Int[np.ndarray, "N"]:
+    """A number for each label, from 1 on in the order of their texts; 0 for no label."""
+    texts = ["" if label is None else str(label) for label in labels]
+    code = {text: n for n, text in enumerate(sorted({"", *texts}))}
+    return np.array([code[text] for text in texts], np.int64)
 
 
 def batches(
@@ -47,12 +55,8 @@ def batches(
         raise UserError("no examples: the split is empty")
     groups = [range(len(source))]
     if balance:
-        labels = [source[i].label for i in range(len(source))]
-        groups = [
-            rows
-            for label in (1, 2, 3, 4)
-            if (rows := [i for i, row_label in enumerate(labels) if row_label == label])
-        ]
+        codes = label_codes(source[i].label for i in range(len(source)))
+        groups = [np.flatnonzero(codes == code).tolist() for code in range(1, codes.max() + 1)]
         if not groups:
             raise UserError("balance: no example has a label; set it to False")
     process, processes = jax.process_index(), jax.process_count()

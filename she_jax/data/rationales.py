@@ -13,15 +13,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from she_jax.cot import CotSchema
-from she_jax.types import Example
+from she_jax.cot import DEFAULT_LABELS, LABEL_STEP, UNSTATED, CotSchema
+from she_jax.types import Example, Label
 
-_IMPLIED = {
-    4: {"category": "match", "attributes": "met"},
-    3: {"category": "match"},
-    2: {"category": "mismatch"},
-    1: {"category": "mismatch"},
-}
 _MAX_TERMS = 4  # query terms that are compared one by one
 _STOP = re.compile(
     "an?|and|as|at|by|for|from|in|is|of|on|or|that|the|to|what|which|with|"
@@ -40,7 +34,7 @@ def implied_steps(label: int) -> dict[str, str]:
     The category is a match for 4 (E, Exact) and 3 (S, Partial) and a mismatch for 2 (C) and 1 (I,
     Irrelevant). The attributes are met for 4. Steps that the label does not determine are absent.
     """
-    return dict(_IMPLIED[label])
+    return dict(DEFAULT_LABELS.implied[label])
 
 
 def write_chain(example: Example, schema: CotSchema, rng: np.random.Generator) -> str:
@@ -64,7 +58,7 @@ def write_chain(example: Example, schema: CotSchema, rng: np.random.Generator) -
     if example.label is None:
         raise ValueError(f"{example.uid!r} has no label: a chain is written from the gold label")
     steps = example.steps or {}
-    verdicts = {**_verdicts(example.label, steps), "label": str(example.label)}
+    verdicts = {**_verdicts(example.label, steps, schema), LABEL_STEP: str(example.label)}
     query, product = _query_text(example, rng), _product_text(example, rng)
     texts = {
         "query": query,
@@ -78,21 +72,30 @@ def write_chain(example: Example, schema: CotSchema, rng: np.random.Generator) -
     for step in schema.steps:
         if steps.get(step.name) and step.name not in {*texts, *verdicts}:
             (verdicts if step.verdicts else texts)[step.name] = steps[step.name]
+    known = {step.name for step in schema.steps if not step.verdicts or step.name in verdicts}
     return schema.write(
-        {name: text for name, text in texts.items() if name in schema.names},
-        {name: verdict for name, verdict in verdicts.items() if name in schema.names},
+        {name: text for name, text in texts.items() if name in known},
+        {name: verdict for name, verdict in verdicts.items() if name in known},
     )
 
 
-def _verdicts(label: int, steps: Mapping[str, str]) -> dict[str, str]:
+def _verdicts(label: Label, steps: Mapping[str, str], schema: CotSchema) -> dict[str, str]:
     """Verdicts on category and attributes that lead to a label; those in ``steps`` are kept.
 
     They invert the label rule: 1 for a category mismatch, 2 for a conflict, 3 for unstated
-    attributes or a near category, 4 if all are met.
+    attributes or a near category, 4 if all are met. Where a label implies nothing, a required step
+    that nobody annotated is ``unstated``, if it can be.
 
     Reconstruction: label 2 with a known category mismatch (ESCI's C) gets the attributes
     ``unstated``, as does label 1, since attributes of different product types are not compared.
     """
+    if not schema.labels.implied:
+        required = [step for step in schema.steps if not step.optional]
+        unknown = {step.name: UNSTATED for step in required if UNSTATED in step.verdicts}
+        return unknown | {
+            s.name: steps[s.name] for s in schema.steps if s.verdicts and s.name in steps
+        }
+    label = DEFAULT_LABELS.read(label)
     category, attributes = steps.get("category"), steps.get("attributes")
     if category is None:
         near = label == 3 and attributes == "met"
@@ -131,9 +134,9 @@ def _attributes_text(
     example: Example, verdicts: Mapping[str, str], rng: np.random.Generator
 ) -> str:
     """Compares the terms of the query with the product's fields, in line with the verdicts."""
-    if verdicts["category"] == "mismatch":
+    if verdicts.get("category") == "mismatch":
         return _pick(rng, "another kind of thing", "nothing to compare", "not compared")
-    attributes = verdicts["attributes"]
+    attributes = verdicts.get("attributes", UNSTATED)
     matched, unmatched = [], []
     for term in _terms(example.query):
         for part, field in _match(term, example.product):

@@ -1,7 +1,7 @@
 """The data sets that a run can name, and how each is configured."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ class DataConfig:
       path: the source: a folder (esci, wands, prepared) or a file (jsonl).
       max_bad_share: largest share of rows that may be unusable.
       world: of ShopWorld.
-      label_first, checks: of the chain, see ``CotSchema.build``.
+      chain: the arguments of ``CotSchema.build``, the labels among them.
       evaluation: put every row of a JSONL file into ``test``.
       pairs: a user's class, named in ``name`` as ``package.module:Class``.
       digest: of its source.
@@ -39,8 +39,7 @@ class DataConfig:
     path: str = ""
     max_bad_share: float = 0.05
     world: World | None = None
-    label_first: bool = False
-    checks: int = 0
+    chain: Mapping[str, Any] = field(default_factory=dict)
     evaluation: bool = False
     pairs: Callable[[], Any] | None = None
     digest: str = ""
@@ -60,11 +59,12 @@ class DataConfig:
         """Whether the rows come in random order already; a file may be sorted."""
         return self.name == "shopworld"
 
-    def for_chain(self, *, label_first: bool, checks: int) -> "DataConfig":
+    def for_chain(self, chain: Mapping[str, Any]) -> "DataConfig":
         """The same pairs for another chain."""
-        chain: dict[str, Any] = {"label_first": label_first, "checks": checks}
-        world = None if self.world is None else replace(self.world, **chain)
-        return replace(self, world=world, **chain)
+        world = self.world
+        if world is not None:
+            world = replace(world, label_first=chain["label_first"], checks=chain["checks"])
+        return replace(self, world=world, chain=chain)
 
 
 def make_builder(config: DataConfig) -> ExampleBuilder:
@@ -76,7 +76,10 @@ def make_builder(config: DataConfig) -> ExampleBuilder:
     """
     if config.pairs is not None:
         options = CustomConfig(
-            pairs=config.name, digest=config.digest, max_bad_share=config.max_bad_share
+            pairs=config.name,
+            digest=config.digest,
+            chain=dict(config.chain),
+            max_bad_share=config.max_bad_share,
         )
         builder = Custom(data_dir=config.folder, config=options)
         builder.pairs = config.pairs
@@ -87,8 +90,7 @@ def make_builder(config: DataConfig) -> ExampleBuilder:
     if config.name == "wands":
         return Wands(data_dir=config.folder, config=WandsConfig(**source))
     if config.name == "jsonl":
-        chain = {"label_first": config.label_first, "checks": config.checks}
-        options = JsonlConfig(evaluation=config.evaluation, **source, **chain)
+        options = JsonlConfig(evaluation=config.evaluation, chain=dict(config.chain), **source)
         return Jsonl(data_dir=config.folder, config=options)
     assert config.world is not None
     return ShopWorld(data_dir=config.folder, config=ShopWorldConfig(world=config.world))

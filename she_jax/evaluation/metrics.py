@@ -7,11 +7,10 @@ import numpy as np
 from jaxtyping import Bool, Int
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
-from she_jax.cot import Chain, CotSchema
+from she_jax.cot import LABEL_STEP, Chain, CotSchema
 from she_jax.types import Example
 
-UNREAD = 0  # the predicted class of a chain without a readable label; never a gold class
-CLASSES = (1, 2, 3, 4)
+UNREAD = -1  # the predicted class of a chain without a readable label; never a gold class
 RESAMPLES = 500  # of the bootstrap
 
 
@@ -34,16 +33,16 @@ def score(
         macro_f1_se: its standard error (bootstrap over pairs, fixed seed); pairs of one query are
           treated as independent, so it is a lower bound if queries repeat.
         accuracy: share of correct labels.
-        good_f1: F1 of "good" (classes 3 and 4 against 1 and 2); None if no gold label is good. An
-          unreadable label counts as wrong.
-        f1: class ("1" to "4") to its F1, None for a class absent from the gold labels.
+        good_f1: F1 of the label set's good values against the others; None if no gold label is
+          good. An unreadable label counts as wrong.
+        f1: label, as text, to its F1, None for a class absent from the gold labels.
         step_accuracy: step to the share of correct verdicts, over the examples whose truth for it
           is known; a missing or unreadable verdict is wrong. Excludes the label, which is
           ``accuracy``.
         right_for_wrong_reason: among the pairs with the truth of at least one step, the share with
           a correct label and a wrong verdict in such a step.
         parse_rate: share of well-formed chains, over all chains.
-        confusion: rows are gold classes 1 to 4, columns predicted classes 1 to 4 and "none".
+        confusion: rows are gold labels, worst to best, columns predicted ones and "none".
         n: number of examples scored.
         by_kind: kind of query to its ``macro_f1`` and ``n``; "unknown" if the kind is empty.
 
@@ -54,12 +53,16 @@ def score(
         raise ValueError(f"{len(chains)} chains for {len(examples)} examples: expected one each")
     parsed = [chain.well_formed for chain in chains]
     labeled = [(c, e) for c, e in zip(chains, examples, strict=True) if e.label is not None]
-    gold = np.array([example.label for _, example in labeled], int)
-    predicted = np.array([chain.label or UNREAD for chain, _ in labeled], int)
+    labels = schema.labels
+    gold = np.array([labels.index(example.label) for _, example in labeled], int)
+    predicted = np.array(
+        [UNREAD if chain.label is None else labels.index(chain.label) for chain, _ in labeled], int
+    )
     kinds = np.array([example.kind or "unknown" for _, example in labeled], str)
-    confusion = np.zeros((4, 5), int)
+    classes = range(len(labels.values))
+    confusion = np.zeros((len(classes), len(classes) + 1), int)
     if labeled:
-        confusion = confusion_matrix(gold, predicted, labels=[*CLASSES, UNREAD])[:4]
+        confusion = confusion_matrix(gold, predicted, labels=[*classes, UNREAD])[:-1]
     present = confusion.sum(1) > 0
     f1 = _class_f1(confusion)
     verdicts = [correct_verdicts(chain, example, schema) for chain, example in labeled]
@@ -67,8 +70,8 @@ def score(
         "macro_f1": _macro_f1(gold, predicted),
         "macro_f1_se": _macro_f1_se(confusion),
         "accuracy": float(accuracy_score(gold, predicted)) if labeled else None,
-        "good_f1": _good_f1(gold, predicted),
-        "f1": {str(c): float(f1[c - 1]) if present[c - 1] else None for c in CLASSES},
+        "good_f1": _good_f1(gold, predicted, [labels.index(value) for value in labels.good]),
+        "f1": {labels.texts[c]: float(f1[c]) if present[c] else None for c in classes},
         "step_accuracy": _step_accuracy(verdicts, schema),
         "right_for_wrong_reason": _right_for_wrong_reason(verdicts, gold == predicted),
         "parse_rate": float(np.mean(parsed)) if parsed else None,
@@ -107,28 +110,31 @@ def _macro_f1(gold: Int[np.ndarray, "M"], predicted: Int[np.ndarray, "M"]) -> fl
     return float(f1_score(gold, predicted, labels=labels, average="macro"))
 
 
-def _good_f1(gold: Int[np.ndarray, "M"], predicted: Int[np.ndarray, "M"]) -> float | None:
-    good = gold >= 3
+def _good_f1(
+    gold: Int[np.ndarray, "M"], predicted: Int[np.ndarray, "M"], good_classes: Sequence[int]
+) -> float | None:
+    good = np.isin(gold, good_classes)
     if not good.any():
         return None
-    return float(f1_score(good, np.where(predicted == UNREAD, ~good, predicted >= 3)))
+    chosen = np.where(predicted == UNREAD, ~good, np.isin(predicted, good_classes))
+    return float(f1_score(good, chosen))
 
 
-def _class_f1(confusion: Int[np.ndarray, "*R 4 5"]) -> np.ndarray:
+def _class_f1(confusion: Int[np.ndarray, "*R K C"]) -> np.ndarray:
     """F1 = 2 TP / (2 TP + FP + FN) of each class; 0 for a class neither present nor predicted."""
     true_positives = np.diagonal(confusion, axis1=-2, axis2=-1)
-    gold_and_predicted = confusion.sum(-1) + confusion.sum(-2)[..., :4]
+    gold_and_predicted = confusion.sum(-1) + confusion.sum(-2)[..., :-1]
     return 2 * true_positives / np.maximum(gold_and_predicted, 1)
 
 
-def _macro_f1_se(confusion: Int[np.ndarray, "4 5"]) -> float | None:
+def _macro_f1_se(confusion: Int[np.ndarray, "K C"]) -> float | None:
     """Bootstrap standard error: resampled pairs have a multinomial confusion matrix."""
     n = int(confusion.sum())
     if n == 0:
         return None
     draws = np.random.default_rng(0).multinomial(n, confusion.ravel() / n, size=RESAMPLES)
     present = confusion.sum(1) > 0
-    return float(_class_f1(draws.reshape(-1, 4, 5))[:, present].mean(1).std())
+    return float(_class_f1(draws.reshape(-1, *confusion.shape))[:, present].mean(1).std())
 
 
 def correct_verdicts(chain: Chain, example: Example, schema: CotSchema) -> dict[str, bool]:
@@ -137,7 +143,7 @@ def correct_verdicts(chain: Chain, example: Example, schema: CotSchema) -> dict[
     return {
         step.name: (parsed.verdict if parsed else None) == truth[step.name]
         for step, parsed in zip(schema.steps, chain.steps, strict=True)
-        if step.verdicts and step.name != "label" and step.name in truth
+        if step.verdicts and step.name != LABEL_STEP and truth.get(step.name) in step.verdicts
     }
 
 

@@ -271,12 +271,12 @@ class Recorder:
         readouts: list[tuple[float | None, np.ndarray]] = []
         rows = range(len(examples))
         for part, rollout, chains in self._generator.greedy_rollouts(params, examples, rows):
-            columns, class_ids = label_tokens(self._prompts, rollout, chains)
+            starts, label_ids = label_tokens(self._prompts, rollout, chains)
             probabilities, embeddings = jax.device_get(
-                self._read_out(params, rollout, columns, class_ids)
+                self._read_out(params, rollout, starts, label_ids)
             )
             for n in range(len(part)):
-                confidence = float(probabilities[n].max()) if columns[n] else None
+                confidence = float(probabilities[n].max()) if starts[n] else None
                 readouts.append((confidence, embeddings[n].astype(np.float16)))
         return readouts
 
@@ -301,7 +301,7 @@ def _record(
         uid=example.uid,
         query=example.query,
         title=example.product["title"],
-        label=example.label,
+        label=None if example.label is None else str(example.label),
         kind=example.kind,
         confidence=confidence,
         right=tuple(reward >= FULL_REWARD for reward in outcomes),

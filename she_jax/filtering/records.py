@@ -20,14 +20,14 @@ from jaxtyping import Float16
 from she_jax.types import UserError
 
 _FORMAT = b"she_jax.records"
-_VERSION = b"1"
+_VERSION = b"2"
 _STEPS = b"she_jax.steps"
 _SCALARS = {
     "row": pa.int64(),
     "uid": pa.string(),
     "query": pa.string(),
     "title": pa.string(),
-    "label": pa.int8(),
+    "label": pa.string(),
     "kind": pa.string(),
     "confidence": pa.float64(),
 }
@@ -48,7 +48,7 @@ class PromptRecord:
       uid: the pair's uid.
       query: the query.
       title: the product's title.
-      label: relevance class 1 to 4; None if unknown.
+      label: relevance class, as text; None if unknown.
       kind: kind of query; empty if unknown.
       confidence: the largest class probability at the label of the policy's greedy chain, in
         [0, 1]; None if that chain has no label.
@@ -66,7 +66,7 @@ class PromptRecord:
     uid: str
     query: str
     title: str
-    label: int | None
+    label: str | None
     kind: str
     confidence: float | None
     right: tuple[bool, ...]
@@ -143,8 +143,6 @@ def _record_error(record: PromptRecord, steps: int, width: tuple[int, ...]) -> s
         )
     if len(record.step_rates) != steps:
         return f"{len(record.step_rates)} step rates for {steps} steps"
-    if record.label not in (None, 1, 2, 3, 4):
-        return f"label {record.label!r}; expected 1 to 4, or None"
     if embedding.dtype != np.float16 or embedding.shape != width or len(width) != 1 or not width[0]:
         return f"embedding {embedding.dtype}{list(embedding.shape)}; expected float16{list(width)}"
     if not np.isfinite(embedding).all():

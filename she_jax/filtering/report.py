@@ -131,8 +131,8 @@ def _summarize(
         "thresholds": {**dataclasses.asdict(config), "front": list(config.front)},
         "by_reason": _count_reasons(reason),
         "by_class": {
-            str(c or "unknown"): _cell_counts(reason[survey.label == c])
-            for c in sorted(np.unique(survey.label), key=lambda c: (c == 0, c))
+            label or "unknown": _cell_counts(reason[survey.label == k])
+            for k, label in sorted(enumerate(survey.labels), key=lambda item: not item[1])
         },
         "by_kind": {
             kind: _cell_counts(reason[survey.kind == k]) for k, kind in enumerate(survey.kinds)

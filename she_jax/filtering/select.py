@@ -101,7 +101,8 @@ class Survey:
 
     Attributes:
       row: rows of the split, ascending and unique.
-      label: relevance class 1 to 4; 0 if unknown.
+      label: index into ``labels``.
+      labels: the relevance classes that occur, as text, sorted; "" for an unknown one.
       kind: index into ``kinds``.
       kinds: the kinds of query that occur, sorted.
       confidence: see ``PromptRecord``; NaN if unknown.
@@ -113,7 +114,8 @@ class Survey:
     """
 
     row: Int64[np.ndarray, "N"]
-    label: Int8[np.ndarray, "N"]
+    label: Int16[np.ndarray, "N"]
+    labels: tuple[str, ...]
     kind: Int16[np.ndarray, "N"]
     kinds: tuple[str, ...]
     confidence: Float32[np.ndarray, "N"]
@@ -210,6 +212,7 @@ def survey(path: Path) -> Survey:
     names = ("row", "label", "kind", "confidence", "right", "paths", "distinct", "embedding")
     table = read_columns(path, names)
     columns = {name: table.column(name) for name in names[:-1]}
+    label = columns["label"].fill_null("").combine_chunks().dictionary_encode()
     kind = columns["kind"].combine_chunks().dictionary_encode()
     right = columns["right"].combine_chunks()
     offsets = right.offsets.to_numpy().astype(np.int64)
@@ -219,7 +222,8 @@ def survey(path: Path) -> Survey:
     pass_rate = np.where(rollouts > 0, n_right / np.where(rollouts > 0, rollouts, 1), np.nan)
     unsorted = Survey(
         row=columns["row"].to_numpy(),
-        label=columns["label"].fill_null(0).to_numpy(),
+        label=label.indices.to_numpy().astype(np.int16),
+        labels=tuple(label.dictionary.to_pylist()),
         kind=kind.indices.to_numpy().astype(np.int16),
         kinds=tuple(kind.dictionary.to_pylist()),
         confidence=columns["confidence"].fill_null(math.nan).to_numpy().astype(np.float32),
@@ -249,11 +253,8 @@ def merge(surveys: Sequence[Survey]) -> Survey:
             f"{len(repeats)} rows come twice, row {repeats[0]} first: expected shards that share "
             "no rows. Record each block of rows once, into a folder of its own"
         )
-    kinds = tuple(sorted({survey.kinds[k] for survey in surveys for k in np.unique(survey.kind)}))
-    index = {kind: k for k, kind in enumerate(kinds)}
-    kind_columns = [
-        np.array([index.get(kind, -1) for kind in s.kinds], np.int16)[s.kind] for s in surveys
-    ]
+    kind, kinds = _merge_codes([(survey.kind, survey.kinds) for survey in surveys])
+    label, labels = _merge_codes([(survey.label, survey.labels) for survey in surveys])
     # Scattered survey by survey, which avoids a third copy of the embeddings.
     inverse = np.empty_like(order)
     inverse[order] = np.arange(len(order))
@@ -262,10 +263,27 @@ def merge(surveys: Sequence[Survey]) -> Survey:
     for survey in surveys:
         embedding[inverse[start : start + len(survey.row)]] = survey.embedding
         start += len(survey.row)
-    names = ("label", "confidence", "rollouts", "pass_rate", "entropy", "distinct")
+    names = ("confidence", "rollouts", "pass_rate", "entropy", "distinct")
     columns = {n: np.concatenate([getattr(survey, n) for survey in surveys])[order] for n in names}
-    kind = np.concatenate(kind_columns)[order]
-    return Survey(row=row, kind=kind, kinds=kinds, embedding=embedding, **columns)
+    return Survey(
+        row=row,
+        label=label[order],
+        labels=labels,
+        kind=kind[order],
+        kinds=kinds,
+        embedding=embedding,
+        **columns,
+    )
+
+
+def _merge_codes(
+    parts: Sequence[tuple[Int16[np.ndarray, "M"], tuple[str, ...]]],
+) -> tuple[Int16[np.ndarray, "N"], tuple[str, ...]]:
+    """One column of codes with sorted names from several, without names that do not occur."""
+    names = tuple(sorted({names[k] for codes, names in parts for k in np.unique(codes)}))
+    index = {name: k for k, name in enumerate(names)}
+    columns = [np.array([index.get(n, -1) for n in part], np.int16)[codes] for codes, part in parts]
+    return np.concatenate(columns), names
 
 
 def select(
@@ -325,7 +343,7 @@ def _threshold_reasons(
         "duplicate": np.isin(survey.row, [] if duplicates is None else duplicates),
         # A threshold of 1 drops nothing, although rounding may lift a probability above 1.
         "confident": (survey.confidence > config.confidence) & (config.confidence < 1),
-        "unlabeled": survey.label == 0,
+        "unlabeled": np.array([not label for label in survey.labels])[survey.label],
         "unmeasured": survey.rollouts == 0,
         "easy": survey.pass_rate > config.high,
         "hard": survey.pass_rate < config.low,
@@ -398,9 +416,14 @@ def _select_evenly(
     quotas = []
     for k, (wanted, available, kept) in enumerate(zip(even, counts, quota, strict=True)):
         label, kind, level = (axes[d][0][i] for d, i in enumerate(np.unravel_index(k, shape)))
-        name = f"class {label}, {survey.kinds[kind] or 'no kind'}, {DIFFICULTIES[level]}"
+        name = f"class {survey.labels[label]}, {survey.kinds[kind] or 'no kind'}"
         quotas.append(
-            Quota(cell=name, wanted=int(wanted), available=int(available), kept=int(kept))
+            Quota(
+                cell=f"{name}, {DIFFICULTIES[level]}",
+                wanted=int(wanted),
+                available=int(available),
+                kept=int(kept),
+            )
         )
     # A group is a cluster within a cell.
     n_clusters = int(cluster.max(initial=0)) + 1

@@ -13,19 +13,12 @@ import numpy as np
 from jaxtyping import Bool, Int
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from she_jax.cot import CotSchema
+from she_jax.cot import LABEL_STEP, CotSchema
 from she_jax.models.tokenizer import render_chat, token_bytes
 from she_jax.types import Example, PromptBatch, Rollout, UserError
 
 PAD, EOS = "<pad>", "<eos>"
 MIN_TEXT = 8  # tokens that a bucket must leave for the query and the product
-_MEANINGS = {
-    "query": "what is asked: product type; required attributes; excluded ones",
-    "product": "what is offered",
-    "category": "asked type / offered type => {verdicts}",
-    "attributes": "each asked attribute / the offered one => {verdicts}",
-    "label": "{verdicts} (4 excellent, 3 related, 2 mismatch, 1 irrelevant)",
-}
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -66,10 +59,16 @@ def product_text(example: Example) -> str:
 
 def instruction(schema: CotSchema) -> str:
     """The description of the task in the prompt of an instruction-tuned model."""
-    lines = []
-    for step in schema.steps:
-        meaning = _MEANINGS.get(step.name, "one asked attribute / the offered one => {verdicts}")
-        lines.append(f"{step.name}: {meaning.format(verdicts='|'.join(step.verdicts))}")
+    labels = schema.labels
+    meanings = labels.meanings or ("worst", *[""] * (len(labels.values) - 2), "best")
+    described = [
+        f"{text} {meaning}" for text, meaning in zip(labels.texts, meanings, strict=True) if meaning
+    ]
+    scale = f"{'|'.join(labels.texts)} ({', '.join(reversed(described))})"
+    lines = [
+        f"{LABEL_STEP}: {scale}" if step.name == LABEL_STEP else step.line.replace("?:", ":", 1)
+        for step in schema.steps
+    ]
     return "Judge how well the product answers the query. Write these lines:\n" + "\n".join(lines)
 
 

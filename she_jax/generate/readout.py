@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from she_jax.cot import LABELS, Chain
+from she_jax.cot import Chain
 from she_jax.generate.language_model import LanguageModel
 from she_jax.generate.prompts import PromptFormat
 from she_jax.rl.steps import step_ids
@@ -17,15 +17,18 @@ from she_jax.types import Rollout
 
 def label_tokens(
     prompts: PromptFormat, rollout: Rollout, chains: Sequence[Chain]
-) -> tuple[Int[np.ndarray, "B"], Int[np.ndarray, "B 4"]]:
-    """The position of each chain's label token, and the token ids of the four classes there.
+) -> tuple[Int[np.ndarray, "B"], Int[np.ndarray, "B K W"]]:
+    """Where each chain's label begins, and the tokens that would write each of the labels there.
+
+    Labels of one character are one token each, W = 1. Longer ones (``10``, ``fair``) have several,
+    and the token that ends their line, since one may begin like another.
 
     Args:
       chains: of the rollout's first rows; the rest is skipped.
 
     Returns:
-      Index of the label's token in its row, 0 if there is none, and the token ids that would write
-      classes 1 to 4 in its place.
+      Index of the label's first token in its row, 0 if there is none, and the token ids of the K
+      labels in its place, padded with -1.
     """
     tokens, count = np.asarray(rollout.tokens), len(chains)
     lines = [chain.line_steps for chain in chains]
@@ -34,35 +37,110 @@ def label_tokens(
         row[: len(line_steps)] = line_steps
     mask = np.asarray(rollout.completion_mask)[:count]
     token_steps = step_ids(tokens[:count], mask, prompts.newlines(int(tokens.max()) + 1), padded)
-    columns, class_ids = np.zeros(len(tokens), np.int32), np.zeros((len(tokens), 4), np.int32)
+    texts = prompts.schema.labels.texts
+    find = _one_token if all(len(text) == 1 for text in texts) else _several_tokens
+    places: list[tuple[int, list[list[int]]]] = []
     for row, chain in enumerate(chains):
-        digit = str(chain.label).encode()
-        for column in np.flatnonzero(token_steps[row] == prompts.schema.names.index("label"))[::-1]:
-            piece = prompts.token_bytes[tokens[row, column]]
-            ids = [prompts.token_ids.get(piece.replace(digit, c.encode()), -1) for c in LABELS]
-            if chain.label is not None and digit in piece and min(ids) >= 0:
-                columns[row], class_ids[row] = column, ids
-                break
-    return columns, class_ids
+        columns = np.flatnonzero(token_steps[row] == prompts.schema.label_index)
+        known = chain.label is not None and prompts.schema.label_index >= 0
+        places.append(find(prompts, tokens[row], columns, str(chain.label)) if known else (0, []))
+    width = max((len(ids) for _, labels in places for ids in labels), default=1)
+    starts = np.zeros(len(tokens), np.int32)
+    label_ids = np.full((len(tokens), len(texts), width), -1, np.int32)
+    for row, (start, labels) in enumerate(places):
+        starts[row] = start
+        for k, ids in enumerate(labels):
+            label_ids[row, k, : len(ids)] = ids
+    return starts, label_ids
+
+
+def _one_token(
+    prompts: PromptFormat, tokens: np.ndarray, columns: np.ndarray, label: str
+) -> tuple[int, list[list[int]]]:
+    """The last token with the label in it, and the token with each of the labels in its place."""
+    for column in columns[::-1]:
+        piece = prompts.token_bytes[tokens[column]]
+        pieces = [piece.replace(label.encode(), c.encode()) for c in prompts.schema.labels.texts]
+        ids = [prompts.token_ids.get(piece, -1) for piece in pieces]
+        if label.encode() in piece and min(ids) >= 0:
+            return int(column), [[i] for i in ids]
+    return 0, []
+
+
+def _several_tokens(
+    prompts: PromptFormat, tokens: np.ndarray, columns: np.ndarray, label: str
+) -> tuple[int, list[list[int]]]:
+    """The token in which the label begins, and the tokens from there on with each of the labels."""
+    pieces = [prompts.token_bytes[tokens[column]] for column in columns]
+    line = b"".join(pieces)
+    at = line.lower().rfind(label.lower().encode())
+    ends = np.cumsum([len(piece) for piece in pieces])
+    first = int(np.searchsorted(ends, at, side="right"))
+    before = (
+        line[ends[first] - len(pieces[first]) : at].decode(errors="replace") if at >= 0 else "?"
+    )
+    if not before.isascii():  # the label is written otherwise than the set has it
+        return 0, []
+    is_last = prompts.schema.label_index == len(prompts.schema.steps) - 1
+    end_text, end_ids = ("", [prompts.eos_ids[0]]) if is_last else ("\n", [])
+    written = [f"{before}{text}{end_text}" for text in prompts.schema.labels.texts]
+    return int(columns[first]), [ids + end_ids for ids in prompts.encode(written)]
 
 
 def make_readout(
     lm: LanguageModel,
-) -> Callable[..., tuple[Float[Array, "B 4"], Float[Array, "B D"]]]:
-    """Makes the function that reads class probabilities and embeddings from rollouts.
+) -> Callable[..., tuple[Float[Array, "B K"], Float[Array, "B D"]]]:
+    """Makes the function that reads label probabilities and embeddings from rollouts.
 
     Returns:
-      (params, rollout, columns, class_ids) -> the probabilities of the four classes at the label
-      token (see ``label_tokens``), and the mean hidden state over the prompt and the chain.
+      (params, rollout, starts, label_ids) -> the probabilities of the K labels in the place of the
+      written one (see ``label_tokens``), normalized over the set, and the mean hidden state over
+      the prompt and the chain.
     """
 
-    def read_out(params: Any, rollout: Rollout, columns: Array, ids: Array) -> tuple[Array, Array]:
+    def read_out(
+        params: Any, rollout: Rollout, starts: Array, label_ids: Array
+    ) -> tuple[Array, Array]:
         real = rollout.prompt_mask | rollout.completion_mask
-        position_ids = jnp.where(real, jnp.cumsum(real, axis=1) - 1, -1)
-        output = lm.model.forward(params, rollout.tokens, position_ids)
-        before = jnp.take_along_axis(output.hidden, jnp.maximum(columns - 1, 0)[:, None, None], 1)
-        logits = jnp.einsum("bd,dbc->bc", before[:, 0], output.head[:, ids])
+        output = lm.model.forward(params, rollout.tokens, _positions(real))
+        if label_ids.shape[2] == 1:
+            before = jnp.take_along_axis(
+                output.hidden, jnp.maximum(starts - 1, 0)[:, None, None], 1
+            )
+            logits = jnp.einsum("bd,dbk->bk", before[:, 0], output.head[:, label_ids[:, :, 0]])
+        else:
+            logits = jax.lax.map(
+                lambda ids: _continuation_logps(lm, params, rollout, starts, ids),
+                jnp.swapaxes(label_ids, 0, 1),
+            ).T
         total = jnp.where(real[:, :, None], output.hidden.astype(jnp.float32), 0.0).sum(axis=1)
         return jax.nn.softmax(logits.astype(jnp.float32), axis=1), total / real.sum(1)[:, None]
 
     return read_out
+
+
+def _continuation_logps(
+    lm: LanguageModel,
+    params: Any,
+    rollout: Rollout,
+    starts: Int[Array, "B"],
+    ids: Int[Array, "B W"],
+) -> Float[Array, "B"]:
+    """Log-probability of writing some tokens in place of all from ``starts`` on."""
+    width = ids.shape[1]
+    columns = starts[:, None] + jnp.arange(width)
+    rows = jnp.arange(len(starts))[:, None]
+    tokens = jnp.pad(rollout.tokens, ((0, 0), (0, width)))
+    real = jnp.pad(rollout.prompt_mask | rollout.completion_mask, ((0, 0), (0, width)))
+    real &= jnp.arange(real.shape[1]) < starts[:, None]
+    tokens = tokens.at[rows, columns].set(jnp.maximum(ids, 0))
+    real = real.at[rows, columns].set(ids >= 0)
+    output = lm.model.forward(params, tokens, _positions(real))
+    before = jnp.take_along_axis(output.hidden, jnp.maximum(columns - 1, 0)[:, :, None], 1)
+    logits = jnp.einsum("bwd,dv->bwv", before, output.head, preferred_element_type=jnp.float32)
+    logps = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(ids, 0)[:, :, None], 2)
+    return jnp.where(ids >= 0, logps[:, :, 0], 0.0).sum(axis=1)
+
+
+def _positions(real: Array) -> Int[Array, "B T"]:
+    return jnp.where(real, jnp.cumsum(real, axis=1) - 1, -1)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int
 
-from she_jax.cot import Chain, CotSchema, ParsedStep, Step
+from she_jax.cot import LABEL_STEP, Chain, CotSchema, ParsedStep, Step
 from she_jax.rl.steps import step_ids
 from she_jax.types import Example, StepBatch
 
@@ -185,11 +185,13 @@ def _step_reward(step: Step, parsed: ParsedStep, example: Example) -> float | No
 
 
 def _annotation(step: Step, example: Example) -> str | None:
-    if step.name == "label":
+    if step.name == LABEL_STEP:
         return None if example.label is None else str(example.label)
     if example.steps is None or step.name not in example.annotations:
         return None
-    return example.steps.get(step.name)
+    truth = example.steps.get(step.name)
+    # A label may imply a verdict for a step that has others in this chain.
+    return None if step.verdicts and truth not in step.verdicts else truth
 
 
 def _is_superfluous(step: Step, example: Example) -> bool:

@@ -214,7 +214,9 @@ def read_run(folder: Path) -> StoredRun:
     """
     recipe = read_recipe(folder)
     return StoredRun(
-        seed=recipe["seed"], chain=recipe["chain"], model=LanguageModelConfig(**recipe["model"])
+        seed=recipe["seed"],
+        chain=chain_options(recipe),
+        model=LanguageModelConfig(**recipe["model"]),
     )
 
 
@@ -256,9 +258,16 @@ def _load_plugins(recipe: Recipe) -> dict[str, Plugin]:
     return plugins
 
 
+def chain_options(recipe: Mapping[str, Any] | Recipe) -> dict[str, Any]:
+    """The keyword arguments of ``CotSchema.build`` that a recipe gives."""
+    chain, data = dict(recipe["chain"]), recipe["data"]
+    labels = {"labels": data.get("labels") or "1-4", "good": data.get("good", "")}
+    return chain | labels | {"steps": list(chain.get("steps", ()))}
+
+
 def _common(recipe: Recipe, workdir: Path, plugins: Mapping[str, Plugin]) -> dict[str, Any]:
     """The attributes of ``RunConfig``."""
-    data, chain = recipe.data, recipe.chain.to_dict()
+    data, chain = recipe.data, chain_options(recipe)
     pairs = plugins.get("data.name")
     return {
         "recipe": plain(recipe),
@@ -274,7 +283,7 @@ def _common(recipe: Recipe, workdir: Path, plugins: Mapping[str, Plugin]) -> dic
             evaluation=recipe.kind == "evaluate",
             pairs=None if pairs is None else pairs.value,
             digest="" if pairs is None else pairs.digest,
-            **chain,
+            chain=chain,
         ),
         "model": LanguageModelConfig(**recipe.model.to_dict()),
         "mesh": MeshConfig(**recipe.mesh.to_dict()),
@@ -423,7 +432,7 @@ def _credit(recipe: Recipe, plugin: Plugin | None) -> CreditConfig:
 
 
 def _reward(recipe: Recipe, plugins: Mapping[str, Plugin]) -> RewardConfig:
-    reward, schema = recipe.reward, CotSchema.build(**recipe.chain.to_dict())
+    reward, schema = recipe.reward, CotSchema.build(**chain_options(recipe))
     step, outcome = plugins.get("reward.step"), plugins.get("reward.outcome")
     return RewardConfig(
         step=step and checked_step_reward(step.value, f"reward.step={step.name}", schema),

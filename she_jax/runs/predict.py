@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from she_jax.cot import LABELS, Chain
+from she_jax.cot import Chain
 from she_jax.data.dataset import evenly_spaced_rows, open_split
 from she_jax.evaluation.metrics import score
 from she_jax.generate.generator import Generator
@@ -26,7 +26,7 @@ def predict(config: PredictConfig, workdir: Path) -> None:
     """Writes a checkpoint's predictions for a data set, and their metrics if it has labels.
 
     ``predictions.jsonl`` has one line per pair: ``uid``, ``label`` (null if unreadable),
-    ``probabilities`` of the four classes given the reasoning before the label, ``well_formed`` and
+    ``probabilities`` of the labels given the reasoning before the label, ``well_formed`` and
     ``steps`` (each with its name, text and verdict). The metrics are in ``summary.json``.
 
     Raises:
@@ -37,7 +37,7 @@ def predict(config: PredictConfig, workdir: Path) -> None:
     mesh, _ = split_mesh(config.mesh, 0)
     lm, params, source = load_policy(config, config.checkpoint, mesh)
     # The data set follows the policy's chain.
-    dataset = prepare_dataset(config.data.for_chain(**lm.prompts.schema.options))
+    dataset = prepare_dataset(config.data.for_chain(lm.prompts.schema.options))
     inputs = {"pairs": str(dataset.path), "checkpoint": source}
     if final.is_file():
         if json.loads(sources.read_text(encoding="utf-8")) != inputs:
@@ -60,10 +60,10 @@ def predict(config: PredictConfig, workdir: Path) -> None:
     ):
         done = 0
         for part, rollout, chains in generator.greedy_rollouts(params, examples, rows):
-            columns, class_ids = label_tokens(lm.prompts, rollout, chains)
-            by_row = np.asarray(read_out(params, rollout, columns, class_ids)[0])
-            for example, chain, probs, column in zip(part, chains, by_row, columns, strict=False):
-                probabilities = probs if column else None
+            starts, label_ids = label_tokens(lm.prompts, rollout, chains)
+            by_row = np.asarray(read_out(params, rollout, starts, label_ids)[0])
+            for example, chain, probs, start in zip(part, chains, by_row, starts, strict=False):
+                probabilities = probs if start else None
                 file.write(json.dumps(_prediction(example, chain, probabilities, lm.prompts)))
                 file.write("\n")
             labeled += [(c, e) for c, e in zip(chains, part, strict=True) if e.label is not None]
@@ -89,7 +89,8 @@ def _prediction(
     ]
     by_label = None
     if probabilities is not None:
-        by_label = {c: round(float(p), 6) for c, p in zip(LABELS, probabilities, strict=True)}
+        texts = prompts.schema.labels.texts
+        by_label = {c: round(float(p), 6) for c, p in zip(texts, probabilities, strict=True)}
     return {
         "uid": example.uid,
         "label": chain.label,

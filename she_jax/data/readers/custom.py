@@ -1,9 +1,10 @@
 """A user's own pairs: a class with one method, ``examples(split)``."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from she_jax.cot import CotSchema, LabelSet
 from she_jax.data.dataset import ExampleBuilder, ExampleConfig
 from she_jax.data.intake import Row
 from she_jax.types import BadRow, Example, UserError
@@ -18,10 +19,16 @@ class CustomConfig(ExampleConfig):
     Attributes:
       pairs: ``package.module:Class``.
       digest: SHA-256 of its source file: another version is another data set.
+      chain: the arguments of ``CotSchema.build`` for the run's chain, with its labels.
     """
 
     pairs: str
     digest: str
+    chain: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label_set(self) -> LabelSet:
+        return CotSchema.build(**self.chain).labels
 
 
 class Custom(ExampleBuilder):

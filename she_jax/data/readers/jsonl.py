@@ -2,23 +2,23 @@
 
     {"query": "red mug", "product": {"title": "Mug, red", "brand": "Acme"}, "label": 4}
 
-A ``query``, and a ``product`` with a ``title``, are required. ``label`` (1 to 4), ``steps`` (step
-name to verdict, or to a string of items separated by ";" for a free-text step), ``kind``, ``uid``,
-``rationale`` (a whole chain) and ``split`` are optional. Other keys are ignored. Training needs a
-label, or a rationale with all steps of the run's chain.
+A ``query``, and a ``product`` with a ``title``, are required. ``label`` (of the run's label set),
+``steps`` (step name to verdict, or to a string of items separated by ";" for a free-text step),
+``kind``, ``uid``, ``rationale`` (a whole chain) and ``split`` are optional. Other keys are ignored.
+Training needs a label, or a rationale with all steps of the run's chain.
 """
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from she_jax.cot import CotSchema
+from she_jax.cot import CotSchema, LabelSet
 from she_jax.data.dataset import ExampleBuilder, HashSplitConfig
 from she_jax.data.intake import Row
-from she_jax.types import BadRow, Example
+from she_jax.types import BadRow, Example, Label
 
 # Verdicts by step. All numbered checks have those of ``check_1``.
 _VERDICTS = {step.name: step.verdicts for step in CotSchema.build(checks=1).steps}
@@ -31,13 +31,21 @@ class JsonlConfig(HashSplitConfig):
     Attributes:
       path: the file.
       evaluation: put every row in ``test``, whatever its ``split``, to evaluate on the whole file.
-      checks, label_first: options of the chain's schema, see ``CotSchema.build``.
+      chain: the arguments of ``CotSchema.build`` for the run's chain, with its labels.
     """
 
     path: str
     evaluation: bool = False
-    checks: int = 0
-    label_first: bool = False
+    chain: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def schema(self) -> CotSchema:
+        """The steps of the chain."""
+        return CotSchema.build(**self.chain)
+
+    @property
+    def label_set(self) -> LabelSet:
+        return self.schema.labels
 
     def sources(self) -> tuple[Path, ...]:
         return (Path(self.path),)
@@ -50,19 +58,20 @@ class Jsonl(ExampleBuilder):
 
     def rows(self) -> Iterator[Row | BadRow]:
         config = self.builder_config
-        schema = CotSchema.build(checks=config.checks, label_first=config.label_first)
+        schema = config.schema
+        verdicts = _VERDICTS | {step.name: step.verdicts for step in schema.steps}
         with open(config.path, "rb") as file:
             for line, raw in enumerate(file, start=1):
                 text = raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
                 if not text.strip():
                     continue
                 try:
-                    example, split = _parse(text, line)
+                    example, split = _parse(text, line, schema.labels, verdicts)
                 except ValueError as error:
                     yield BadRow(file=config.path, line=line, reason=str(error))
                     continue
                 well_formed = example.rationale and schema.parse(example.rationale).well_formed
-                if not (config.evaluation or example.label or well_formed):
+                if not (config.evaluation or example.label is not None or well_formed):
                     needs = f"or a rationale with the steps {', '.join(schema.names)}"
                     reason = f"no label: training needs one, {needs}"
                     yield BadRow(file=config.path, line=line, reason=reason)
@@ -71,7 +80,9 @@ class Jsonl(ExampleBuilder):
                 yield Row(split=split, example=example, file=config.path, line=line)
 
 
-def _parse(raw: bytes, line: int) -> tuple[Example, str]:
+def _parse(
+    raw: bytes, line: int, labels: LabelSet, verdicts: Mapping[str, tuple[str, ...]]
+) -> tuple[Example, str]:
     """Parses a line into an example and its split, "" if the row has none.
 
     Raises:
@@ -90,8 +101,8 @@ def _parse(raw: bytes, line: int) -> tuple[Example, str]:
         uid=_scalar(row.get("uid"), "uid") or f"line-{line}",
         query=_text(row, "query"),
         product=_product(row.get("product")),
-        label=_label(row.get("label")),
-        steps=steps if steps is None else _steps(steps),
+        label=_label(row.get("label"), labels),
+        steps=steps if steps is None else _steps(steps, verdicts),
         kind=_text(row, "kind"),
         annotations=tuple(steps or ()),
         rationale=_text(row, "rationale") or None,
@@ -109,13 +120,12 @@ def _text(row: dict[str, Any], key: str) -> str:
     return value or ""
 
 
-def _label(value: Any) -> int | None:
-    if value is None:
+def _label(value: Any, labels: LabelSet) -> Label | None:
+    if value is None or value != value:  # NaN: how pandas writes a gap
         return None
-    # Not True, which is an int, and not 4.0, whose intended meaning is unclear.
-    if type(value) in (int, str) and str(value).strip() in ("1", "2", "3", "4"):
-        return int(value)
-    raise ValueError(f"wrong label: {_preview(value)}, expected 1, 2, 3 or 4")
+    if isinstance(value, list | dict):
+        raise ValueError(f"unknown label: {_preview(value)}, expected {', '.join(labels.texts)}")
+    return labels.read(value)
 
 
 def _product(value: Any) -> dict[str, str]:
@@ -138,18 +148,18 @@ def _scalar(value: Any, key: str) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _steps(value: Any) -> dict[str, str]:
+def _steps(value: Any, verdicts: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
         raise ValueError(f"wrong steps: {_preview(value)}, expected step names with texts")
     if "label" in value:
         raise ValueError("wrong steps: 'label' is a key of the row, not a step")
     for name, verdict in value.items():
-        first_name = re.sub(r"_\d+$", "_1", name)
-        if first_name not in _VERDICTS:
-            raise ValueError(f"wrong steps: no step {name!r}, expected some of {list(_VERDICTS)}")
-        verdicts = _VERDICTS[first_name]
-        if verdicts and verdict not in verdicts:
-            raise ValueError(f"wrong steps: {name} {verdict!r}, expected one of {verdicts}")
+        known = name if name in verdicts else re.sub(r"_\d+$", "_1", name)
+        if known not in verdicts:
+            raise ValueError(f"wrong steps: no step {name!r}, expected some of {list(verdicts)}")
+        if verdicts[known] and verdict not in verdicts[known]:
+            expected = ", ".join(verdicts[known])
+            raise ValueError(f"wrong steps: {name} {verdict!r}, expected one of {expected}")
     return value
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from she_jax.cot import ARROW, Chain, CotSchema, ParsedStep
+from she_jax.cot import ARROW, LABEL_STEP, Chain, CotSchema, ParsedStep
 from she_jax.data.rationales import write_chain
 from she_jax.rewards.prm.step_query import StepQuery, true_evidence, write_critique, written_steps
 from she_jax.rewards.verifier import FULL_REWARD, verify
@@ -100,7 +100,7 @@ def with_correct_rationale(
             texts[step.name] = truth[step.name]
             continue
         verdicts[step.name] = truth[step.name]
-        if step.name != "label":
+        if step.name != LABEL_STEP:
             texts[step.name] = evidence.get(step.name) or true_evidence(step.name, truth)
     return dataclasses.replace(example, rationale=schema.write(texts, verdicts))
 
@@ -292,7 +292,7 @@ def _words(text: str) -> set[str]:
 def _known_truth(example: Example) -> dict[str, str]:
     steps = example.steps or {}
     truth = {name: steps[name] for name in example.annotations if name in steps}
-    return truth | ({} if example.label is None else {"label": str(example.label)})
+    return truth | ({} if example.label is None else {LABEL_STEP: str(example.label)})
 
 
 class BalancedSampler:

@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from she_jax.cot import ARROW, Chain, CotSchema, ParsedStep
+from she_jax.cot import ARROW, LABEL_STEP, Chain, CotSchema, ParsedStep
 from she_jax.types import Example
 
 CRITIQUE, VERDICT = "\ncritique:", "\nverdict:"  # end of a step query: what the model writes next
@@ -80,7 +80,7 @@ def write_critique(step: str, truth: Mapping[str, str], written: ParsedStep) -> 
     Args:
       step: name of the step.
       truth: the true value of each known step by name, or the value in a reference chain. The label
-        is included, as a digit. See ``she_jax.types.Example.steps``.
+        is included, as text. See ``she_jax.types.Example.steps``.
       written: the step as parsed from the chain.
     """
     if written.verdict is None:
@@ -102,7 +102,7 @@ def true_evidence(step: str, truth: Mapping[str, str]) -> str:
         return f"{query[0]} / {product[0]}"
     if query and product and step == "attributes":
         return f"{'; '.join(query[1:]) or 'nothing'} / {'; '.join(product[1:]) or 'nothing'}"
-    if step == "label":
+    if step == LABEL_STEP:
         return ", ".join(truth[name] for name in ("category", "attributes") if name in truth)
     return ""
 
