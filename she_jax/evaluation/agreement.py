@@ -59,7 +59,7 @@ def judge_metrics(
     matrices = confusions(gold, judge.predicted, classes)
     is_good = np.isin(gold, list(good))
     return {
-        name: interval_of_sums(queries, matrices, metric)
+        name: interval_of_sums(queries, metric, matrices)
         for name, metric in _confusion_metrics(good).items()
     } | {"good_auc": interval(queries, auc, is_good, judge.good_score)}
 

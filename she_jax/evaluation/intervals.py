@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, Shaped
 DRAWS = 1000
 LEVEL = 0.95
 MIN_DEFINED = 0.95  # share of the draws that need a value: what is missing is not missing by chance
+_BLOCK = 2**20  # numbers drawn at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,23 +65,24 @@ def interval(
         return Interval(estimate=None, note="no pairs")
     query_index = _query_index(queries)
     pairs = np.arange(len(query_index))
-    resampled = (np.repeat(pairs, draw[query_index]) for draw in _draws(query_index))
+    draws = (draw for block in _draws(query_index) for draw in block)
+    resampled = (np.repeat(pairs, draw[query_index]) for draw in draws)
     values = [metric(*(array[rows] for array in arrays)) for rows in resampled]
     return _percentiles(metric(*arrays), np.array(values))
 
 
 def interval_of_sums(
     queries: Sequence[Hashable],
-    rows: Shaped[np.ndarray, "N ..."],
     metric: Callable[[Float[np.ndarray, "R ..."]], Float[np.ndarray, "R"]],
+    rows: Shaped[np.ndarray, "N ..."],
 ) -> Interval:
     """The interval of a metric of sums over pairs, such as a confusion matrix; much faster.
 
     Args:
       queries: the query of each pair, as text or number.
+      metric: from R sums, each of the shape of a row, to R values; NaN where it is undefined.
       rows: what each pair adds to the sums: its confusion matrix (``confusions``), or (value, 1)
         for a mean.
-      metric: from R sums, each of the shape of a row, to R values; NaN where it is undefined.
 
     Raises:
       ValueError: if the lengths differ.
@@ -91,9 +93,9 @@ def interval_of_sums(
     query_index = _query_index(queries)
     by_query = np.zeros((query_index.max() + 1, *rows.shape[1:]))
     np.add.at(by_query, query_index, rows)
-    sums = [np.tensordot(draw.astype(float), by_query, 1) for draw in _draws(query_index)]
-    estimate = metric(by_query.sum(0)[None])[0]
-    return _percentiles(estimate, metric(np.array(sums)) if sums else np.array([]))
+    # Not by BLAS, whose last digits change with the number of threads.
+    values = [metric(np.einsum("rq,q...->r...", draw, by_query)) for draw in _draws(query_index)]
+    return _percentiles(metric(by_query.sum(0)[None])[0], np.concatenate([*values, []]))
 
 
 def difference(
@@ -117,7 +119,7 @@ def difference_of_sums(
 ) -> Interval:
     """The interval of the metric of ``first`` less that of ``second``, both on the same draws."""
     return interval_of_sums(
-        queries, np.stack([first, second], 1), lambda sums: metric(sums[:, 0]) - metric(sums[:, 1])
+        queries, lambda sums: metric(sums[:, 0]) - metric(sums[:, 1]), np.stack([first, second], 1)
     )
 
 
@@ -133,12 +135,15 @@ def _query_index(queries: Sequence[Hashable]) -> Int[np.ndarray, "N"]:
     return np.array([ranks[query] for query in queries])
 
 
-def _draws(query_index: Int[np.ndarray, "N"]) -> Iterator[Int[np.ndarray, "Q"]]:
-    """How often each query is drawn, for every draw; none if there is only one query."""
+def _draws(query_index: Int[np.ndarray, "N"]) -> Iterator[Int[np.ndarray, "r Q"]]:
+    """How often each query is drawn, in blocks of draws; none if there is only one query."""
     n = int(query_index.max()) + 1
     rng = np.random.default_rng(0)
-    for _ in range(DRAWS if n > 1 else 0):
-        yield np.bincount(rng.integers(n, size=n), minlength=n)
+    block = max(1, _BLOCK // n)
+    for start in range(0, DRAWS if n > 1 else 0, block):
+        size = min(block, DRAWS - start)
+        cells = rng.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
+        yield np.bincount(cells.ravel(), minlength=size * n).reshape(size, n)
 
 
 def _percentiles(estimate: float, values: Float[np.ndarray, "R"]) -> Interval:

@@ -5,6 +5,7 @@ written without spaces, pairs of neighboring characters are the words.
 """
 
 import functools
+import itertools
 import math
 import re
 import unicodedata
@@ -24,10 +25,10 @@ _UNSPACED = re.compile(
     "([\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff]+)"
 )
-# Endings of Germanic and Romance nouns and adjectives. Not a stem of any language, but the same
-# ending is removed on both sides, and so shoes meet a shoe, rojas rojo and Lampen a Lampe.
-_ENDING = re.compile(r"(?<=\w{3})(i?es|[aou]s|(?<!s)s|en|[aeiouy])$")
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)?")
+# Endings of Germanic and Romance nouns and adjectives, after three letters: not a stem of any
+# language, but shoes meet a shoe, rojas rojo and Lampen a Lampe, and the camera x100s stays.
+_ENDING = re.compile(r"(?<=[^\W\d]{3})(i?es|[aou]s|(?<!s)s|en|[aeiouy])$")
+_NUMBER = re.compile(r"\d+")
 
 
 class _Letters(dict[int, str]):
@@ -49,7 +50,12 @@ class _Text:
     letters: str
     words: tuple[str, ...]
     vocabulary: frozenset[str]
-    numbers: frozenset[str]
+
+    def phrase(self) -> str:
+        return f" {' '.join(self.words)} "
+
+
+_NOTHING = _Text("", (), frozenset())
 
 
 class Overlap:
@@ -62,11 +68,15 @@ class Overlap:
           products: those of the training pairs; repeated ones count once.
         """
         distinct = {tuple(sorted(product.items())): product for product in products}.values()
-        texts = [_read(_whole(product)) for product in distinct]
-        self._n = len(texts)
-        self._containing = Counter(word for text in texts for word in text.vocabulary)
-        self._mean_words = sum(len(text.words) for text in texts) / max(self._n, 1)
-        filled = Counter(name for product in distinct for name, value in product.items() if value)
+        self._n = len(distinct)
+        self._containing: Counter[str] = Counter()
+        n_words = 0
+        for product in distinct:
+            whole = _join(_read(text) for text in product.values())
+            self._containing.update(whole.vocabulary)
+            n_words += len(whole.words)
+        self._mean_words = n_words / max(self._n, 1)
+        filled = Counter(name for product in distinct for name, text in product.items() if text)
         filled.pop("title", None)
         common = sorted(filled, key=lambda name: (-filled[name], name))[:_FIELDS]
         self._fields = [name for name in common if filled[name] >= _COMMON * self._n]
@@ -74,17 +84,19 @@ class Overlap:
     def features(
         self, queries: Sequence[str], products: Sequence[Mapping[str, str]]
     ) -> Float[np.ndarray, "N F"]:
-        """The features of each pair; F is the same for all pairs and at most 36."""
+        """The features of each pair; F depends on the training split's fields and is at most 35."""
         rows = [
             list(self.named_features(query, product).values())
             for query, product in zip(queries, products, strict=True)
         ]
-        return np.array(rows, float).reshape(len(rows), -1)
+        return np.array(rows, float).reshape(len(rows), len(self.named_features("", {})))
 
     def named_features(self, query: str, product: Mapping[str, str]) -> dict[str, float]:
         """The features of a pair by name, in a fixed order."""
-        wanted, title, whole = _read(query), _read(product.get("title", "")), _read(_whole(product))
-        rarity = {word: self._idf(word) for word in wanted.vocabulary}
+        wanted, fields = _read(query), {name: _read(product[name]) for name in sorted(product)}
+        title, whole = fields.get("title", _NOTHING), _join(fields.values())
+        # Sorted, because the order of a set differs between processes, and with it the last digits.
+        rarity = {word: self._idf(word) for word in sorted(wanted.vocabulary)}
         missing = [rarity[word] for word in wanted.vocabulary - whole.vocabulary]
         values = {
             "query_words": math.log1p(len(wanted.words)),
@@ -100,7 +112,7 @@ class Overlap:
             values |= {f"{name}_{place}": x for name, x in _shares(wanted, text, rarity).items()}
             values[f"bm25_{place}"] = self._bm25(rarity, text)
         for name in self._fields:
-            field = _read(product.get(name, ""))
+            field = fields.get(name, _NOTHING)
             values[f"share_in_{name}"] = _share(wanted.vocabulary, field.vocabulary)
         return values
 
@@ -110,13 +122,13 @@ class Overlap:
 
     def _bm25(self, rarity: Mapping[str, float], text: _Text) -> float:
         length = _K1 * (1 - _B + _B * len(text.words) / max(self._mean_words, 1))
-        counts = {word: text.words.count(word) for word in sorted(rarity)}
-        return sum(rarity[w] * (_K1 + 1) * n / (n + length) for w, n in counts.items())
+        counts = {word: text.words.count(word) for word in rarity}
+        return sum(rarity[word] * (_K1 + 1) * n / (n + length) for word, n in counts.items())
 
 
 def _shares(wanted: _Text, text: _Text, rarity: Mapping[str, float]) -> dict[str, float]:
     """How much of the query stands in a text: in words, rare words, phrases, trigrams."""
-    both = sorted(wanted.vocabulary & text.vocabulary)
+    both = [word for word in rarity if word in text.vocabulary]
     share = _share(wanted.vocabulary, text.vocabulary)
     trigrams = _trigrams(wanted.letters)
     padded = f" {text.letters} "
@@ -124,8 +136,8 @@ def _shares(wanted: _Text, text: _Text, rarity: Mapping[str, float]) -> dict[str
         "share_in": share,
         "all_in": share == 1,
         "none_in": share == 0,
-        "rare_share_in": sum(rarity[w] for w in both) / (math.fsum(rarity.values()) or 1),
-        "phrase_in": f" {' '.join(wanted.words)} " in f" {' '.join(text.words)} ",
+        "rare_share_in": sum(rarity[word] for word in both) / (sum(rarity.values()) or 1),
+        "phrase_in": wanted.phrase() in text.phrase(),
         "trigrams_in": sum(trigram in padded for trigram in trigrams) / max(len(trigrams), 1),
     }
 
@@ -149,10 +161,15 @@ def _title_features(wanted: _Text, title: _Text) -> dict[str, float]:
 
 
 def _number_features(wanted: _Text, title: _Text, whole: _Text) -> dict[str, float]:
+    numbers = sorted(set(_NUMBER.findall(wanted.letters)))
+    in_title, in_whole = (
+        sum(bool(re.search(rf"(?<!\d){number}(?!\d)", text.letters)) for number in numbers)
+        for text in (title, whole)
+    )
     return {
-        "numbers": len(wanted.numbers),
-        "numbers_in_title": _share(wanted.numbers, title.numbers),
-        "numbers_missing": len(wanted.numbers - whole.numbers),
+        "numbers": len(numbers),
+        "numbers_in_title": in_title / max(len(numbers), 1),
+        "numbers_missing": len(numbers) - in_whole,
     }
 
 
@@ -166,19 +183,22 @@ def _trigrams(letters: str) -> set[str]:
     return {padded[i : i + 3] for i in range(len(padded) - 2)}
 
 
-def _whole(product: Mapping[str, str]) -> str:
-    return "\n".join(product[name] for name in sorted(product))
-
-
 def _read(text: str) -> _Text:
-    text = text.casefold()
     if not text.isascii():
         text = _ACCENTS.sub("", unicodedata.normalize("NFKD", text))
         text = unicodedata.normalize("NFC", text)
-    letters = " ".join(text.translate(_LETTERS).split())
-    words = tuple(word for run in letters.split() for word in _words(run))
-    numbers = frozenset(number.replace(",", ".") for number in _NUMBER.findall(text))
-    return _Text(letters, words, frozenset(words), numbers)
+    runs = text.casefold().translate(_LETTERS).split()
+    words = tuple(itertools.chain.from_iterable(map(_words, runs)))
+    return _Text(" ".join(runs), words, frozenset(words))
+
+
+def _join(texts: Iterable[_Text]) -> _Text:
+    texts = list(texts)
+    return _Text(
+        " ".join(text.letters for text in texts),
+        tuple(itertools.chain.from_iterable(text.words for text in texts)),
+        frozenset().union(*(text.vocabulary for text in texts)),
+    )
 
 
 @functools.lru_cache(maxsize=2**16)
