@@ -113,7 +113,7 @@ class Overlap:
             values[f"bm25_{place}"] = self._bm25(rarity, text)
         for name in self._fields:
             field = fields.get(name, _NOTHING)
-            values[f"share_in_{name}"] = _share(wanted.vocabulary, field.vocabulary)
+            values[f"share_in_field_{name}"] = _share(wanted.vocabulary, field.vocabulary)
         return values
 
     def _idf(self, word: str) -> float:

@@ -36,8 +36,8 @@ def test_features_of_a_pair_by_hand():
         "numbers_in_title": 0,
         "numbers_missing": 0,
         "filled_fields": 3,
-        "share_in_color": 2 / 4,
-        "share_in_brand": 0,
+        "share_in_field_color": 2 / 4,
+        "share_in_field_brand": 0,
     }
     assert {name: values[name] for name in expected} == pytest.approx(expected)
     # "size" is in none of the 4 products, "garden" in 2 of them.
@@ -92,7 +92,7 @@ def test_numbers_meet_beside_a_unit():
 def test_fields_are_those_that_the_training_split_fills_and_none_is_needed():
     shop = Overlap(SHOP)
     names = list(shop.named_features("q", {}))
-    assert names[-3:] == ["share_in_brand", "share_in_color", "share_in_material"]
+    assert names[-3:] == [f"share_in_field_{name}" for name in ("brand", "color", "material")]
     table = shop.features(["", "q"], [{}, {"odd": "q", "brand": ""}])
     assert table.shape == (2, len(names))
     assert np.isfinite(table).all()
