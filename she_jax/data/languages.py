@@ -18,7 +18,7 @@ from snowballstemmer.spanish_stemmer import SpanishStemmer
 
 _MIN_KNOWN, _MIN_SHARE = 2, 0.03  # known words that decide a language: their number and share
 _MARGIN = 1.5  # how many times as many as of the next language
-_FIELD_CHARS = 400  # characters of a field that are looked at
+_FIELD_CHARS = 300  # characters of a field that are looked at
 _KANA = re.compile("[\u3041-\u3096\u30a1-\u30fa\uff66-\uff9d]")
 _ACCENTED = re.compile("[\u00c0-\u024f\u0300-\u036f\u1e00-\u1fff]")
 _MARKS = re.compile("[\u0300-\u036f]")  # of Latin letters; those of kana change the sound
@@ -32,17 +32,22 @@ class Language:
       name: English name.
       stop_words: words that say nothing by themselves, without accents.
       known_words: frequent words of product texts that tell it from the other languages.
-      stemmer: a class of ``snowballstemmer``, or None.
+      stemmer: a class of ``snowballstemmer``, or None. It also removes endings that make another
+        word (print, printer), so the endings of two forms must be known besides:
+      endings: pairs of endings of one word's forms, each pair joined by "|" and sorted.
+      agreeing: stems of adjectives that may have any ending of their language.
+      plural_only: words whose singular is another word (glasses, glass).
       compounds: whether a word may end in another word that names what it is (Garten-stuhl).
-      derivation: an ending that the stemmer removes though it makes another word (bed, bedding).
     """
 
     name: str
     stop_words: frozenset[str] = frozenset()
     known_words: frozenset[str] = frozenset()
     stemmer: Any = None
+    endings: frozenset[str] = frozenset()
+    agreeing: frozenset[str] = frozenset()
+    plural_only: frozenset[str] = frozenset()
     compounds: bool = False
-    derivation: str = ""
 
 
 def _set(words: str) -> frozenset[str]:
@@ -62,7 +67,8 @@ ENGLISH = Language(
         " set silver size small than type use used weight white width women yellow"
     ),
     stemmer=EnglishStemmer,
-    derivation="ing",
+    endings=_set("|s |es ies|y"),
+    plural_only=_set("arms boxers briefs customs glasses goods shorts"),
 )
 GERMAN = Language(
     name="German",
@@ -76,6 +82,11 @@ GERMAN = Language(
         " holz jahre kinder klein lieferumfang nicht passend rot schwarz stuck weiss"
     ),
     stemmer=GermanStemmer,
+    endings=_set("|e |n |en |s |es e|en e|em e|er e|es em|en en|er en|es er|es em|er em|es"),
+    agreeing=_set(
+        "blau braun breit dunkel eckig gelb grau gross grun hell hoch klein kurz lang rosa rot rund"
+        " schmal schwarz weiss"
+    ),
     compounds=True,
 )
 SPANISH = Language(
@@ -91,6 +102,11 @@ SPANISH = Language(
         " rojo tamano todo unidades uso verde"
     ),
     stemmer=SpanishStemmer,
+    endings=_set("|s |es"),
+    agreeing=_set(
+        "alt amarill anch blanc cort deportiv dorad electric larg morad negr pequen platead"
+        " redond roj"
+    ),
 )
 FRENCH = Language(
     name="French",
@@ -101,10 +117,12 @@ FRENCH = Language(
     ),
     known_words=_set(
         "blanc blanche bleu bois couleur enfant enfants facile femme femmes grand grande gris homme"
-        " hommes jaune lot noir noire peut petit petite pieces plus produit qualite rouge taille"
+        " hommes jaune noir noire peut petit petite produit qualite rouge taille"
         " tres utilisation vert verte"
     ),
     stemmer=FrenchStemmer,
+    endings=_set("|s |x"),
+    agreeing=_set("bleu brun court dor electr gris grand noir petit rond vert violet"),
 )
 JAPANESE = Language(
     name="Japanese",
@@ -113,12 +131,7 @@ JAPANESE = Language(
         " いる こと もの よう より この その おすすめ お勧め 人気 ランキング"
     ),
 )
-UNKNOWN = Language(
-    name="unknown",
-    stop_words=frozenset().union(
-        *(lang.stop_words for lang in (ENGLISH, GERMAN, SPANISH, FRENCH, JAPANESE))
-    ),
-)
+UNKNOWN = Language(name="unknown")
 _SPACED = (ENGLISH, GERMAN, SPANISH, FRENCH)
 # Languages that are only known apart from those above, by their stop words.
 _OTHERS = (
@@ -131,8 +144,18 @@ _OTHERS = (
     _set("a do dla i jest lub na nie od oraz po sie w z ze"),  # Polish
 )
 
-# Before what they exclude. Any language's words are taken for negations in every pair: to take a
-# word for one that is none costs a claim, and never makes one false.
+# In every pair the stop words and negations of all languages count: a word that is wrongly taken
+# for one is not spoken of, which makes nothing false.
+STOP_WORDS = frozenset().union(*(language.stop_words for language in (*_SPACED, JAPANESE)))
+# Numbers and sizes, which a product may write otherwise ("5", "XL").
+WRITTEN_OTHERWISE = _set(
+    "one two three four five six seven eight nine ten twelve dozen first second third fourth fifth"
+    " small medium large extra double single eins zwei drei vier funf sechs sieben acht neun zehn"
+    " doppelt dos tres cuatro cinco seis siete ocho nueve diez doble deux trois quatre cinq sept"
+    " huit neuf grande pequeno pequena mediano petit petite grand klein gross grosse"
+)
+
+# Before what they exclude.
 NEGATIONS = {
     ENGLISH.name: _set("not no non without except never isn doesn don cannot lacks nor neither"),
     GERMAN.name: _set("nicht kein keine keinen keiner keinem keines ohne ausser nie weder statt"),
@@ -177,17 +200,18 @@ def language_of(query: str, product: Mapping[str, str]) -> Language:
     """The language of a pair, or ``UNKNOWN``.
 
     Kana in the query, or in a tenth of the pair's text, is Japanese. Otherwise a language needs
-    two known words, 3% of all, and half as many again as every other language.
+    two known words, 3% of all, and half as many again as every other language; repetitions do not
+    count.
     """
     if _KANA.search(query):
         return JAPANESE
     text = " ".join([fold(query), *(fold(value)[:_FIELD_CHARS] for value in product.values())])
     if not text.isascii() and 10 * len(_KANA.findall(text)) > len(text):
         return JAPANESE
+    words = set(text.split())
     counts = [0] * len(_VOCABULARIES)
-    words = text.split()
-    for votes in filter(None, map(_VOTES.get, words)):
-        for i in votes:
+    for word in words & _VOTES.keys():
+        for i in _VOTES[word]:
             counts[i] += 1
     best = max(range(len(_SPACED)), key=counts.__getitem__)
     most = counts.pop(best)
@@ -199,6 +223,7 @@ _VOCABULARIES = (*(lang.stop_words | lang.known_words for lang in _SPACED), *_OT
 _VOTES = {
     word: tuple(i for i, vocabulary in enumerate(_VOCABULARIES) if word in vocabulary)
     for word in frozenset().union(*_VOCABULARIES)
+    if len(word) > 1
 }
 
 
@@ -223,3 +248,16 @@ def stem(word: str, language: Language) -> str:
     if language.stemmer is None:
         return fold(word)
     return fold(language.stemmer().stemWord(word.casefold()))
+
+
+def is_inflected(word: str, other: str, language: Language) -> bool:
+    """Whether two different folded words are forms of one."""
+    if not {word, other}.isdisjoint(language.plural_only):
+        return False
+    common = next((i for i, (a, b) in enumerate(zip(word, other, strict=False)) if a != b), None)
+    common = min(len(word), len(other)) if common is None else common
+    inflected = "|".join(sorted((word[common:], other[common:]))) in language.endings
+    if not inflected and not language.agreeing:
+        return False
+    root = stem(word, language)
+    return root == stem(other, language) and (inflected or root in language.agreeing)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from she_jax.cot import CotSchema
-from she_jax.data.languages import UNKNOWN, language_of
+from she_jax.data.languages import language_of
 from she_jax.data.word_claims import compare, is_negated, query_terms
 from she_jax.types import Example
 
@@ -23,7 +23,7 @@ _IMPLIED = {
     2: {"category": "mismatch"},
     1: {"category": "mismatch"},
 }
-_MAX_TERMS = 4  # query terms that are named in a chain
+_MAX_TERMS, _MAX_MISSING = 4, 2  # query terms that are named in a chain, and missing ones of them
 _FORMATS = (
     ("{} in the {}", "{} in no field"),
     ("{} ({})", "{} (no field)"),
@@ -32,7 +32,7 @@ _FORMATS = (
 _SILENT = {  # where no word can be named: what the verdict says already, or nothing
     "met": ("nothing is lacking", "nothing speaks against it", "all as asked"),
     "conflict": ("one demand is contradicted", "the offer contradicts a demand"),
-    "unstated": ("left open", "nothing more is known", "not settled by a word"),
+    "unstated": ("left open", "nothing more is known", "undecided"),
 }
 _EDGES = " ,;:.!?/|-–—()[]{}\"'、。・【】「」『』（）"
 
@@ -110,9 +110,8 @@ def _query_text(example: Example, rng: np.random.Generator) -> str:
     query = _head(example.query, 10, 60)
     if rng.integers(4) or is_negated(example.query):
         return _pick(rng, query, f"asks for {query}", f"wanted: {query}")
-    language = language_of(example.query, example.product)
-    terms = query_terms(example.query, language)[:6] if language is not UNKNOWN else []
-    return "words: " + "; ".join(term.text for term in terms) if terms else query
+    terms = [term.text for term in query_terms(example.query)[:6]]
+    return f"words: {'; '.join(terms)}" if terms else query
 
 
 def _product_text(example: Example, rng: np.random.Generator) -> str:
@@ -140,14 +139,18 @@ def _attributes_text(
     if verdicts["category"] == "mismatch":
         return _pick(rng, "not compared", "no comparison", "left uncompared")
     attributes = verdicts["attributes"]
-    claims = compare(example.query, example.product, language_of(example.query, example.product))
-    missing = [] if attributes == "met" else claims.missing[:2]
-    found = claims.found[: _MAX_TERMS - len(missing)]
-    if not missing and not found:
+    claims = compare(
+        example.query,
+        example.product,
+        language_of(example.query, example.product),
+        most=_MAX_TERMS,
+        most_missing=0 if attributes == "met" else _MAX_MISSING,
+    )
+    if not claims.found:
         return _pick(rng, *_SILENT[attributes])
     found_format, missing_format = _FORMATS[int(rng.integers(len(_FORMATS)))]
-    texts = [missing_format.format(text) for text in missing]
-    return "; ".join(texts + [found_format.format(text, field) for text, field in found])
+    texts = [missing_format.format(text) for text in claims.missing]
+    return "; ".join(texts + [found_format.format(text, field) for text, field in claims.found])
 
 
 def _head(text: str, words: int, chars: int) -> str:

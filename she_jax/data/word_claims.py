@@ -16,26 +16,26 @@ from she_jax.data.languages import (
     JAPANESE_NEGATIONS_BEHIND,
     NEGATIONS,
     NEGATIONS_BEHIND,
+    STOP_WORDS,
     UNITS,
-    UNKNOWN,
+    WRITTEN_OTHERWISE,
     Language,
     fold,
+    is_inflected,
     stem,
 )
+from she_jax.data.unspaced import CJK, HAN, HIRAGANA, KATAKANA, unspaced_hits
 
-_HIRAGANA, _KATAKANA, _HAN = "\u3041-\u309f", "\u30a1-\u30fa\u30fc\uff66-\uff9f", "\u3400-\u9fff々"
-_CJK = f"{_HIRAGANA}{_KATAKANA}{_HAN}ヶヵ"
 _TOKEN = re.compile(
     r"\d+(?:[.,/]\d+)*"  # numbers, also 15.6 and 1/2
-    rf"|[{_KATAKANA}]+|[{_HIRAGANA}{_HAN}ヶヵ]+"
+    rf"|[{KATAKANA}]+|[{HIRAGANA}{HAN}]+"
     # Words of other letters; the marks are vowels in scripts from Devanagari to Khmer.
-    rf"|(?:[^\W\d_{_CJK}]|[\u0300-\u036f\u0900-\u109f\u1780-\u17ff])+"
+    rf"|(?:[^\W\d_{CJK}]|[\u0300-\u036f\u0900-\u109f\u1780-\u17ff])+"
     r'|(?<=\d)["″”]'
 )
 _LETTERS = re.compile(r"[^\W\d_]+")
 _CLAUSE = re.compile(r"[.;!?。！？](?:\s|$)")
-_IS_CJK = re.compile(f"[{_CJK}]")
-_PARTICLES = "のをにはがとでもへや"
+_IS_CJK = re.compile(f"[{CJK}]")
 _JOINED = re.compile(r"[^\s,;:|/+()\[\]]*")  # between the parts of "t-shirt" and "15.6-inch"
 _ALL_NEGATIONS = frozenset().union(*NEGATIONS.values())
 _ALL_BEHIND = frozenset().union(*NEGATIONS_BEHIND.values())
@@ -81,7 +81,7 @@ def is_negated(query: str) -> bool:
 
 
 @functools.lru_cache(maxsize=1 << 12)
-def query_terms(query: str, language: Language) -> tuple[Term, ...]:
+def query_terms(query: str) -> tuple[Term, ...]:
     """The terms of a query, in order, each once, without stop words.
 
     Parts that are written together stay together ("t-shirt"), as does a number with its unit or the
@@ -93,7 +93,7 @@ def query_terms(query: str, language: Language) -> tuple[Term, ...]:
         tuple(fold(m.group()) for m in group if m.group() != "s") or ("s",) for group in groups
     ]
     stop = next((i for i, w in enumerate(words) if w[0] in _ALL_NEGATIONS), len(groups))
-    spans = _attach_numbers(words[:stop], language)
+    spans = _attach_numbers(words[:stop])
     if stop + 1 < len(groups) <= stop + _SCOPE:
         spans.append((stop, len(groups)))
     terms = {}
@@ -105,21 +105,35 @@ def query_terms(query: str, language: Language) -> tuple[Term, ...]:
     return tuple(terms.values())
 
 
-def compare(query: str, product: Mapping[str, str], language: Language) -> WordClaims:
+def compare(
+    query: str, product: Mapping[str, str], language: Language, *, most: int, most_missing: int
+) -> WordClaims:
     """Compares the words of a query with a product's fields, as far as their language is known.
 
-    In an unknown language a word is found only where it stands as it is, and none is missing.
+    In an unknown language a word is found only where it stands as it is, and none is missing; nor
+    is one in Japanese, which has several scripts for a word, or if nothing at all is found.
+
+    Args:
+      query: the shopper's query.
+      product: text by field name.
+      language: of the pair, see ``language_of``.
+      most: terms that may be claimed, found and missing.
+      most_missing: terms among them that may be missing.
     """
-    fields = _Fields(product, language)
-    claims = WordClaims()
-    unmatched = []
-    for term in query_terms(query, language):
+    terms = query_terms(query)
+    fields = _Fields(product if terms else {}, language)
+    claims, unmatched = WordClaims(), []
+    for term in terms:
+        if len(claims.found) == most:
+            break
         if match := fields.find(term):
             claims.found.append(match)
         else:
             unmatched.append(term)
-    if language not in (UNKNOWN, JAPANESE) and claims.found and not is_negated(query):
-        claims.missing.extend(term.text for term in unmatched if fields.lack(term))
+    if most_missing and claims.found and language.stemmer is not None and not is_negated(query):
+        missing = (term.text for term in unmatched if fields.lack(term))
+        claims.missing.extend(itertools.islice(missing, most_missing))
+    del claims.found[most - len(claims.missing) :]
     return claims
 
 
@@ -144,13 +158,13 @@ def _belongs(previous: re.Match, token: re.Match, query: str) -> bool:
     return not _IS_CJK.match(previous.group()) and bool(_JOINED.fullmatch(gap))
 
 
-def _attach_numbers(groups: Sequence[tuple[str, ...]], language: Language) -> list[tuple[int, int]]:
+def _attach_numbers(groups: Sequence[tuple[str, ...]]) -> list[tuple[int, int]]:
     """The spans of terms: a lone number or letter needs the word beside it."""
     spans: list[tuple[int, int]] = []
     i = 0
     while i < len(groups):
         group, following = groups[i], groups[i + 1 : i + 2]
-        weak = _is_weak(group, language)
+        weak = _is_weak(group)
         if following and group[-1][0].isdigit() and following[0][0] in UNITS:
             spans.append((i, i + 2))
             i += 1
@@ -159,18 +173,16 @@ def _attach_numbers(groups: Sequence[tuple[str, ...]], language: Language) -> li
         elif weak and following:
             spans.append((i, i + 2))
             i += 1
-        elif not weak and (len(group) > 1 or group[0] not in language.stop_words):
+        elif not weak and (len(group) > 1 or group[0] not in STOP_WORDS):
             spans.append((i, i + 1))
         i += 1
     return spans
 
 
-def _is_weak(group: tuple[str, ...], language: Language) -> bool:
+def _is_weak(group: tuple[str, ...]) -> bool:
     """Whether it says nothing without the word beside it: a lone number, letter or character."""
     word = group[0]
-    return len(group) == 1 and (
-        word[0].isdigit() or (len(word) == 1 and word not in language.stop_words)
-    )
+    return len(group) == 1 and (word[0].isdigit() or (len(word) == 1 and word not in STOP_WORDS))
 
 
 class _Fields:
@@ -183,17 +195,21 @@ class _Fields:
 
     def find(self, term: Term) -> tuple[str, str] | None:
         """A term as it is found and the first field that has it, unless a field negates it."""
-        hits = _unspaced_hits if _IS_CJK.search(term.text) else _hits
         first = None
         for name, text in self._texts.items():
             if term.words[0][:_START] not in text:
                 continue
-            for start, end in hits(text, term, self._language):
+            for start, end in self._hits(text, term):
                 if _negated_before(text, start):
                     return None
                 if first is None and not _negated_behind(text, end):
                     first = self._quote(term, name, text[start:end]), name
         return first
+
+    def _hits(self, text: str, term: Term) -> Iterator[tuple[int, int]]:
+        if _IS_CJK.search(term.text):
+            return unspaced_hits(text, fold(term.text), heads=self._language is JAPANESE)
+        return _hits(text, term, self._language)
 
     def _quote(self, term: Term, name: str, found: str) -> str:
         """A term, and the form that a field has if it is another."""
@@ -206,6 +222,8 @@ class _Fields:
         """Whether no field has a term in any form: inflected, in a compound, or misspelt."""
         word = term.words[0]
         if len(term.words) > 1 or len(word) < _MIN_MISSING or not word.isalpha():
+            return False
+        if word in WRITTEN_OTHERWISE:
             return False
         root = stem(word, self._language)
         for text in self._texts.values():
@@ -247,7 +265,9 @@ def _hits(text: str, term: Term, language: Language) -> Iterator[tuple[int, int]
     root = stem(word, language) if language.compounds and not others else ""
     if len(root) >= _MIN_COMPOUND:
         for compound in re.finditer(rf"[^\W\d_]{{{_START},}}{re.escape(root)}[^\W\d_]*", text):
-            if stem(compound.group(), language)[_START:].endswith(root):
+            inner = compound.group()[-len(word) - 2 :]
+            starts = (inner[i:] for i in range(len(inner)))
+            if any(_same(word, part, language) for part in starts if part.startswith(root)):
                 yield compound.span()
 
 
@@ -269,26 +289,13 @@ def _same(word: str, other: str, language: Language) -> bool:
     """Whether two folded words are forms of one, or two names of a unit."""
     if word == other or (word in UNITS and UNITS[word] == UNITS.get(other)):
         return True
-    if language.stemmer is None or word[:_START] != other[:_START] or not other.isalpha():
-        return False
-    ending = language.derivation
-    if ending and word.endswith(ending) != other.endswith(ending):
-        return False
-    return len(word) >= _START and stem(word, language) == stem(other, language)
-
-
-def _unspaced_hits(text: str, term: Term, language: Language) -> Iterator[tuple[int, int]]:
-    """The same for Japanese and Chinese, where a change of script or a particle bounds words."""
-    wanted = fold(term.text)
-    at = text.find(wanted) if len(wanted) > 1 else -1
-    while at >= 0:
-        end = at + len(wanted)
-        heads = language is JAPANESE
-        if _starts_word(wanted, text[max(0, at - 3) : at], heads) and _ends_word(
-            wanted, text[end : end + 1]
-        ):
-            yield at, end
-        at = text.find(wanted, at + 1)
+    return (
+        language.stemmer is not None
+        and word[:_START] == other[:_START]
+        and len(word) >= _START
+        and other.isalpha()
+        and is_inflected(word, other, language)
+    )
 
 
 def _negated_before(text: str, start: int) -> bool:
@@ -314,31 +321,3 @@ def _negated_behind(text: str, end: int) -> bool:
 def _less(word: str) -> set[str]:
     """A word and what is left of it without one of its letters."""
     return {word, *(word[:i] + word[i + 1 :] for i in range(len(word)))}
-
-
-def _script(character: str) -> str:
-    scripts = {"hiragana": _HIRAGANA, "katakana": _KATAKANA, "han": _HAN}
-    if character.isdigit():
-        return "digit"
-    return next((k for k, v in scripts.items() if re.match(f"[{v}]", character)), "")
-
-
-def _starts_word(text: str, before: str, heads: bool) -> bool:
-    """Whether a word may start here; with ``heads``, also in a compound that it ends."""
-    script = _script(text[0])
-    same = [c for c in before if _script(c) == script]
-    if not before or _script(before[-1]) != script:
-        return script != "hiragana" or not before or _script(before[-1]) != "han"
-    if script == "hiragana":
-        return before[-1] in _PARTICLES
-    return heads and (script == "han" or (script == "katakana" and len(text) > 2 < len(same)))
-
-
-def _ends_word(text: str, behind: str) -> bool:
-    """Whether a word may end here: before another script or a particle."""
-    if not behind:
-        return True
-    script, following = _script(text[-1]), _script(behind)
-    if following == "hiragana":
-        return behind in _PARTICLES
-    return following != script
