@@ -161,6 +161,7 @@ NEGATIONS = {
     GERMAN.name: _set("nicht kein keine keinen keiner keinem keines ohne ausser nie weder statt"),
     SPANISH.name: _set("no sin excepto salvo ni nunca menos"),
     FRENCH.name: _set("non sans sauf pas ne aucun aucune ni hors jamais"),
+    "others": _set("bez geen nao nie niet senza sem uden utan zonder"),
 }
 # Behind what they exclude: "sugar free".
 NEGATIONS_BEHIND = {ENGLISH.name: _set("free less"), GERMAN.name: _set("frei los")}

@@ -124,7 +124,7 @@ def compare(
     fields = _Fields(product if terms else {}, language)
     claims, unmatched = WordClaims(), []
     for term in terms:
-        if len(claims.found) == most:
+        if len(claims.found) == most and not most_missing:
             break
         if match := fields.find(term):
             claims.found.append(match)
@@ -173,7 +173,7 @@ def _attach_numbers(groups: Sequence[tuple[str, ...]]) -> list[tuple[int, int]]:
         elif weak and following:
             spans.append((i, i + 2))
             i += 1
-        elif not weak and (len(group) > 1 or group[0] not in STOP_WORDS):
+        elif not weak and not STOP_WORDS.issuperset(group):
             spans.append((i, i + 1))
         i += 1
     return spans
@@ -181,8 +181,8 @@ def _attach_numbers(groups: Sequence[tuple[str, ...]]) -> list[tuple[int, int]]:
 
 def _is_weak(group: tuple[str, ...]) -> bool:
     """Whether it says nothing without the word beside it: a lone number, letter or character."""
-    word = group[0]
-    return len(group) == 1 and (word[0].isdigit() or (len(word) == 1 and word not in STOP_WORDS))
+    word, *others = group
+    return not others and (word[0].isdigit() or (len(word) == 1 and word not in STOP_WORDS))
 
 
 class _Fields:
@@ -213,7 +213,8 @@ class _Fields:
 
     def _quote(self, term: Term, name: str, found: str) -> str:
         """A term, and the form that a field has if it is another."""
-        if len(term.words) > 1 or found == term.words[0]:
+        word, *others = term.words
+        if others or found == word:
             return term.text
         words = _TOKEN.findall(self._product[name])
         return f"{term.text} / {next((w for w in words if fold(w) == found), found)}"
