@@ -88,7 +88,8 @@ def query_terms(query: str) -> tuple[Term, ...]:
     word before it ("15 inch", "iphone 15"). What follows a negation is a single term with it, or is
     left out if it is long.
     """
-    groups = _join_written_together(list(_TOKEN.finditer(query)), query)
+    tokens = [m for m in _TOKEN.finditer(query) if fold(m.group())]  # not an accent alone
+    groups = _join_written_together(tokens, query)
     words = [
         tuple(fold(m.group()) for m in group if m.group() != "s") or ("s",) for group in groups
     ]
