@@ -276,9 +276,10 @@ def _weight_files(path: Path, raw: Mapping[str, Any]) -> tuple[list[Path], tuple
 
     A file that config.json names, else model.safetensors, else what an index lists.
     """
-    whole = path / (raw.get("transformers_weights") or "model.safetensors")
+    # The name alone: with a folder in it, it could refer to any file on the machine.
+    whole = path / Path(raw.get("transformers_weights") or "model.safetensors").name
     index = whole if whole.name.endswith(".index.json") else path / "model.safetensors.index.json"
-    if index != whole and whole.exists() and whole.parent == path:
+    if index != whole and whole.exists():
         others = sorted(f.name for f in path.glob("model*.safetensors*") if f != whole)
         return [whole], (f"{path}: {whole.name} is read, not {others}",) if others else ()
     if not index.exists():
@@ -288,7 +289,6 @@ def _weight_files(path: Path, raw: Mapping[str, Any]) -> tuple[list[Path], tuple
             f"{index.name}"
         )
     names = sorted(set(read_json(index).get("weight_map", {}).values()))
-    # A name with a folder in it could refer to any file on the machine.
     files = [path / name for name in names if Path(name).name == name]
     if not files or len(files) < len(names):
         raise UserError(f"{index}: weight_map {names}, expected names of files beside it")
@@ -305,9 +305,7 @@ def _open_safetensors(files: list[Path], stack: ExitStack) -> dict[str, StoredTe
         try:
             handle = stack.enter_context(safe_open(file, framework="np"))
         except SafetensorError as error:
-            raise UserError(
-                f"{file}: damaged or not safetensors ({_why(file, error)})"
-            ) from error
+            raise UserError(f"{file}: damaged or not safetensors ({_why(file, error)})") from error
         for name in handle.keys():  # noqa: SIM118 - no mapping, it cannot be iterated
             piece = handle.get_slice(name)
             if piece.get_dtype() not in ("F64", "F32", "F16", "BF16"):

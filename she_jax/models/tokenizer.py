@@ -1,4 +1,4 @@
-"""Byte-level BPE tokenizers: the bytes of a token, control tokens, text from outside, word splits."""
+"""Byte-level BPE tokenizers: bytes of a token, control tokens, text from outside, word splits."""
 
 import json
 import re
@@ -113,7 +113,7 @@ class PlainText:
         return [list(chain.from_iterable(next(encodings).ids for _ in row)) for row in pieces]
 
     def prefix(self, text: str, size: int) -> str:
-        """The beginning of a text that is its first ``size`` tokens, without white space at its end."""
+        """The first ``size`` tokens of a text, as text without white space at its end."""
         start = 0
         for piece in self._names.split(text):
             encoding = self._tokenizer.encode(piece, add_special_tokens=False)
