@@ -1,15 +1,16 @@
 """What stands around the query and the product of a prompt, as text and as tokens."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from she_jax.models.chat import MARK, render_chat
-from she_jax.models.tokenizer import control_tokens
+from she_jax.models.tokenizer import PlainText, control_tokens
 from she_jax.types import UserError
 
+QUERY = "query:"
 THINK, THINK_END = "<think>", "</think>"
 
 
@@ -22,7 +23,7 @@ class Frame:
 
     Attributes:
       opening, closing: the whole texts.
-      begin: token ids of the opening, up to its last control token.
+      begin: token ids of the opening, up to its last control token at least.
       head, tail: what is left of opening and closing.
       end: token ids of the closing, from its first control token on.
       closed_thought: whether an empty thought stands in place of one that the template opens.
@@ -42,7 +43,7 @@ def plain_frame(tokenizer: Tokenizer) -> Frame:
 
     It begins with what the tokenizer's post-processor puts before every text.
     """
-    opening, closing = "query:", "\n\n"
+    opening, closing = QUERY, "\n\n"
     return Frame(
         opening=opening,
         closing=closing,
@@ -74,7 +75,7 @@ def chat_frame(
     Raises:
       UserError: if the template does not render, or not the message as it is.
     """
-    content = f"{instruction}\n\nquery:{MARK}"
+    content = f"{instruction}\n\n{QUERY}{MARK}"
     chat, variables = [{"role": "user", "content": content}], dict[str, Any](specials)
     text = render_chat(template, chat, enable_thinking=thinking, **variables)
     if text.count(content) != 1 or text.count(MARK) != 1:
@@ -102,6 +103,24 @@ def chat_frame(
         end=tuple(after.ids[first:]),
         closed_thought=closes,
     )
+
+
+def settled(frame: Frame, plain: PlainText) -> Frame:
+    """The frame with the text before ``query:`` as tokens, if no text after it can change them.
+
+    Prompts are then encoded without their instruction, which is the same in all of them.
+    """
+    front, word, _ = frame.head.rpartition(QUERY)
+    if not front:
+        return frame
+    begins = set()
+    for probe in (" a", " 1", " ?", "'s", "\n", " "):
+        whole, rest = plain.encode([f"{front}{word}{probe}", f"{word}{probe}"])
+        begins.add(tuple(whole[: -len(rest)]) if whole[-len(rest) :] == rest else None)
+    ids = begins.pop()
+    if begins or ids is None:
+        return frame
+    return replace(frame, begin=(*frame.begin, *ids), head=word)
 
 
 def added_tokens(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from she_jax.cot import CotSchema
-from she_jax.generate.frame import Frame, chat_frame, plain_frame
+from she_jax.generate.frame import Frame, chat_frame, plain_frame, settled
 from she_jax.models.tokenizer import PlainText, token_bytes
 from she_jax.types import Example, PromptBatch, Rollout, UserError
 
@@ -122,9 +122,10 @@ class PromptFormat:
                 self.specials,
                 thinking=self.thinking,
             )
-        object.__setattr__(self, "frame", frame)
-        object.__setattr__(self, "_plain", PlainText(self.tokenizer))
-        size = len(self._framed("", ""))
+        plain = PlainText(self.tokenizer)
+        object.__setattr__(self, "frame", settled(frame, plain))
+        object.__setattr__(self, "_plain", plain)
+        size = len(self._framed([("", "")])[0])
         if self.prompt_length < size + MIN_TEXT:
             raise UserError(
                 f"prompt_length={self.prompt_length}: the instruction takes {size} tokens, and the "
@@ -158,39 +159,45 @@ class PromptFormat:
           The batch, and the number of prompts that were cut.
         """
         texts = [(query_text(example), product_text(example)) for example in examples]
+        prompts = self._framed(texts)
+        too_long = [row for row, ids in enumerate(prompts) if len(ids) > self.prompt_length]
+        cut = len(too_long)
+        while too_long:  # a text that ends elsewhere may have other, and more, tokens at its end
+            shorter = self._shorten([texts[row] for row in too_long])
+            for row, text, ids in zip(too_long, shorter, self._framed(shorter), strict=True):
+                texts[row], prompts[row] = text, ids
+            too_long = [row for row in too_long if len(prompts[row]) > self.prompt_length]
         tokens = np.full((len(examples), self.prompt_length), self.pad_id, np.int32)
         mask = np.zeros(tokens.shape, bool)
-        cut = 0
-        for row, ids in enumerate(self._frame_all(texts)):
-            if len(ids) > self.prompt_length:
-                cut += 1
-                ids = self._cut(*texts[row])
+        for row, ids in enumerate(prompts):
             tokens[row, -len(ids) :] = ids
             mask[row, -len(ids) :] = True
         return PromptBatch(tokens=tokens, mask=mask), cut  # pyright: ignore[reportArgumentType]
 
-    def _frame_all(self, texts: Sequence[tuple[str, str]]) -> list[list[int]]:
+    def _whole(self, query: str, product: str) -> str:
+        return f"{self.frame.head}{query}{product}{self.frame.tail}"
+
+    def _framed(self, texts: Sequence[tuple[str, str]]) -> list[list[int]]:
         """The token ids of whole prompts, from the texts of query and product."""
-        frame = self.frame
-        whole = [f"{frame.head}{query}{product}{frame.tail}" for query, product in texts]
-        return [[*frame.begin, *ids, *frame.end] for ids in self._plain.encode(whole)]
+        begin, end = self.frame.begin, self.frame.end
+        whole = [self._whole(query, product) for query, product in texts]
+        return [[*begin, *ids, *end] for ids in self._plain.encode(whole)]
 
-    def _framed(self, query: str, product: str) -> list[int]:
-        return self._frame_all([(query, product)])[0]
-
-    def _cut(self, query: str, product: str) -> list[int]:
-        """The token ids of a prompt that is too long, after the cut of its texts."""
-        room = self.prompt_length - len(self._framed("", ""))
-        size = len(self._framed("", product)) - len(self._framed("", ""))
-        query = self._plain.prefix(query, max(room - size, room // 2))
-        # A text that ends elsewhere may have other tokens at its end, and another seam.
-        while (excess := len(ids := self._framed(query, product)) - self.prompt_length) > 0:
-            size = len(self._plain.encode([product])[0])
-            product = self._plain.prefix(product, size - excess)
-            if not size:
-                size = len(self._plain.encode([query])[0])
-                query = self._plain.prefix(query, size - excess)
-        return ids
+    def _shorten(self, texts: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The texts of prompts that are too long, cut to the tokens that there are for them."""
+        frame, shorter = self.frame, []
+        encoded = self._plain.starts([self._whole(query, product) for query, product in texts])
+        for (query, product), starts in zip(texts, encoded, strict=True):
+            edges = np.cumsum([len(frame.head), len(query), len(product)])
+            first, middle, last = np.searchsorted(starts, edges)
+            room = self.prompt_length - len(frame.begin) - len(frame.end)
+            room -= len(starts) - (last - first)
+            kept = min(middle - first, max(room - (last - middle), room // 2))
+            query_end = [*starts, edges[1]][first + kept] if first + kept < middle else edges[1]
+            product_end = starts[middle + room - kept] if middle + room - kept < last else edges[2]
+            query = query[: query_end - edges[0]].rstrip()
+            shorter.append((query, product[: product_end - edges[1]].rstrip()))
+        return shorter
 
     def encode_chains(
         self, chains: Sequence[str]

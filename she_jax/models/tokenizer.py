@@ -2,10 +2,10 @@
 
 import json
 import re
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
-from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
+from tokenizers import Encoding, Regex, Tokenizer, decoders, pre_tokenizers
 
 from she_jax.types import UserError
 
@@ -107,20 +107,23 @@ class PlainText:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of each text."""
-        pieces = [self._names.split(text) for text in texts]
-        flat = [piece for row in pieces for piece in row]
-        encodings = iter(self._tokenizer.encode_batch(flat, add_special_tokens=False))
-        return [list(chain.from_iterable(next(encodings).ids for _ in row)) for row in pieces]
+        return [[i for _, piece in row for i in piece.ids] for row in self._pieces(texts)]
 
-    def prefix(self, text: str, size: int) -> str:
-        """The first ``size`` tokens of a text, as text without white space at its end."""
-        start = 0
-        for piece in self._names.split(text):
-            encoding = self._tokenizer.encode(piece, add_special_tokens=False)
-            if len(encoding.ids) > size:
-                return text[: start + encoding.offsets[max(size, 0)][0]].rstrip()
-            start, size = start + len(piece), size - len(encoding.ids)
-        return text
+    def starts(self, texts: Sequence[str]) -> list[list[int]]:
+        """The character at which each token of each text begins."""
+        return [
+            [start + offset for start, piece in row for offset, _ in piece.offsets]
+            for row in self._pieces(texts)
+        ]
+
+    def _pieces(self, texts: Sequence[str]) -> Iterator[list[tuple[int, Encoding]]]:
+        """The encoded pieces of each text, and where they begin in it."""
+        rows = [self._names.split(text) for text in texts]
+        flat = [piece for row in rows for piece in row]
+        encodings = iter(self._tokenizer.encode_batch(flat, add_special_tokens=False))
+        for row in rows:
+            starts = accumulate(map(len, row), initial=0)
+            yield [(start, next(encodings)) for start, _ in zip(starts, row, strict=False)]
 
 
 def split_words(digits: str) -> pre_tokenizers.PreTokenizer:

@@ -106,8 +106,8 @@ def make_language_model(
         params, vocabulary = loaded.params, loaded.vocabulary
         for note in loaded.notes:
             log(f"model: {note}")
-    prompts = _prompt_format(config, schema, vocabulary)
     check_context(model, config.prompt_length + config.completion_length)
+    prompts = _prompt_format(config, schema, vocabulary)
     params = jax.device_put(params, shardings(params, mesh))
     return LanguageModel(model=build_model(model), prompts=prompts, mesh=mesh), params
 
