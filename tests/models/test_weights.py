@@ -77,21 +77,6 @@ def test_a_new_model_is_saved_as_llama(tmp_path):
     assert_same(model, LoadedModel(config=config, params=params, vocabulary=expected))
 
 
-@pytest.mark.filterwarnings("ignore")  # of what transformers imports
-def test_transformers_reads_the_config_and_the_tokenizer_of_an_export(tmp_path):
-    """Logits would need PyTorch: the golden checkpoints tie ours to transformers' instead."""
-    import transformers
-
-    model = load_model(GOLDEN / "llama")
-    export(model, tmp_path / "out")
-    config = transformers.AutoConfig.from_pretrained(tmp_path / "out")
-    assert (config.model_type, config.hidden_size) == ("llama", model.config.dim)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    for text in ("red running shoes", 'naïve 日本語 36"'):
-        ids = model.vocabulary.tokenizer.encode(text, add_special_tokens=False).ids
-        assert tokenizer(text, add_special_tokens=False)["input_ids"] == ids
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_export_keeps_names_layout_and_config_of_transformers(family, tmp_path):
     """Tensors and shapes as ``save_pretrained`` wrote them; so are config.json's values."""

@@ -98,15 +98,16 @@ def language_model(tokenizer, template, shape):
 @pytest.mark.filterwarnings("ignore")  # of what transformers imports
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_exported_prompt_has_the_tokens_of_training_in_transformers(family, tmp_path):
-    from transformers import AutoTokenizer, GenerationConfig
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     tokenizer, template, shape, model_type, add_special_tokens = FAMILIES[family]
     lm = language_model(tokenizer, template, shape)
     params = init_params(lm.model.config, jax.random.key(0))
     export(tmp_path, lm, params, CotSchema().options)
     record = json.loads((tmp_path / "she_jax.json").read_text(encoding="utf-8"))
-    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
-    assert (config["model_type"], record["add_special_tokens"]) == (model_type, add_special_tokens)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert (config.model_type, config.hidden_size, config.head_dim) == (model_type, 64, 16)
+    assert record["add_special_tokens"] == add_special_tokens
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     assert theirs.padding_side == "left"
     generation = GenerationConfig.from_pretrained(tmp_path)

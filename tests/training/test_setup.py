@@ -27,7 +27,7 @@ def make(tmp_path):
 
 
 def test_sequences_beyond_the_context_are_refused_with_the_figures(make):
-    with pytest.raises(ValueError, match="take 65 tokens together, .* trained on 64 at most"):
+    with pytest.raises(ValueError, match=r"take 65 tokens together, .* trained on 64 at most"):
         make(prompt_length=40, completion_length=25)
 
 
