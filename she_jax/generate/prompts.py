@@ -193,7 +193,7 @@ class PromptFormat:
             room = self.prompt_length - len(frame.begin) - len(frame.end)
             room -= len(starts) - (last - first)
             kept = min(middle - first, max(room - (last - middle), room // 2))
-            query_end = [*starts, edges[1]][first + kept] if first + kept < middle else edges[1]
+            query_end = starts[first + kept] if first + kept < middle else edges[1]
             product_end = starts[middle + room - kept] if middle + room - kept < last else edges[2]
             query = query[: query_end - edges[0]].rstrip()
             shorter.append((query, product[: product_end - edges[1]].rstrip()))
