@@ -66,6 +66,8 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.model.remat = True  # recompute layers in the backward pass: less memory, not slower here
     config.model.prompt_length = 32  # tokens; longer products are cut, and counted
     config.model.completion_length = 72  # tokens, the end included
+    # enable_thinking of a chat template that knows it. A thought counts as text outside the chain.
+    config.model.thinking = False
     config.model.vocab_size = 1_280  # from scratch only, like all below
     config.model.dim = 128
     config.model.layers = 3

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from configs import base, evaluate
 from she_jax.data.dataset import ExampleBuilder, ExampleConfig, prepare
@@ -232,3 +233,14 @@ def assert_trees_close(got, want, rtol=1e-4, atol=1e-6):
     assert jax.tree.structure(got) == jax.tree.structure(want)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
+
+
+def byte_level(merges=(), added=(), pre_tokenizer=None):
+    """A tokenizer of the 256 bytes, some merges and some added tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*alphabet, *("".join(pair) for pair in merges)]
+    tokenizer = Tokenizer(models.BPE({token: n for n, token in enumerate(tokens)}, list(merges)))
+    tokenizer.pre_tokenizer = pre_tokenizer or pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens(list(added))
+    return tokenizer

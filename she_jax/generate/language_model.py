@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from jax.sharding import Mesh
 
 from she_jax.generate.prompts import PromptFormat
-from she_jax.models.decoder import Model
+from she_jax.models.decoder import Model, ModelConfig
+from she_jax.types import UserError
 
 PROMPT_FILE = "she_jax.json"  # beside an exported model: the prompt that it was trained with
 
@@ -19,6 +20,7 @@ class LanguageModelConfig:
       dtype, remat: see ``ModelConfig``.
       prompt_length: P, tokens a prompt may have.
       completion_length: C, tokens a completion may have, its end included.
+      thinking: ``enable_thinking`` of the model's chat template.
       vocab_size: of the tokenizer, at most; from here on for ``scratch`` only.
       dim, layers, heads, kv_heads, head_dim, ffn: see ``ModelConfig``.
     """
@@ -35,6 +37,7 @@ class LanguageModelConfig:
     kv_heads: int
     head_dim: int
     ffn: int
+    thinking: bool = False  # also that of runs from before there was a choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,3 +53,17 @@ class LanguageModel:
     model: Model
     prompts: PromptFormat
     mesh: Mesh
+
+
+def check_context(model: ModelConfig, length: int) -> None:
+    """Checks that sequences are no longer than those the model was trained on.
+
+    Raises:
+      UserError: if they are.
+    """
+    if length > model.max_positions:
+        raise UserError(
+            f"model.prompt_length, model.completion_length and the answers of a reward model take "
+            f"{length} tokens together, and the model was trained on {model.max_positions} at most "
+            "(max_position_embeddings): lower them"
+        )

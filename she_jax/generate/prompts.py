@@ -1,8 +1,8 @@
 """Encodes prompts and completions as token ids of fixed length, and decodes completions.
 
-A prompt has five pieces, ``opening, query, middle, product, closing``. Opening, middle and closing
-come from the model's chat template, if it has one, and only they may hold special tokens. A product
-title that contains ``<|im_end|>`` is encoded as plain text.
+A prompt is one text, encoded at once: the frame's opening, the query, the product, the frame's
+closing (see ``Frame``). The frame comes from the model's chat template, if it has one, and only it
+holds control tokens. A product title that contains ``<|im_end|>`` is encoded as plain text.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,7 +14,8 @@ from jaxtyping import Bool, Int
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from she_jax.cot import LABEL_STEP, CotSchema
-from she_jax.models.tokenizer import render_chat, token_bytes
+from she_jax.generate.frame import Frame, chat_frame, plain_frame, settled
+from she_jax.models.tokenizer import PlainText, token_bytes
 from she_jax.types import Example, PromptBatch, Rollout, UserError
 
 PAD, EOS = "<pad>", "<eos>"
@@ -85,6 +86,8 @@ class PromptFormat:
       completion_length: maximum number of tokens in a chain, including its end token, C.
       chat_template: jinja2 source, or None for a model without one, which gets no instruction.
       specials: texts of the special tokens that the template uses, by name.
+      thinking: whether the template may ask the model to think before it writes its chain.
+      frame: what stands around query and product.
       token_bytes: the bytes of each token id.
       token_ids: the inverse of ``token_bytes``.
 
@@ -101,51 +104,40 @@ class PromptFormat:
     completion_length: int
     chat_template: str | None = None
     specials: Mapping[str, str] = field(default_factory=dict)
-    _plain: Tokenizer = field(init=False, repr=False)  # encodes special tokens as plain text
-    _pieces: tuple[list[int], ...] = field(init=False, repr=False)
+    thinking: bool = False
+    frame: Frame = field(init=False, repr=False)
+    _plain: PlainText = field(init=False, repr=False)
     token_bytes: list[bytes] = field(init=False, repr=False)
     token_ids: dict[bytes, int] = field(init=False, repr=False)
 
     def __post_init__(self):
-        plain = Tokenizer.from_str(self.tokenizer.to_str())
-        plain.encode_special_tokens = True
-        pieces = tuple(self._encode(self.tokenizer, self.template_pieces()))
-        size = sum(map(len, pieces))
+        if self.chat_template is None:
+            frame = plain_frame(self.tokenizer)
+        else:
+            frame = chat_frame(
+                self.tokenizer,
+                self.chat_template,
+                instruction(self.schema),
+                self.specials,
+                thinking=self.thinking,
+            )
+        plain = PlainText(self.tokenizer)
+        object.__setattr__(self, "frame", settled(frame, plain))
+        object.__setattr__(self, "_plain", plain)
+        size = len(self._framed([("", "")])[0])
         if self.prompt_length < size + MIN_TEXT:
             raise UserError(
                 f"prompt_length={self.prompt_length}: the instruction takes {size} tokens, and the "
                 f"query and product need {MIN_TEXT} at least; set {size + 64} or more"
             )
-        object.__setattr__(self, "_plain", plain)
-        object.__setattr__(self, "_pieces", pieces)
         table = token_bytes(self.tokenizer)
         object.__setattr__(self, "token_bytes", table)
         object.__setattr__(self, "token_ids", {piece: i for i, piece in enumerate(table)})
 
-    def template_pieces(self) -> list[str]:
-        """The texts before the query, between query and product, and after the product."""
-        if self.chat_template is None:
-            return ["query:", "", "\n\n"]
-        query_mark, product_mark = "\ue000", "\ue001"  # private use: no template writes them
-        content = f"{instruction(self.schema)}\n\nquery:{query_mark}{product_mark}"
-        chat = [{"role": "user", "content": content}]
-        specials: dict[str, Any] = dict(self.specials)
-        text = render_chat(self.chat_template, chat, **specials)
-        opening, query_separator, rest = text.partition(query_mark)
-        middle, product_separator, closing = rest.partition(product_mark)
-        if not (query_separator and product_separator):
-            raise UserError("the chat template leaves out the user's message: use another model")
-        return [opening, middle, closing]
-
-    @staticmethod
-    def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-        # The pieces are joined to one prompt, so none of them gets its own BOS or EOS token.
-        return [e.ids for e in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
-
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of texts outside the template. Special tokens are encoded as plain text."""
+        """Token ids of texts outside the frame. Control tokens are encoded as plain text."""
         distinct = list(dict.fromkeys(texts))  # the prompts of a reward model repeat many lines
-        ids = dict(zip(distinct, self._encode(self._plain, distinct), strict=True))
+        ids = dict(zip(distinct, self._plain.encode(distinct), strict=True))
         return [[*ids[text]] for text in texts]
 
     def newlines(self, vocab_size: int) -> Int[np.ndarray, "V"]:
@@ -159,26 +151,52 @@ class PromptFormat:
         """Encodes prompts, padded on the left to P.
 
         If a prompt is too long, its query is cut to the tokens that the product leaves, but to no
-        less than half of the available ones. Then the product is cut to the rest. Both lose their
-        end.
+        less than half of the available ones. Then the product is cut to the rest. Both texts lose
+        their end, and what is left is encoded like any other text.
 
         Returns:
           The batch, and the number of prompts that were cut.
         """
-        opening, middle, closing = self._pieces
-        budget = self.prompt_length - len(opening) - len(middle) - len(closing)
-        queries = self.encode([query_text(example) for example in examples])
-        products = self.encode([product_text(example) for example in examples])
+        texts = [(query_text(example), product_text(example)) for example in examples]
+        prompts = self._framed(texts)
+        too_long = [row for row, ids in enumerate(prompts) if len(ids) > self.prompt_length]
+        cut = len(too_long)
+        while too_long:  # a text that ends elsewhere may have other, and more, tokens at its end
+            shorter = self._shorten([texts[row] for row in too_long])
+            for row, text, ids in zip(too_long, shorter, self._framed(shorter), strict=True):
+                texts[row], prompts[row] = text, ids
+            too_long = [row for row in too_long if len(prompts[row]) > self.prompt_length]
         tokens = np.full((len(examples), self.prompt_length), self.pad_id, np.int32)
         mask = np.zeros(tokens.shape, bool)
-        cut = 0
-        for row, (query, product) in enumerate(zip(queries, products, strict=True)):
-            cut += len(query) + len(product) > budget
-            query = query[: max(budget - len(product), budget // 2)]
-            ids = [*opening, *query, *middle, *product[: budget - len(query)], *closing]
+        for row, ids in enumerate(prompts):
             tokens[row, -len(ids) :] = ids
             mask[row, -len(ids) :] = True
         return PromptBatch(tokens=tokens, mask=mask), cut  # pyright: ignore[reportArgumentType]
+
+    def _whole(self, query: str, product: str) -> str:
+        return f"{self.frame.head}{query}{product}{self.frame.tail}"
+
+    def _framed(self, texts: Sequence[tuple[str, str]]) -> list[list[int]]:
+        """The token ids of whole prompts, from the texts of query and product."""
+        begin, end = self.frame.begin, self.frame.end
+        whole = [self._whole(query, product) for query, product in texts]
+        return [[*begin, *ids, *end] for ids in self._plain.encode(whole)]
+
+    def _shorten(self, texts: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The texts of prompts that are too long, cut to the tokens that there are for them."""
+        frame, shorter = self.frame, []
+        encoded = self._plain.starts([self._whole(query, product) for query, product in texts])
+        for (query, product), starts in zip(texts, encoded, strict=True):
+            edges = np.cumsum([len(frame.head), len(query), len(product)])
+            first, middle, last = np.searchsorted(starts, edges)
+            room = self.prompt_length - len(frame.begin) - len(frame.end)
+            room -= len(starts) - (last - first)
+            kept = min(middle - first, max(room - (last - middle), room // 2))
+            query_end = starts[first + kept] if first + kept < middle else edges[1]
+            product_end = starts[middle + room - kept] if middle + room - kept < last else edges[2]
+            query = query[: query_end - edges[0]].rstrip()
+            shorter.append((query, product[: product_end - edges[1]].rstrip()))
+        return shorter
 
     def encode_chains(
         self, chains: Sequence[str]

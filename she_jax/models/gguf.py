@@ -15,7 +15,6 @@ import gguf
 import numpy as np
 from tokenizers import (
     AddedToken,
-    Regex,
     Tokenizer,
     decoders,
     models,
@@ -26,6 +25,7 @@ from tokenizers import (
 
 from she_jax.models.decoder import ModelConfig, RopeScaling
 from she_jax.models.huggingface import FAMILIES, StoredModel, StoredTensor
+from she_jax.models.tokenizer import split_words
 from she_jax.types import UserError
 
 # Tensor names of GGUF to those of Hugging Face, inside a layer and outside.
@@ -44,11 +44,6 @@ _IN_LAYER = {
 }
 _OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
-# The word split of the models' tokenizer.json files; %s quantifies the digits of one word.
-_WORD_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5  # llama.cpp's token types
 
 
@@ -242,22 +237,15 @@ def _tokenizer(path: Path, fields: dict[str, Any]) -> Tokenizer:
 def _pre_tokenizer(path: Path, name: str | None) -> pre_tokenizers.PreTokenizer:
     """The pre-tokenizer, which splits text before BPE merges, of this llama.cpp name."""
 
-    def byte_level(use_regex: bool) -> pre_tokenizers.PreTokenizer:
-        return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
-
-    def split(digits: str) -> list[pre_tokenizers.PreTokenizer]:
-        words = pre_tokenizers.Split(Regex(_WORD_PATTERN % digits), behavior="isolated")
-        return [words, byte_level(False)]
-
+    gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
     if name == "gpt-2":
-        return byte_level(True)
+        return gpt2
     if name == "smollm":
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        return pre_tokenizers.Sequence([digits, byte_level(True)])
+        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), gpt2])
     if name == "qwen2":
-        return pre_tokenizers.Sequence(split(""))
+        return split_words("")
     if name == "llama-bpe":
-        return pre_tokenizers.Sequence(split("{1,3}"))
+        return split_words("{1,3}")
     raise UserError(
         f"{path}: pre-tokenizer {name!r}, expected one of gpt-2, smollm, qwen2, llama-bpe"
     )

@@ -52,6 +52,7 @@ class StoredModel:
       pad_ids: declared padding ids, highest precedence first.
       chat_template: jinja2 source, or None.
       specials: text of the declared special tokens, by the names of ``SPECIALS``.
+      notes: what the user should know of the files that were read, or not.
     """
 
     config: ModelConfig
@@ -61,6 +62,7 @@ class StoredModel:
     pad_ids: tuple[int, ...]
     chat_template: str | None
     specials: dict[str, str]
+    notes: tuple[str, ...] = ()
 
 
 def read_directory(path: Path, stack: ExitStack) -> StoredModel:
@@ -70,6 +72,12 @@ def read_directory(path: Path, stack: ExitStack) -> StoredModel:
       FileNotFoundError: if a file is missing.
       UserError: if a file is damaged, or needs a feature that this library does not support.
     """
+    if (path / "adapter_config.json").exists():
+        base = read_json(path / "adapter_config.json").get("base_model_name_or_path")
+        raise UserError(
+            f"{path}: holds an adapter (LoRA) of {base!r}, not a whole model: merge them with peft "
+            "(merge_and_unload, then save_pretrained) and give that folder"
+        )
     raw = read_json(path / "config.json")
     settings = read_json(path / "tokenizer_config.json", optional=True)
     generation = read_json(path / "generation_config.json", optional=True)
@@ -93,14 +101,16 @@ def read_directory(path: Path, stack: ExitStack) -> StoredModel:
     # generation_config.json takes precedence: the config.json of a chat model often still has the
     # end-of-sequence id of its base model.
     ends = generation if "eos_token_id" in generation else raw
+    files, notes = _weight_files(path, raw)
     return StoredModel(
         config=read_config(path / "config.json", raw),
-        tensors=_open_safetensors(path, stack),
+        tensors=_open_safetensors(files, stack),
         tokenizer=tokenizer,
         eos_ids=declared("eos", ends),
         pad_ids=declared("pad", generation, raw),
         chat_template=_read_template(path, settings),
         specials=specials,
+        notes=notes,
     )
 
 
@@ -111,10 +121,18 @@ def read_json(file: Path, *, optional: bool = False) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{file}: damaged or not JSON ({error}); fetch it again") from error
+        raise UserError(f"{file}: damaged or not JSON ({_why(file, error)})") from error
     if not isinstance(value, dict):
         raise UserError(f"{file}: holds a {type(value).__name__}, expected a JSON object")
     return value
+
+
+def _why(file: Path, error: Exception) -> str:
+    """What is wrong with a file that its library could not read."""
+    with file.open("rb") as stream:
+        if stream.read(40).startswith(b"version https://git-lfs"):
+            return "a pointer of Git LFS: git lfs pull"
+    return f"{error}; fetch it again"
 
 
 def read_config(file: Path, raw: Mapping[str, Any]) -> ModelConfig:
@@ -158,7 +176,7 @@ def read_config(file: Path, raw: Mapping[str, Any]) -> ModelConfig:
             rope_scaling=scaling,
             norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
             tie_embeddings=raw.get("tie_word_embeddings", False),
-            qkv_bias=family == "qwen2",
+            qkv_bias=family == "qwen2" or bool(raw.get("attention_bias")),
             qk_norm=family == "qwen3",
             max_positions=raw.get("max_position_embeddings", _POSITIONS[family]),
         )
@@ -171,7 +189,8 @@ def _unsupported(raw: Mapping[str, Any]) -> list[str]:
     features = []
     if raw.get("hidden_act", "silu") != "silu":
         features.append(f"hidden_act {raw['hidden_act']!r} (only 'silu')")
-    features += [f"{name} true" for name in ("attention_bias", "mlp_bias") if raw.get(name)]
+    unread = ("attention_bias", "mlp_bias") if raw["model_type"] == "qwen3" else ("mlp_bias",)
+    features += [f"{name} true" for name in unread if raw.get(name)]
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "llama3"):
@@ -217,7 +236,7 @@ def write_config(config: ModelConfig, family: str) -> dict[str, Any]:
         "tie_word_embeddings": config.tie_embeddings,
     }
     if family != "qwen2":
-        raw["attention_bias"] = False
+        raw["attention_bias"] = config.qkv_bias
     return raw | ({"mlp_bias": False} if family == "llama" else {"use_sliding_window": False})
 
 
@@ -230,7 +249,7 @@ def _read_tokenizer(file: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing narrower
-        raise UserError(f"{file}: damaged or not a tokenizer ({error})") from error
+        raise UserError(f"{file}: damaged or not a tokenizer ({_why(file, error)})") from error
     # Saved with the tokenizer, these settings would silently truncate or pad all encoded texts.
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -252,32 +271,41 @@ def _read_template(path: Path, settings: Mapping[str, Any]) -> str | None:
     return template
 
 
-def _open_safetensors(path: Path, stack: ExitStack) -> dict[str, StoredTensor]:
-    """All tensors of a directory, by name; only the headers are read."""
-    index = path / "model.safetensors.index.json"
-    if index.exists():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
-        # A name with a folder in it could refer to any file on the machine.
-        files = [path / name for name in names if Path(name).name == name]
-        if not files or len(files) < len(names):
-            raise UserError(f"{index}: weight_map {names}, expected names of files beside it")
-    else:
-        files = sorted(path.glob("*.safetensors"))
-        if len(files) != 1:
-            raise FileNotFoundError(
-                f"{path}: {[file.name for file in files]}, expected model.safetensors, or several "
-                "safetensors files with model.safetensors.index.json"
-            )
-    tensors: dict[str, StoredTensor] = {}
+def _weight_files(path: Path, raw: Mapping[str, Any]) -> tuple[list[Path], tuple[str, ...]]:
+    """The files of a directory that transformers takes for the weights, and a note on others.
+
+    A file that config.json names, else model.safetensors, else what an index lists.
+    """
+    # The name alone: with a folder in it, it could refer to any file on the machine.
+    whole = path / Path(raw.get("transformers_weights") or "model.safetensors").name
+    index = whole if whole.name.endswith(".index.json") else path / "model.safetensors.index.json"
+    if index != whole and whole.exists():
+        others = sorted(f.name for f in path.glob("model*.safetensors*") if f != whole)
+        return [whole], (f"{path}: {whole.name} is read, not {others}",) if others else ()
+    if not index.exists():
+        present = sorted(file.name for file in path.glob("*.safetensors"))
+        raise FileNotFoundError(
+            f"{path}: {present}, expected {whole.name}, or several safetensors files with "
+            f"{index.name}"
+        )
+    names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    files = [path / name for name in names if Path(name).name == name]
+    if not files or len(files) < len(names):
+        raise UserError(f"{index}: weight_map {names}, expected names of files beside it")
     for file in files:
         if not file.exists():
             raise FileNotFoundError(f"{file}: no such file, and {index.name} names it")
+    return files, ()
+
+
+def _open_safetensors(files: list[Path], stack: ExitStack) -> dict[str, StoredTensor]:
+    """All tensors of some files, by name; only the headers are read."""
+    tensors: dict[str, StoredTensor] = {}
+    for file in files:
         try:
             handle = stack.enter_context(safe_open(file, framework="np"))
         except SafetensorError as error:
-            raise UserError(
-                f"{file}: damaged or not safetensors ({error}); fetch it again"
-            ) from error
+            raise UserError(f"{file}: damaged or not safetensors ({_why(file, error)})") from error
         for name in handle.keys():  # noqa: SIM118 - no mapping, it cannot be iterated
             piece = handle.get_slice(name)
             if piece.get_dtype() not in ("F64", "F32", "F16", "BF16"):

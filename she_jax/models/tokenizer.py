@@ -1,39 +1,20 @@
-"""A model's vocabulary: bytes of a token id, chat templates, choice of a padding id.
-
-Every tokenizer here is a ``tokenizers.Tokenizer``. Encode text from ``render_chat`` with
-``add_special_tokens=False``, since the template has already written the special tokens.
-"""
+"""Byte-level BPE tokenizers: bytes of a token, control tokens, text from outside, word splits."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import re
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import Tokenizer, decoders
+from tokenizers import Encoding, Regex, Tokenizer, decoders, pre_tokenizers
 
 from she_jax.types import UserError
 
-
-@dataclass(frozen=True, kw_only=True)
-class Vocabulary:
-    """A model's tokenizer, special tokens and chat template.
-
-    Attributes:
-      tokenizer: the tokenizer, without truncation or padding.
-      eos_ids: tokens that end a sequence, usually the main one first; at least one.
-      pad_id: padding, never one of ``eos_ids`` (see ``choose_pad``); may be an id that is no token.
-      chat_template: jinja2 source for ``render_chat``, or None.
-      specials: text of ``bos_token``, ``eos_token``, ``pad_token`` and ``unk_token``, of those that
-        are declared; chat templates use them.
-    """
-
-    tokenizer: Tokenizer
-    eos_ids: tuple[int, ...]
-    pad_id: int
-    chat_template: str | None = None
-    specials: Mapping[str, str] = field(default_factory=dict)
+# The word split of the models' tokenizer.json files; %s quantifies the digits of one word.
+_WORD_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2_END = "<|endoftext|>"
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -88,79 +69,86 @@ def token_bytes(tokenizer: Tokenizer, size: int | None = None) -> list[bytes]:
     return table
 
 
-def render_chat(
-    template: str,
-    messages: Sequence[Mapping[str, Any]],
-    *,
-    add_generation_prompt: bool = True,
-    **variables: Any,
-) -> str:
-    """Renders a conversation with a model's chat template.
+def control_tokens(tokenizer: Tokenizer) -> dict[str, int]:
+    """Ids of the tokens that frame text and are none themselves, by name.
 
-    The template comes with a model's weights and is not trusted: it runs in jinja2's immutable
-    sandbox and sees only its arguments, no clock and no files.
-
-    Args:
-      template: jinja2 source, ``Vocabulary.chat_template``.
-      messages: ``{"role": ..., "content": ...}`` each, in order.
-      add_generation_prompt: end with the opening of the assistant's turn.
-      variables: other variables of the template, usually ``**Vocabulary.specials``.
-
-    Raises:
-      UserError: if the template is invalid, does something the sandbox forbids, or rejects the
-        messages.
+    All added tokens, special or not, except those that are not special and spell one character or
+    white space: some tokenizers keep rare letters and runs of blanks among their added tokens.
     """
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=["jinja2.ext.loopcontrols"],
-        loader=jinja2.DictLoader({}),  # an include fails with a clear error
-    )
-    # jinja2's own tojson escapes for HTML, which would change the text of tool calls.
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(
-        value, ensure_ascii=False, indent=indent
-    )
-    environment.globals["raise_exception"] = raise_exception
-    try:
-        return environment.from_string(template).render(
-            messages=messages, add_generation_prompt=add_generation_prompt, **variables
-        )
-    except (jinja2.TemplateError, TypeError) as error:
-        raise UserError(f"chat template: {error}") from error
-
-
-def choose_pad(
-    tokenizer: Tokenizer, declared: Iterable[int | None], eos_ids: Sequence[int], vocab_size: int
-) -> int:
-    """Chooses a padding id that is not an end-of-sequence id.
-
-    Models often declare one token for both, and a sampler that masks padding would then never end.
-    The first of these that exists is chosen: a declared id outside ``eos_ids``, a special token
-    with ``pad`` in its name, ``<|endoftext|>`` or ``<unk>``, any other special token (the highest,
-    since the low ones open sequences and turns), an embedding row that is no token.
-
-    Raises:
-      UserError: if none of them exists.
-    """
-    for index in declared:
-        if index is not None and 0 <= index < vocab_size and index not in eos_ids:
-            return index
     added = tokenizer.get_added_tokens_decoder()
-    names = {i: t.content for i, t in added.items() if t.special and i not in eos_ids}
-    tokens = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-    candidates = [
-        *(i for i, name in names.items() if "pad" in name.lower()),
-        *(i for i, name in names.items() if name in ("<|endoftext|>", "<unk>")),
-        *sorted(names, reverse=True),
-        *range(tokens, min(tokens + 1, vocab_size)),
-    ]
-    if not candidates:
-        raise UserError(
-            f"no padding token: all special tokens end a sequence (ids {list(eos_ids)}); "
-            "add a special token to the tokenizer and declare it as pad_token"
-        )
-    return candidates[0]
+    return {
+        token.content: index
+        for index, token in added.items()
+        if token.special or not (len(token.content) == 1 or token.content.isspace())
+    }
+
+
+class PlainText:
+    """Encodes text from outside, in which the name of a control token is text like any other.
+
+    Such a name and the text on its sides are encoded apart, as transformers' chats are with
+    ``sanitize_control_tokens=True``.
+
+    Raises:
+      UserError: if the tokenizer's merges write a control token.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        control = control_tokens(tokenizer)
+        names = sorted(control, key=len, reverse=True)
+        self._names = re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")
+        state = json.loads(tokenizer.to_str())
+        state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] not in control]
+        state["post_processor"] = None  # it adds tokens, and moves offsets
+        self._tokenizer = Tokenizer.from_str(json.dumps(state))
+        for name, ids in zip(names, self.encode(names), strict=True):
+            if control[name] in ids:
+                raise UserError(f"tokenizer: plain text becomes its control token {name!r}")
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of each text."""
+        return [[i for _, piece in row for i in piece.ids] for row in self._pieces(texts)]
+
+    def starts(self, texts: Sequence[str]) -> list[list[int]]:
+        """The character at which each token of each text begins."""
+        return [
+            [start + offset for start, piece in row for offset, _ in piece.offsets]
+            for row in self._pieces(texts)
+        ]
+
+    def _pieces(self, texts: Sequence[str]) -> Iterator[list[tuple[int, Encoding]]]:
+        """The encoded pieces of each text, and where they begin in it."""
+        rows = [self._names.split(text) for text in texts]
+        flat = [piece for row in rows for piece in row]
+        encodings = iter(self._tokenizer.encode_batch(flat, add_special_tokens=False))
+        for row in rows:
+            starts = accumulate(map(len, row), initial=0)
+            yield [(start, next(encodings)) for start, _ in zip(starts, row, strict=False)]
+
+
+def split_words(digits: str) -> pre_tokenizers.PreTokenizer:
+    """The word split of Qwen2 (``digits=""``) and Llama 3 (``"{1,3}"``, the digits of one word)."""
+    words = pre_tokenizers.Split(Regex(_WORD_PATTERN % digits), behavior="isolated")
+    return pre_tokenizers.Sequence(
+        [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+
+
+def is_qwen2(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer equals the one that transformers 5 builds for every model of type qwen2.
+
+    Whatever ``tokenizer.json`` says, transformers takes no more than vocabulary, merges, added
+    tokens and post-processor from it.
+    """
+    state = json.loads(tokenizer.to_str())
+    model, pre = state["model"], state["pre_tokenizer"] or {}
+    parts = [{**part, "trim_offsets": None} for part in pre.get("pretokenizers", [])]
+    expected = json.loads(split_words("").__getstate__())["pretokenizers"]
+    options = ("dropout", "unk_token", "fuse_unk", "byte_fallback", "ignore_merges")
+    affixes = ("continuing_subword_prefix", "end_of_word_suffix")
+    return (
+        state["normalizer"] == {"type": "NFC"}
+        and parts == [{**part, "trim_offsets": None} for part in expected]
+        and not any(model.get(name) for name in (*options, *affixes))
+        and tokenizer.token_to_id(_QWEN2_END) is not None  # added otherwise
+    )

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -22,14 +23,9 @@ from safetensors.numpy import save_file
 
 from she_jax.models.decoder import ModelConfig, init_params
 from she_jax.models.gguf import read_gguf, smollm2_file
-from she_jax.models.huggingface import (
-    SPECIALS,
-    StoredModel,
-    StoredTensor,
-    read_directory,
-    write_config,
-)
-from she_jax.models.tokenizer import Vocabulary, choose_pad
+from she_jax.models.huggingface import StoredTensor, read_directory, write_config
+from she_jax.models.tokenizer import control_tokens, is_qwen2
+from she_jax.models.vocabulary import Vocabulary, read_vocabulary, special_texts
 from she_jax.types import UserError
 
 # Parameter names of this library to those of Hugging Face, inside a layer and outside.
@@ -65,11 +61,13 @@ class LoadedModel:
       params: parameters as ``init_params`` returns them, in that dtype.
       vocabulary: tokenizer, special tokens and chat template; ``eos_token`` is one of its
         ``specials``.
+      notes: what the user should know: what was left out, or differs from what a file declares.
     """
 
     config: ModelConfig
     params: dict[str, Any]
     vocabulary: Vocabulary
+    notes: tuple[str, ...] = ()
 
 
 class _Parameter(NamedTuple):
@@ -111,10 +109,15 @@ def load_model(path: str | os.PathLike, *, dtype: str = "float32") -> LoadedMode
             raise FileNotFoundError(
                 f"{path}: expected a directory with config.json, a .gguf file, or 'smollm2'"
             )
-        config = replace(stored.config, dtype=dtype)
-        vocabulary = _vocabulary(path, stored)
-        params = _assemble(path, config, stored.tensors)
-    return LoadedModel(config=config, params=params, vocabulary=vocabulary)
+        vocabulary, notes = read_vocabulary(path, stored)
+        config, tensors = replace(stored.config, dtype=dtype), _used(stored.tensors)
+        if config.tie_embeddings and not _tied(tensors):
+            config = replace(config, tie_embeddings=False)
+            notes = [*notes, f"{path}: declares tied embeddings, but its head differs and is kept"]
+        params = _assemble(path, config, tensors)
+    return LoadedModel(
+        config=config, params=params, vocabulary=vocabulary, notes=(*stored.notes, *notes)
+    )
 
 
 def save_model(
@@ -124,12 +127,15 @@ def save_model(
     vocabulary: Vocabulary,
     *,
     overwrite: bool = False,
+    generation: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Saves a Hugging Face directory that ``transformers`` and ``load_model`` can load.
 
     The family follows from the architecture: qwen3 with norms on q, k; qwen2 with biases on
-    q, k, v; otherwise llama. Parameters keep their dtype. All files are written to a temporary
-    directory and moved at the end, config.json last, so an interruption leaves no partial model.
+    q, k, v and Qwen2's tokenizer, which transformers takes for granted there; otherwise llama, with
+    ``attention_bias`` and a zero bias of o for a qwen2 with another tokenizer. Parameters keep
+    their dtype. All files are written to a temporary directory and moved at the end, config.json
+    last, so an interruption leaves no partial model.
 
     Args:
       path: the directory; created if missing.
@@ -138,10 +144,11 @@ def save_model(
       vocabulary: tokenizer, special tokens and chat template; ``eos_token`` is by default the first
         of its ``eos_ids``, ``pad_token`` always its ``pad_id``.
       overwrite: replace the files of an existing model.
+      generation: further entries of generation_config.json.
 
     Raises:
       FileExistsError: if the directory is not empty and ``overwrite`` is False, or if it contains
-        weights under another name, which would be loaded together with these.
+        weights under another name, which some programs would load in place of these.
       UserError: if parameters are missing, unknown or mis-shaped (all of them are listed), or
         special tokens are not in the tokenizer.
     """
@@ -152,10 +159,15 @@ def save_model(
     others = [f.name for f in present if ".safetensors" in f.name and f.name != "model.safetensors"]
     if others:
         raise FileExistsError(f"{path}: holds other weights {others}; remove them first")
-    texts = _check_specials(vocabulary, config)
+    texts = special_texts(vocabulary, config.vocab_size)
     tensors = _disassemble(config, params)
-    family = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
     tokenizer, chat_template = vocabulary.tokenizer, vocabulary.chat_template
+    family = "qwen3" if config.qk_norm else "llama"
+    if config.qkv_bias:
+        family = "qwen2" if is_qwen2(tokenizer) else "llama"
+    if config.qkv_bias and family == "llama":
+        zero = np.zeros(config.dim, tensors[_OUTSIDE["embed"]].dtype)
+        tensors |= {f"model.layers.{n}.self_attn.o_proj.bias": zero for n in range(config.layers)}
     ids: dict[str, Any] = {
         "eos_token_id": list(vocabulary.eos_ids),
         "pad_token_id": vocabulary.pad_id,
@@ -164,11 +176,13 @@ def save_model(
         ids["bos_token_id"] = tokenizer.token_to_id(texts["bos_token"])
     dtype = str(tensors["model.embed_tokens.weight"].dtype)
     jsons = {
-        "generation_config.json": ids,
+        "generation_config.json": ids | dict(generation),
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
             "model_max_length": config.max_positions,
+            "padding_side": "left",  # where a model continues each row of a batch
+            "chat_control_tokens": sorted(control_tokens(tokenizer)),
             **texts,
         },
         "config.json": write_config(config, family) | ids | {"dtype": dtype},
@@ -237,22 +251,41 @@ def _mismatches(
     ]
 
 
+def _used(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The stored tensors without those that change nothing.
+
+    These are rotary frequencies in old files, which are computed here, and biases of zero where
+    Llama has them beside the biases of q, k and v (``attention_bias``).
+    """
+    biased = any(name.endswith("q_proj.bias") for name in tensors)
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not name.endswith("rotary_emb.inv_freq")
+        and not (biased and name.endswith("o_proj.bias") and not tensor.read().any())
+    }
+
+
+def _tied(tensors: dict[str, StoredTensor]) -> bool:
+    """Whether there is one table for embedding and head; a second equal copy is dropped.
+
+    If there are two that differ, transformers ties them as little, whatever config.json says.
+    """
+    head, embed = _OUTSIDE["head"], _OUTSIDE["embed"]
+    if head in tensors and embed in tensors:
+        if not np.array_equal(tensors[head].read(), tensors[embed].read()):
+            return False
+        del tensors[head]
+    elif head in tensors:
+        tensors[embed] = tensors.pop(head)
+    return True
+
+
 def _assemble(path: Path, config: ModelConfig, tensors: dict[str, StoredTensor]) -> dict[str, Any]:
     """Reads the stored tensors into the parameter tree, one parameter at a time."""
     parameters = _parameters(config)
     expected = {name: param.stored_shape for param in parameters for name in param.names}
-    shapes = {
-        name: tensor.shape
-        for name, tensor in tensors.items()
-        if not name.endswith("rotary_emb.inv_freq")  # a buffer in old files, computed here
-    }
-    head, embed = _OUTSIDE["head"], _OUTSIDE["embed"]
-    if (
-        config.tie_embeddings
-        and {head, embed} <= set(shapes)
-        and np.array_equal(tensors[head].read(), tensors[embed].read())
-    ):
-        del shapes[head]  # stored twice; a head that differs stays and is reported below
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
     if problems := _mismatches(expected, shapes):
         raise UserError(
             f"{path}: {len(problems)} tensors do not fit the declared shape:\n  "
@@ -287,50 +320,3 @@ def _disassemble(config: ModelConfig, params: Mapping[str, Any]) -> dict[str, np
             # safetensors writes an array's memory and ignores its strides.
             tensors[name] = np.ascontiguousarray(matrix)
     return tensors
-
-
-def _vocabulary(path: Path, stored: StoredModel) -> Vocabulary:
-    """The vocabulary of a stored model, after checking that tokenizer and model match."""
-    tokenizer, eos_ids, rows = stored.tokenizer, stored.eos_ids, stored.config.vocab_size
-    highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-    if not 0 <= highest < rows:
-        raise UserError(
-            f"{path}: the tokenizer has ids up to {highest}, the model has {rows} rows; "
-            "they do not belong together"
-        )
-    if not eos_ids or not all(0 <= index < rows for index in eos_ids):
-        raise UserError(
-            f"{path}: end-of-sequence ids {list(eos_ids)}, expected at least one, below "
-            f"{rows}; declare eos_token_id in generation_config.json"
-        )
-    pad_id = choose_pad(tokenizer, stored.pad_ids, eos_ids, rows)
-    specials = {"eos_token": tokenizer.id_to_token(eos_ids[0])} | stored.specials
-    specials |= {"pad_token": tokenizer.id_to_token(pad_id)}
-    return Vocabulary(
-        tokenizer=tokenizer,
-        eos_ids=eos_ids,
-        pad_id=pad_id,
-        chat_template=stored.chat_template,
-        specials={name: text for name, text in specials.items() if text is not None},
-    )
-
-
-def _check_specials(vocabulary: Vocabulary, config: ModelConfig) -> dict[str, str]:
-    """Text of the special tokens, after checking that they exist and match the ids."""
-    tokenizer, eos_ids, pad_id = vocabulary.tokenizer, vocabulary.eos_ids, vocabulary.pad_id
-    ends = [token for index in eos_ids if (token := tokenizer.id_to_token(index)) is not None]
-    if not ends or len(ends) < len(eos_ids):
-        raise UserError(f"eos_ids={list(eos_ids)}: expected at least one, each a token")
-    if not 0 <= pad_id < config.vocab_size or pad_id in eos_ids:
-        raise UserError(
-            f"pad_id={pad_id}: expected an id below {config.vocab_size}, not among eos_ids"
-        )
-    for name, text in vocabulary.specials.items():
-        if name not in SPECIALS or tokenizer.token_to_id(text) is None:
-            raise UserError(f"specials {name}={text!r}: expected a token, and one of {SPECIALS}")
-    texts = {"eos_token": ends[0]} | dict(vocabulary.specials)
-    if texts["eos_token"] not in ends:
-        raise UserError(f"eos_token {texts['eos_token']!r} is not among eos_ids={list(eos_ids)}")
-    texts.pop("pad_token", None)
-    pad = tokenizer.id_to_token(pad_id)
-    return texts if pad is None else texts | {"pad_token": pad}

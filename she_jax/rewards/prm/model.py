@@ -20,7 +20,7 @@ from she_jax.generate.prompts import positions
 from she_jax.generate.sampler import jit_sample
 from she_jax.models.sharding import batch_sharding
 from she_jax.rewards.artifact import RewardArtifact
-from she_jax.rewards.prm.packing import Branch, StepQueryFormat, StepQueryTokens
+from she_jax.rewards.prm.packing import Branch, StepQueryTokens, step_query_format
 from she_jax.rewards.prm.step_query import (
     CRITIQUE,
     VERDICT,
@@ -81,7 +81,7 @@ class ProcessRewardModel:
         votes: int = 0,
         reference_chains: bool = False,
     ):
-        self.format = StepQueryFormat(prompts=lm.prompts, answer_length=answer_length)
+        self.format = step_query_format(lm, answer_length)
         self.asked = self.repeated = 0  # in the last call: distinct queries; repeated or too long
         self.lm, self.params, self._votes = lm, params, votes
         devices = lm.mesh.shape["data"] * lm.mesh.shape["fsdp"]

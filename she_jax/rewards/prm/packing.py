@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float32, Int
 
+from she_jax.generate.language_model import LanguageModel, check_context
 from she_jax.generate.prompts import PromptFormat
 from she_jax.rewards.prm.step_query import CRITIQUE, VERDICT, VERDICTS, StepQuery
 from she_jax.types import PromptBatch, SftBatch
@@ -302,6 +303,17 @@ class StepQueryFormat:
             prompt_length=self.trunk_length,
         )
         return batch, sum(map(len, rows)) - int((packed.ends >= 0).sum())
+
+
+def step_query_format(lm: LanguageModel, answer_length: int) -> StepQueryFormat:
+    """The format of a process reward model, all of whose sequences fit into its context.
+
+    Raises:
+      UserError: if they do not.
+    """
+    form = StepQueryFormat(prompts=lm.prompts, answer_length=answer_length)
+    check_context(lm.model.config, form.trunk_length + answer_length)
+    return form
 
 
 def _flatten(lines: Sequence[Ids]) -> Ids:
