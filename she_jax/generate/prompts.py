@@ -152,7 +152,8 @@ class PromptFormat:
 
         If a prompt is too long, its query is cut to the tokens that the product leaves, but to no
         less than half of the available ones. Then the product is cut to the rest. Both texts lose
-        their end, and what is left is encoded like any other text.
+        their end. Of a chat, what is left is encoded like any other text, since others send texts;
+        without a chat template, the tokens that are left stay as they are.
 
         Returns:
           The batch, and the number of prompts that were cut.
@@ -161,6 +162,10 @@ class PromptFormat:
         prompts = self._framed(texts)
         too_long = [row for row, ids in enumerate(prompts) if len(ids) > self.prompt_length]
         cut = len(too_long)
+        if self.chat_template is None:
+            for row in too_long:
+                prompts[row] = self._shorten_tokens(*texts[row], prompts[row])
+            too_long = []
         while too_long:  # a text that ends elsewhere may have other, and more, tokens at its end
             shorter = self._shorten([texts[row] for row in too_long])
             for row, text, ids in zip(too_long, shorter, self._framed(shorter), strict=True):
@@ -172,6 +177,11 @@ class PromptFormat:
             tokens[row, -len(ids) :] = ids
             mask[row, -len(ids) :] = True
         return PromptBatch(tokens=tokens, mask=mask), cut  # pyright: ignore[reportArgumentType]
+
+    def prompt_sizes(self, examples: Sequence[Example]) -> Int[np.ndarray, "N"]:
+        """The number of tokens that each prompt takes, however long."""
+        texts = [(query_text(example), product_text(example)) for example in examples]
+        return np.array([len(ids) for ids in self._framed(texts)], int)
 
     def _whole(self, query: str, product: str) -> str:
         return f"{self.frame.head}{query}{product}{self.frame.tail}"
@@ -188,15 +198,36 @@ class PromptFormat:
         encoded = self._plain.starts([self._whole(query, product) for query, product in texts])
         for (query, product), starts in zip(texts, encoded, strict=True):
             edges = np.cumsum([len(frame.head), len(query), len(product)])
-            first, middle, last = np.searchsorted(starts, edges)
-            room = self.prompt_length - len(frame.begin) - len(frame.end)
-            room -= len(starts) - (last - first)
-            kept = min(middle - first, max(room - (last - middle), room // 2))
-            query_end = starts[first + kept] if first + kept < middle else edges[1]
-            product_end = starts[middle + room - kept] if middle + room - kept < last else edges[2]
+            query_stop, middle, product_stop, last = self._limits(starts, edges)
+            query_end = starts[query_stop] if query_stop < middle else edges[1]
+            product_end = starts[product_stop] if product_stop < last else edges[2]
             query = query[: query_end - edges[0]].rstrip()
             shorter.append((query, product[: product_end - edges[1]].rstrip()))
         return shorter
+
+    def _shorten_tokens(self, query: str, product: str, ids: Sequence[int]) -> list[int]:
+        """The token ids of a prompt that is too long, without the last of query and product."""
+        (starts,) = self._plain.starts([self._whole(query, product)])
+        edges = np.cumsum([len(self.frame.head), len(query), len(product)])
+        query_stop, middle, product_stop, last = (
+            len(self.frame.begin) + index for index in self._limits(starts, edges)
+        )
+        return [*ids[:query_stop], *ids[middle:product_stop], *ids[last:]]
+
+    def _limits(
+        self, starts: Sequence[int], edges: Int[np.ndarray, "3"]
+    ) -> tuple[int, int, int, int]:
+        """Where the query's tokens are cut and where they end, then the same of the product's.
+
+        Args:
+          starts: the character at which each token of the text begins.
+          edges: the characters at which the query begins, and at which query and product end.
+        """
+        first, middle, last = map(int, np.searchsorted(starts, edges))
+        room = self.prompt_length - len(self.frame.begin) - len(self.frame.end)
+        room -= len(starts) - (last - first)
+        kept = min(middle - first, max(room - (last - middle), room // 2))
+        return first + kept, middle, min(middle + room - kept, last), last
 
     def encode_chains(
         self, chains: Sequence[str]
