@@ -13,10 +13,10 @@ import jax
 import pytest
 from recipes import ROOT, assert_same_run, config, lines, load_checkpoint
 
-from configs import stage1
 from she_jax.cot import CotSchema
 from she_jax.generate.generator import Generator
 from she_jax.models.weights import load_model
+from she_jax.recipes import stage1
 from she_jax.runs import predict
 from she_jax.runs.config import parse
 from she_jax.runs.run import run
