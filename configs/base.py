@@ -53,7 +53,7 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
 
     # The policy.
     config.model = ConfigDict()
-    config.model.name = "scratch"  # scratch | smollm2 | a Hugging Face directory or .gguf file
+    config.model.name = "scratch"  # scratch | smollm2 | a directory, .gguf file or hub name
     config.model.dtype = "float32"  # of the computation; the parameters are float32
     config.model.remat = True  # recompute layers in the backward pass: less memory, not slower here
     config.model.prompt_length = 32  # tokens; longer products are cut, and counted
