@@ -4,11 +4,24 @@ Exit codes: 0 done; 1 invalid input (a message, no traceback); 2 invalid command
 stopped by SIGTERM and by Ctrl-C, after saving. Repeating the command resumes the run.
 """
 
+import os
+import signal
+import sys
+
+
+def _leave(number: int, frame: object) -> None:
+    """Ends the program at once, without a traceback: nothing has begun, or all is saved."""
+    os.write(2, b"launch.py: interrupted\n")
+    os._exit(128 + number)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, _leave)  # before the imports, which take seconds
+
+# ruff: noqa: E402
 import difflib
 import errno
-import os
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +53,7 @@ def main(argv: list[str]) -> None:
 
     try:
         run = find_run(CONFIG.value.get("kind"))
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         run(CONFIG.value, Path(workdir))
     except OSError as error:
         no_space = error.errno == errno.ENOSPC and not error.filename
@@ -47,6 +61,9 @@ def main(argv: list[str]) -> None:
         _exit_with(f"{error}{hint}", 1)
     except UserError as error:
         _exit_with(str(error), 1)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, _leave)  # while threads end, too
+        _exit_with(f"interrupted; the same command goes on with what is saved in {workdir}", 130)
 
 
 def find_run(kind: str | None) -> Callable[[ConfigDict, Path], None]:

@@ -11,9 +11,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 RECIPE = """
+import os
+import signal
+
 from ml_collections import ConfigDict
 
 def get_config(arg=""):
+    if arg == "interrupt_recipe":
+        os.kill(os.getpid(), signal.SIGINT)
     if arg == "bad":
         raise ValueError("argument 'bad': expected model=NAME")
     if arg == "bug":
@@ -21,6 +26,16 @@ def get_config(arg=""):
     optim = {"lr": 1e-3, "steps": 3}
     kind = "evidence" if arg.startswith("study") else "train"
     return ConfigDict({"kind": kind, "seed": 1, "optim": optim, "arg": arg, "cpu_devices": 2})
+"""
+
+# Stands in for the first of the project's imports.
+CONFIGS = """
+import os
+import signal
+import sys
+
+if sys.argv[-1].endswith(":interrupt_import"):
+    os.kill(os.getpid(), signal.SIGINT)
 """
 
 # Stands in for she_jax.types, which imports JAX.
@@ -32,6 +47,8 @@ class UserError(ValueError):
 # Stands in for she_jax.runs.run, so that these tests train nothing.
 RUN = """
 import json
+import os
+import signal
 
 from she_jax.types import UserError
 
@@ -48,6 +65,8 @@ def run(config, workdir):
         len(3)
     if config.arg == "stop":
         raise SystemExit(143)
+    if config.arg == "interrupt_run":
+        os.kill(os.getpid(), signal.SIGINT)
     print(workdir, config.optim.lr, config.seed)
 """
 
@@ -74,8 +93,8 @@ def project(tmp_path_factory):
     (folder / "she_jax" / "runs" / "run.py").write_text(RUN)
     (folder / "recipe.py").write_text(RECIPE)
     (folder / "configs").mkdir()
-    for name in ("__init__.py", "renamed.py"):
-        (folder / "configs" / name).write_bytes((ROOT / "configs" / name).read_bytes())
+    (folder / "configs" / "__init__.py").write_text(CONFIGS)
+    (folder / "configs" / "renamed.py").write_bytes((ROOT / "configs" / "renamed.py").read_bytes())
     return folder
 
 
@@ -178,6 +197,14 @@ def test_a_bug_shows_its_traceback(project, kind, word):
 
 def test_a_stopped_run_has_the_shells_code(project):
     assert launch(project, "--config=recipe.py:stop").returncode == 143
+
+
+@pytest.mark.parametrize("when", ["import", "recipe", "run"])
+def test_ctrl_c_leaves_a_line_and_no_traceback(project, when):
+    done = launch(project, f"--config=recipe.py:interrupt_{when}")
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.startswith("launch.py: interrupted")
+    assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
 def test_the_study_of_the_checkout_runs_from_any_folder(checkout, tmp_path):
