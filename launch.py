@@ -6,25 +6,33 @@ which is in no package. Exit codes: see ``she_jax.runs.launch``.
 
 import sys
 from pathlib import Path
+from typing import Any
 
-from ml_collections import ConfigDict
-
-from she_jax.runs.command import HELP, help_text
-from she_jax.runs.launch import launch
+from she_jax.training.stop import leave_on_interrupt
 
 ROOT = Path(__file__).resolve().parent
 
 
-def run_study(config: ConfigDict, workdir: Path) -> None:
+def main() -> None:
+    """Runs the command line."""
+    leave_on_interrupt()
+    from she_jax.runs.command import HELP, help_text
+    from she_jax.runs.launch import launch
+
+    if HELP & set(sys.argv):
+        print(__doc__, help_text(), sep="\n")
+        return
+    study = (ROOT / "benchmarks" / "evidence" / "run.py").is_file()
+    launch(sys.argv, {"evidence": run_study} if study else {})
+
+
+def run_study(recipe: Any, workdir: Path) -> None:
     """Runs ``configs/evidence.py``."""
     sys.path.insert(0, str(ROOT))  # whatever the working folder is
     from benchmarks.evidence import run
 
-    run.run_study(config, workdir)
+    run.run_study(recipe, workdir)
 
 
 if __name__ == "__main__":
-    if HELP & set(sys.argv):
-        sys.exit(print(__doc__, help_text(), sep="\n"))
-    study = (ROOT / "benchmarks" / "evidence" / "run.py").is_file()
-    launch(sys.argv, {"evidence": run_study} if study else {})
+    main()

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from she_jax import __version__
 from she_jax.recipes import renamed
-from she_jax.runs.launch import exit_for_invalid_input, exit_with, launch
+from she_jax.runs.launch import exit_in_a_line, exit_with, launch
 
 RECIPES = Path(renamed.__file__).parent  # in a checkout configs/
 NO_RECIPES = ("__init__", "base", "renamed")
@@ -52,7 +52,7 @@ examples:
 """
 
 
-def main() -> None:
+def run_command() -> None:
     """Runs the command of ``sys.argv``."""
     options, flags = _parser().parse_known_args()
     options.run(options, flags)
@@ -194,7 +194,7 @@ def _filter(options: argparse.Namespace, flags: list[str]) -> None:
 def _export(options: argparse.Namespace, flags: list[str]) -> None:
     if flags:
         exit_with(f"export: unexpected arguments {flags}", 2)
-    with exit_for_invalid_input(options.run_folder):
+    with exit_in_a_line(options.run_folder):
         from she_jax.runs.export import export_run
 
         print(f"exported: {export_run(Path(options.run_folder))}")

@@ -8,6 +8,7 @@ import difflib
 import errno
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from she_jax.recipes.renamed import new_key, new_value
+from she_jax.training.stop import leave_on_interrupt
 
 FLAGS = flags.FLAGS
 
@@ -44,8 +46,8 @@ def exit_with(message: str, code: int) -> NoReturn:
 
 
 @contextmanager
-def exit_for_invalid_input(workdir: str | Path) -> Iterator[None]:
-    """Ends the program with a line and code 1 for what the user can correct."""
+def exit_in_a_line(workdir: str | Path) -> Iterator[None]:
+    """Ends the program with a line: for what the user can correct, with code 1, and for Ctrl-C."""
     # Imported here, since it takes seconds: a wrong command line has failed by now.
     from she_jax.types import UserError
 
@@ -57,6 +59,9 @@ def exit_for_invalid_input(workdir: str | Path) -> Iterator[None]:
         exit_with(f"{error}{hint}", 1)
     except UserError as error:
         exit_with(str(error), 1)
+    except KeyboardInterrupt:
+        leave_on_interrupt()  # while threads end, too
+        exit_with(f"interrupted; the same command goes on with what is saved in {workdir}", 130)
 
 
 def recipe_items(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
@@ -77,9 +82,10 @@ def _main(others: Mapping[str, Run], argv: list[str]) -> None:
     recipe, workdir = FLAGS.config, FLAGS.workdir or _default_workdir()
     if (devices := recipe.cpu_devices) < 1:
         exit_with(f"--config.cpu_devices={devices}: expected at least 1", 2)
-    with exit_for_invalid_input(workdir):
+    with exit_in_a_line(workdir):
         run = _find_run(recipe.get("kind"), others)
         _split_cpu(devices)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         run(recipe, Path(workdir))
 
 
