@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can follow
     """The defaults: a small decoder from scratch on ShopWorld, sized for two CPU cores."""
     config: Any = ConfigDict()
-    config.kind = "train"  # what launch.py does with the recipe; see she_jax.runs.run.KINDS
+    config.kind = "train"  # what is done with the recipe; see she_jax.runs.run.KINDS
     config.seed = 0  # of parameters, data order and sampling
     config.export = False  # also write the policy as a Hugging Face directory, <workdir>/export
     config.checkpoint = ""  # evaluate: a run's folder, a Hugging Face directory or a .gguf file

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 class UserError(ValueError):
     """Something that the user can correct: its message says what was found, expected, and to do.
 
-    ``launch.py`` prints it as one line; every other exception keeps its traceback.
+    The command line prints it as one line; every other exception keeps its traceback.
     """
 
 

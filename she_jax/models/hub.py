@@ -58,5 +58,6 @@ def _download(name: str) -> Path:
                 f"{name}: there is no such path, and the Hugging Face hub did not give a model of "
                 f"that name ({reason}); without a network give the path of a directory"
             ) from error
-    options = {"allow_patterns": FILES, "ignore_patterns": ELSEWHERE}
-    return Path(snapshot_download(name, revision=commit, **options))
+    return Path(
+        snapshot_download(name, revision=commit, allow_patterns=FILES, ignore_patterns=ELSEWHERE)
+    )

@@ -250,8 +250,9 @@ def _convert_tokenizer(folder: Path) -> Tokenizer:
             "tokenizers"
         ) from error
     try:
-        options = {"local_files_only": True, "trust_remote_code": False}
-        return AutoTokenizer.from_pretrained(folder, **options).backend_tokenizer
+        return AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        ).backend_tokenizer
     except Exception as error:  # of many kinds: a missing file, a missing package, code to trust
         reason = str(error).strip().partition("\n")[0]
         raise UserError(

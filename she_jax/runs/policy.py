@@ -1,6 +1,6 @@
 """Trains a policy: data, cold start, what follows it, with evaluation before, during and after.
 
-The way to the credit and the loss: ``launch.py``, here, ``she_jax.runs.sources``,
+The way to the credit and the loss: ``she_jax.runs.launch``, here, ``she_jax.runs.sources``,
 ``she_jax.rollouts.collector``, ``she_jax.rollouts.credit``, ``she_jax.rl.losses``.
 """
 
