@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="she-jax",
         description="Train a language model to judge, step by step, whether a product answers a "
-        "shopper's query. Every command but export takes --workdir=DIR and any --config.KEY=VALUE.",
+        "shopper's query. Every command but export takes any --config.KEY=VALUE.",
         epilog=f"{help_text()}\n{EXAMPLES}",
     )
     parser.add_argument("--version", action="version", version=f"she_jax {__version__}")
