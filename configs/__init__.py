@@ -1,0 +1,1 @@
+"""The recipes: what a run does. In a checkout they are in ``configs/``."""

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can follow
     """The defaults: a small decoder from scratch on ShopWorld, sized for two CPU cores."""
     config: Any = ConfigDict()
-    config.kind = "train"  # what launch.py does with the recipe; see she_jax.runs.run.KINDS
+    config.kind = "train"  # what is done with the recipe; see she_jax.runs.run.KINDS
     config.seed = 0  # of parameters, data order and sampling
     config.export = False  # also write the policy as a Hugging Face directory, <workdir>/export
     config.checkpoint = ""  # evaluate: a run's folder, a Hugging Face directory or a .gguf file
@@ -61,7 +61,7 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
 
     # The policy.
     config.model = ConfigDict()
-    config.model.name = "scratch"  # scratch | smollm2 | a Hugging Face directory or .gguf file
+    config.model.name = "scratch"  # scratch | smollm2 | a directory, .gguf file or hub name
     config.model.dtype = "float32"  # of the computation; the parameters are float32
     config.model.remat = True  # recompute layers in the backward pass: less memory, not slower here
     config.model.prompt_length = 32  # tokens; longer products are cut, and counted

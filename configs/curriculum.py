@@ -13,8 +13,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import stage3
-from configs.stage2 import SHARED
+from she_jax.recipes import stage3
+from she_jax.recipes.stage2 import SHARED
 
 
 def get_config(arg: str = "") -> ConfigDict:

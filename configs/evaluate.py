@@ -8,7 +8,7 @@ The checkpoint is a run's folder, which brings its own chain and lengths, or a m
 
 from ml_collections import ConfigDict
 
-from configs import base
+from she_jax.recipes import base
 
 
 def get_config() -> ConfigDict:

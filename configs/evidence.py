@@ -1,4 +1,4 @@
-"""The study of the paper's claim: arms x seeds from the same cold starts, in tables and plots.
+"""The study of the paper's claim, in a checkout: arms x seeds from the same cold starts.
 
     python launch.py --config=configs/evidence.py --workdir=runs/evidence
 
@@ -38,7 +38,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import reward_model, scalar_reward, stage1
+from she_jax.recipes import reward_model, scalar_reward, stage1
 
 
 def get_config(arg: str = "") -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base
+from she_jax.recipes import base
 
 
 def get_config() -> ConfigDict:

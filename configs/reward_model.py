@@ -17,7 +17,7 @@ busy core of an AMD EPYC (2026-11-26), and it finds wrong steps of its policies 
 
 from ml_collections import ConfigDict
 
-from configs import base
+from she_jax.recipes import base
 
 
 def get_config() -> ConfigDict:

@@ -15,7 +15,7 @@ EPYC (jax 0.10.2, 2026-11-23); docs/results.md has its figures.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from she_jax.recipes import base
 
 
 def get_config() -> ConfigDict:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base
+from she_jax.recipes import base
 
 CHOICES = {
     "model": ("scratch", "smollm2"),

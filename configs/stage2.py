@@ -12,7 +12,7 @@ With a process reward model the reward is the hybrid:
 import re
 from typing import Any
 
-from configs import stage1
+from she_jax.recipes import stage1
 
 SHARED = ("cpu_devices", "data", "shopworld", "chain", "model", "mesh", "eval")
 

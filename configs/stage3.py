@@ -8,7 +8,7 @@ difficult for that policy.
 
 from typing import Any
 
-from configs import stage2
+from she_jax.recipes import stage2
 
 
 def get_config(arg: str = "") -> Any:

@@ -1,65 +1,82 @@
 """SHE in JAX: stepwise reward policy optimization (SRPO) for search relevance.
 
-The names below are the whole public interface. The import reads no file and no flag. Names that
-need more than JAX and optax are imported on first access.
+The names below are the whole public interface. The import reads no file and no flag, and nothing
+else is imported before a name is first used: a mistake on the command line need not wait for JAX.
 """
 
 import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from she_jax.cot import Chain, CotSchema, ParsedStep, Step
-from she_jax.models.sharding import make_mesh
-from she_jax.rewards.verifier import OutcomeRewardFn, StepRewardFn
-from she_jax.rl.advantages import (
-    ESTIMATORS,
-    dr_grpo_advantages,
-    grpo_advantages,
-    informative_groups,
-    process_advantages,
-    prorag_advantages,
-    rloo_advantages,
-    srpo_advantages,
-    token_advantages,
-)
-from she_jax.rl.logprobs import token_logps
-from she_jax.rl.losses import (
-    LossConfig,
-    dpo_loss,
-    loss_denominators,
-    policy_loss,
-    sft_loss,
-    token_weights,
-)
-from she_jax.rl.steps import step_token_counts
-from she_jax.rl.update import jit_update_step, make_dpo_step, make_sft_step, make_update_step
-from she_jax.types import (
-    Advantages,
-    BadRow,
-    DpoBatch,
-    Example,
-    LMOutput,
-    PromptBatch,
-    Rollout,
-    SftBatch,
-    StepBatch,
-    TrainBatch,
-    TrainState,
-    UserError,
-)
-
 if TYPE_CHECKING:
+    from she_jax.cot import Chain, CotSchema, ParsedStep, Step
     from she_jax.generate.sampler import sample
     from she_jax.models.decoder import ModelConfig, build_model, init_params
+    from she_jax.models.sharding import make_mesh
     from she_jax.models.weights import load_model
+    from she_jax.rewards.verifier import OutcomeRewardFn, StepRewardFn
+    from she_jax.rl.advantages import (
+        ESTIMATORS,
+        dr_grpo_advantages,
+        grpo_advantages,
+        informative_groups,
+        process_advantages,
+        prorag_advantages,
+        rloo_advantages,
+        srpo_advantages,
+        token_advantages,
+    )
+    from she_jax.rl.logprobs import token_logps
+    from she_jax.rl.losses import (
+        LossConfig,
+        dpo_loss,
+        loss_denominators,
+        policy_loss,
+        sft_loss,
+        token_weights,
+    )
+    from she_jax.rl.steps import step_token_counts
+    from she_jax.rl.update import jit_update_step, make_dpo_step, make_sft_step, make_update_step
+    from she_jax.types import (
+        Advantages,
+        BadRow,
+        DpoBatch,
+        Example,
+        LMOutput,
+        PromptBatch,
+        Rollout,
+        SftBatch,
+        StepBatch,
+        TrainBatch,
+        TrainState,
+        UserError,
+    )
 
-_LAZY = {
-    "ModelConfig": "she_jax.models.decoder",
-    "build_model": "she_jax.models.decoder",
-    "init_params": "she_jax.models.decoder",
-    "load_model": "she_jax.models.weights",
-    "sample": "she_jax.generate.sampler",
+__version__ = "0.1.0"
+
+_NAMES = {  # by the module that has them
+    "she_jax.cot": "Chain CotSchema ParsedStep Step",
+    "she_jax.generate.sampler": "sample",
+    "she_jax.models.decoder": "ModelConfig build_model init_params",
+    "she_jax.models.sharding": "make_mesh",
+    "she_jax.models.weights": "load_model",
+    "she_jax.rewards.verifier": "OutcomeRewardFn StepRewardFn",
+    "she_jax.rl.advantages": (
+        "ESTIMATORS dr_grpo_advantages grpo_advantages informative_groups process_advantages "
+        "prorag_advantages rloo_advantages srpo_advantages token_advantages"
+    ),
+    "she_jax.rl.logprobs": "token_logps",
+    "she_jax.rl.losses": (
+        "LossConfig dpo_loss loss_denominators policy_loss sft_loss token_weights"
+    ),
+    "she_jax.rl.steps": "step_token_counts",
+    "she_jax.rl.update": "jit_update_step make_dpo_step make_sft_step make_update_step",
+    "she_jax.types": (
+        "Advantages BadRow DpoBatch Example LMOutput PromptBatch Rollout SftBatch StepBatch "
+        "TrainBatch TrainState UserError"
+    ),
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 # Old names, kept for one release.
 _RENAMED = {"row_counts": "loss_denominators"}
@@ -118,7 +135,11 @@ def __getattr__(name: str) -> Any:
         warnings.warn(
             f"she_jax.{name} is now she_jax.{_RENAMED[name]}", DeprecationWarning, stacklevel=2
         )
-        return globals()[_RENAMED[name]]
-    if name not in _LAZY:
+        name = _RENAMED[name]
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_LAZY[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -18,7 +18,7 @@ Label: TypeAlias = int | float | str  # a relevance class, see ``she_jax.cot.Lab
 class UserError(ValueError):
     """Something that the user can correct: its message says what was found, expected, and to do.
 
-    ``launch.py`` prints it as one line; every other exception keeps its traceback.
+    The command line prints it as one line; every other exception keeps its traceback.
     """
 
 

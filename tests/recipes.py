@@ -12,9 +12,9 @@ import numpy as np
 import optax
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from configs import base, evaluate
 from she_jax.data.dataset import ExampleBuilder, ExampleConfig, prepare
 from she_jax.data.intake import Row
+from she_jax.recipes import base, evaluate
 from she_jax.runs.config import parse
 from she_jax.runs.load import load_policy
 from she_jax.training.checkpoint import Checkpoints

@@ -4,7 +4,7 @@ import json
 
 from ml_collections import ConfigDict
 
-from configs import evidence as recipe
+from she_jax.recipes import evidence as recipe
 
 ARMS = {
     "srpo": {"seeds": 2, "tuned": False, "settings": {"shopworld.coverage": 1.0}},

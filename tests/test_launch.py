@@ -11,9 +11,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 RECIPE = """
+import os
+import signal
+
 from ml_collections import ConfigDict
 
 def get_config(arg=""):
+    if arg == "interrupt_recipe":
+        os.kill(os.getpid(), signal.SIGINT)
     if arg == "bad":
         raise ValueError("argument 'bad': expected model=NAME")
     if arg == "bug":
@@ -21,6 +26,23 @@ def get_config(arg=""):
     optim = {"lr": 1e-3, "steps": 3}
     kind = "evidence" if arg.startswith("study") else "train"
     return ConfigDict({"kind": kind, "seed": 1, "optim": optim, "arg": arg, "cpu_devices": 2})
+"""
+
+# Stands in for the first of the package's imports.
+RECIPES = """
+import os
+import signal
+import sys
+
+if sys.argv[-1].endswith(":interrupt_import"):
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+
+# Stands in for JAX, which takes a second to import.
+JAX = """
+from types import SimpleNamespace
+
+config = SimpleNamespace(update=lambda *change: print(*change))
 """
 
 # Stands in for she_jax.types, which imports JAX.
@@ -32,6 +54,8 @@ class UserError(ValueError):
 # Stands in for she_jax.runs.run, so that these tests train nothing.
 RUN = """
 import json
+import os
+import signal
 
 from she_jax.types import UserError
 
@@ -48,6 +72,8 @@ def run(config, workdir):
         len(3)
     if config.arg == "stop":
         raise SystemExit(143)
+    if config.arg == "interrupt_run":
+        os.kill(os.getpid(), signal.SIGINT)
     print(workdir, config.optim.lr, config.seed)
 """
 
@@ -64,18 +90,27 @@ def run_study(config, workdir):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A copy of launch.py beside the stand-ins for the package, and a recipe."""
+    """The command line's own files beside stand-ins for the rest of the package, and a recipe."""
     folder = tmp_path_factory.mktemp("project")
-    (folder / "launch.py").write_bytes((ROOT / "launch.py").read_bytes())
-    (folder / "she_jax" / "runs").mkdir(parents=True)
-    for package in ("she_jax", "she_jax/runs"):
-        (folder / package / "__init__.py").touch()
+    for file in (
+        "launch.py",
+        "she_jax/__init__.py",
+        "she_jax/__main__.py",
+        "she_jax/recipes/renamed.py",
+        "she_jax/runs/__init__.py",
+        "she_jax/runs/command.py",
+        "she_jax/runs/launch.py",
+        "she_jax/training/__init__.py",
+        "she_jax/training/stop.py",
+    ):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_bytes((ROOT / file).read_bytes())
+    (folder / "jax.py").write_text(JAX)
     (folder / "she_jax" / "types.py").write_text(TYPES)
     (folder / "she_jax" / "runs" / "run.py").write_text(RUN)
-    (folder / "recipe.py").write_text(RECIPE)
-    (folder / "configs").mkdir()
-    for name in ("__init__.py", "renamed.py"):
-        (folder / "configs" / name).write_bytes((ROOT / "configs" / name).read_bytes())
+    (folder / "she_jax" / "recipes" / "__init__.py").write_text(RECIPES)
+    for name in ("recipe", "she_jax/recipes/stage1"):
+        (folder / f"{name}.py").write_text(RECIPE)
     return folder
 
 
@@ -99,6 +134,16 @@ def launch(project, *arguments, cwd=None, path=None):
     command = [sys.executable, project / "launch.py", *arguments]
     env = {**os.environ, "PYTHONPATH": str(path or project)}
     return subprocess.run(command, cwd=cwd or project, env=env, capture_output=True, text=True)
+
+
+def test_the_console_script_runs_a_recipe_as_launch_does(project, monkeypatch):
+    """And without XLA_FLAGS both split the CPU, which JAX would read too early as a variable."""
+    monkeypatch.delenv("XLA_FLAGS")
+    script = [sys.executable, "-m", "she_jax", "train", "recipe.py", "--config.seed=7"]
+    done = subprocess.run(script, cwd=project, capture_output=True, text=True)
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert done.stdout == "jax_num_cpu_devices 2\nruns/recipe 0.001 7\n"
+    assert done.stdout == launch(project, "--config=recipe.py", "--config.seed=7").stdout
 
 
 @pytest.mark.parametrize(
@@ -180,6 +225,14 @@ def test_a_stopped_run_has_the_shells_code(project):
     assert launch(project, "--config=recipe.py:stop").returncode == 143
 
 
+@pytest.mark.parametrize("when", ["import", "recipe", "run"])
+def test_ctrl_c_leaves_a_line_and_no_traceback(project, when):
+    done = launch(project, f"--config=recipe.py:interrupt_{when}")
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.startswith("launch.py: interrupted")
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
 def test_the_study_of_the_checkout_runs_from_any_folder(checkout, tmp_path):
     """Not another ``benchmarks`` in the working folder or on Python's path."""
     write_study(tmp_path, "raise RuntimeError('another one')")
@@ -197,5 +250,5 @@ def test_the_study_of_the_checkout_runs_from_any_folder(checkout, tmp_path):
 def test_the_study_needs_a_checkout(project):
     done = launch(project, "--config=recipe.py:study")
     assert done.returncode == 1
-    assert "kind='evidence': the study needs a checkout of the repository; " in done.stderr
+    assert "kind='evidence': the study needs a checkout of the repository, " in done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr

@@ -6,8 +6,8 @@ import sys
 import pytest
 from recipes import ROOT
 
-from configs import base, evidence, renamed, reward_model, scalar_reward, stage2
-from launch import recipe_items
+from she_jax.recipes import base, evidence, renamed, reward_model, scalar_reward, stage2
+from she_jax.runs.launch import recipe_items
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,22 @@
 
 import subprocess
 import sys
+import tomllib
 
 import pytest
+from recipes import ROOT
 
 import she_jax
 from she_jax.rl.losses import loss_denominators
 
 HEAVY = (
+    "absl",
     "flax",
     "grain",
+    "jax",
     "matplotlib",
     "ml_collections",
+    "optax",
     "orbax",
     "pyarrow",
     "rich",
@@ -28,10 +33,25 @@ def test_every_public_name_is_there():
         assert getattr(she_jax, name) is not None
 
 
-def test_the_import_is_light():
-    code = f"import she_jax, sys; print([m for m in {HEAVY} if m in sys.modules])"
+@pytest.mark.parametrize(
+    ("module", "needs"),
+    [
+        ("she_jax", []),
+        ("she_jax.__main__", []),
+        ("she_jax.runs.command", ["absl", "ml_collections"]),  # a wrong command line fails at once
+    ],
+)
+def test_an_import_is_light(module, needs):
+    code = f"import {module}, sys; print([m for m in {HEAVY} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.strip() == str(needs)
+
+
+def test_the_wheel_has_every_package():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    folders = {file.parent for file in (ROOT / "she_jax").rglob("__init__.py")}
+    packages = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert {*settings["tool"]["setuptools"]["packages"]} == packages | {"she_jax.recipes"}
 
 
 def test_an_old_name_warns_and_is_the_same():

@@ -5,6 +5,8 @@ from typing import Any
 
 from rich.table import Table
 
+from she_jax.training.logging import cell
+
 
 def before_after_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Table:
     """A table of the metrics of ``she_jax.evaluation.metrics.score`` before and after training."""
@@ -28,7 +30,7 @@ def before_after_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> T
     rows += [(key.replace("_at_", "@"), before[key], after.get(key)) for key in sampled]
     for title, old, new in rows:
         change = f"{new - old:+.3f}" if old is not None and new is not None else "-"
-        table.add_row(title, _format(old), _format(new), change)
+        table.add_row(cell(title), _format(old), _format(new), change)
     table.add_row("pairs", str(before.get("n", "-")), str(after.get("n", "-")), "")
     return table
 

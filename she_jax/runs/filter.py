@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from rich.console import Console
-
 from she_jax.data.dataset import (
     ExampleBuilder,
     ExampleConfig,
@@ -22,7 +20,7 @@ from she_jax.runs.config import FilterRunConfig
 from she_jax.runs.load import PHASES
 from she_jax.runs.policy_data import start_from_policy
 from she_jax.training.files import write_json
-from she_jax.training.logging import Progress
+from she_jax.training.logging import Progress, log
 from she_jax.training.stop import StopSignal
 
 
@@ -72,10 +70,6 @@ def filter_run(config: FilterRunConfig, workdir: Path) -> None:
             report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
             write_json(summary, report | {"data": str(filtered.path)})
     results = json.loads(summary.read_text(encoding="utf-8"))
-    console = Console(highlight=False)
-    console.print(f"kept {results['kept']:,} of {results['pairs']:,} pairs", soft_wrap=True)
-    console.print(f"report: {workdir / 'filter' / 'report.html'}", soft_wrap=True)
-    console.print(
-        f"train on them: --config.data.name=prepared --config.data.path={results['data']}",
-        soft_wrap=True,
-    )
+    log(f"kept {results['kept']:,} of {results['pairs']:,} pairs")
+    log(f"report: {workdir / 'filter' / 'report.html'}")
+    log(f"train on them: --config.data.name=prepared --config.data.path={results['data']}")

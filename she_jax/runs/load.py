@@ -71,6 +71,17 @@ def load_policy(
             f"checkpoint={folder} has stages: give one of them, for example "
             f"{folder / max(recipe['stages'])}"
         )
+    return load_run(folder, mesh, phases)
+
+
+def load_run(
+    folder: Path, mesh: Mesh, phases: Sequence[str] = PHASES
+) -> tuple[LanguageModel, Any, str]:
+    """The policy of a run, and a description of where exactly it is from.
+
+    Raises:
+      FileNotFoundError: if the run has no whole checkpoint.
+    """
     run = read_run(folder)
     tokenizer = read_tokenizer(folder) if run.model.name == "scratch" else None
     lm, params = make_language_model(

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from she_jax.data.dataset import PreparedDataset
 from she_jax.generate.language_model import LanguageModel
@@ -36,7 +35,7 @@ from she_jax.runs.policy_data import (
     start_from_policy,
 )
 from she_jax.training.files import write_json, write_text
-from she_jax.training.logging import MetricsWriter, Progress, rows_table
+from she_jax.training.logging import MetricsWriter, Progress, rows_table, show
 from she_jax.training.sft import BatchSeries, sft
 from she_jax.training.stop import StopSignal
 from she_jax.types import OrmBatch
@@ -65,11 +64,10 @@ def train_orm(config: OrmRunConfig, workdir: Path) -> None:
             ORM.describe(workdir, lm, config.model, config.chain)
             results = {split: measure(config, lm, params, pools[split], split) for split in splits}
             write_json(summary, {"train": counts(pools["train"])} | results)
-    console = Console(highlight=False)
     for split, values in json.loads(summary.read_text(encoding="utf-8")).items():
         rows = {"all": values} | values.get("by_source", {})
         columns = TRAINING_COLUMNS if split == "train" else EVAL_COLUMNS
-        console.print(rows_table(f"{split}, {config.orm.loss}", columns, rows))
+        show(rows_table(f"{split}, {config.orm.loss}", columns, rows))
 
 
 def policy_chains(

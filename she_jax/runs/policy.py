@@ -1,6 +1,6 @@
 """Trains a policy: data, cold start, what follows it, with evaluation before, during and after.
 
-The way to the credit and the loss: ``launch.py``, here, ``she_jax.runs.sources``,
+The way to the credit and the loss: ``she_jax.runs.launch``, here, ``she_jax.runs.sources``,
 ``she_jax.rollouts.collector``, ``she_jax.rollouts.credit``, ``she_jax.rl.losses``.
 """
 
@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from rich.console import Console
 
 from she_jax.data.dataset import PreparedDataset, fingerprint, open_split
 from she_jax.data.loader import batches
@@ -35,7 +34,7 @@ from she_jax.runs.sources import make_source
 from she_jax.runs.validate import check_splits
 from she_jax.training.checkpoint import Checkpoints
 from she_jax.training.files import write_json
-from she_jax.training.logging import MetricsWriter, log
+from she_jax.training.logging import MetricsWriter, log, show
 from she_jax.training.loop import Evaluation, fit
 from she_jax.training.optimizer import make_optimizer
 from she_jax.training.setup import prepare_dataset
@@ -51,7 +50,6 @@ def train(config: TrainConfig, workdir: Path) -> None:
     Raises:
       SystemExit: after a signal, once the state is saved.
     """
-    console = Console(highlight=False)
     summary = workdir / "summary.json"
     exported = not config.export or (workdir / "export" / PROMPT_FILE).is_file()
     if not summary.is_file() or not exported:
@@ -68,9 +66,9 @@ def train(config: TrainConfig, workdir: Path) -> None:
         if stop:  # too late for this run, but not for one that would follow it
             raise SystemExit(stop.exit_code)
     else:
-        console.print(f"all is done: the metrics are in {summary}", soft_wrap=True)
+        log(f"all is done: the metrics are in {summary}")
     after = json.loads(summary.read_text(encoding="utf-8"))
-    console.print(before_after_table(after["before"], after))
+    show(before_after_table(after["before"], after))
 
 
 def cold_start(

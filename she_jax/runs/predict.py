@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
 
 from she_jax.cot import Chain
 from she_jax.data.dataset import evenly_spaced_rows, open_split
@@ -32,7 +31,6 @@ def predict(config: PredictConfig, workdir: Path) -> None:
     Raises:
       UserError: if the folder holds the predictions of other pairs or of another checkpoint.
     """
-    console = Console(highlight=False)
     final, sources = workdir / "predictions.jsonl", workdir / "inputs.json"
     mesh, _ = split_mesh(config.mesh, 0)
     lm, params, source = load_policy(config, config.checkpoint, mesh)
@@ -45,7 +43,7 @@ def predict(config: PredictConfig, workdir: Path) -> None:
                 f"{final} holds predictions of other pairs or of another checkpoint (see "
                 f"{sources}): give a new folder with --workdir"
             )
-        console.print(f"all is done: the predictions are in {final}", soft_wrap=True)
+        log(f"all is done: the predictions are in {final}")
         return
     write_json(sources, inputs)
     examples = open_split(dataset.path, config.evaluation.split)
@@ -73,9 +71,9 @@ def predict(config: PredictConfig, workdir: Path) -> None:
         chains, pairs = zip(*labeled, strict=True)
         metrics = score(chains, pairs, lm.prompts.schema)
         write_json(workdir / "summary.json", metrics)
-        console.print(f"macro F1 {metrics['macro_f1']:.3f}, accuracy {metrics['accuracy']:.3f}")
+        log(f"macro F1 {metrics['macro_f1']:.3f}, accuracy {metrics['accuracy']:.3f}")
     draft.replace(final)
-    console.print(f"predictions: {final}", soft_wrap=True)
+    log(f"predictions: {final}")
 
 
 def _prediction(

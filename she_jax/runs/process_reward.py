@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
 
 from she_jax.data.dataset import PreparedDataset, fingerprint
 from she_jax.generate.language_model import LanguageModel
@@ -45,7 +44,7 @@ from she_jax.runs.policy_data import (
     start_from_policy,
 )
 from she_jax.training.files import write_json
-from she_jax.training.logging import MetricsWriter, Progress, log
+from she_jax.training.logging import MetricsWriter, Progress, log, show
 from she_jax.training.packing import pack_pairs
 from she_jax.training.sft import BatchSeries, sft, sft_batch
 from she_jax.training.stop import StopSignal
@@ -92,10 +91,9 @@ def train_prm(config: PrmRunConfig, workdir: Path) -> None:
             results = measure(config, lm, params, others, with_references=bool(references))
             write_json(summary, results)
     results = json.loads(summary.read_text(encoding="utf-8"))
-    console = Console(highlight=False)
     for method, by_split in results.items():
         for split, values in by_split.items():
-            console.print(metrics_table(f"{split}, {method}", values))
+            show(metrics_table(f"{split}, {method}", values))
 
 
 def reference_chains(

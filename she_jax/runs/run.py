@@ -25,7 +25,7 @@ def run(recipe: Recipe, workdir: Path) -> None:
     """Does what a recipe says, or resumes an earlier run of it.
 
     Args:
-      recipe: a ``ConfigDict`` of ``configs/``.
+      recipe: a ``ConfigDict`` of ``she_jax.recipes``.
       workdir: the run's folder.
 
     Raises:

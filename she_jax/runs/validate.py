@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from she_jax.data.dataset import PreparedDataset, open_prepared
 from she_jax.data.sources import make_builder
+from she_jax.models.hub import locate_model
 from she_jax.models.sharding import check_batch
 from she_jax.rewards.orm.model import ORM
 from she_jax.rewards.prm.model import PRM
@@ -39,6 +40,8 @@ def validate(config: RunConfig) -> None:
         open_prepared(config.data.path)
     else:
         make_builder(config.data)
+    if config.model.name != "scratch":
+        locate_model(config.model.name)
     if isinstance(config, FilterRunConfig) and config.measure.pairs < 1:
         raise UserError(
             f"filter.pairs={config.measure.pairs}: expected the number of pairs to measure"

@@ -35,12 +35,16 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
 
 def printable(text: str, longest: int = LONGEST) -> str:
     """The text on one line, with invisible characters escaped, cut to ``longest`` characters."""
-    start = text[:longest]
-    line = "".join(
+    line = without_unseen(text[:longest])
+    return line if len(text) <= longest else f"{line} ... ({len(text)} characters)"
+
+
+def without_unseen(text: str) -> str:
+    """The text with its invisible characters, line ends included, as escapes such as ``\\x1b``."""
+    return "".join(
         c.encode("unicode_escape").decode() if unicodedata.category(c) in UNSEEN else c
-        for c in start
+        for c in text
     )
-    return line if len(start) == len(text) else f"{line} ... ({len(text)} characters)"
 
 
 def _to_json(obj: Any) -> Any:

@@ -16,7 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Column, Table
+from rich.text import Text
 from tensorboardX import SummaryWriter
+
+from she_jax.training.files import without_unseen
 
 _LOG = logging.getLogger("she_jax")
 PLAIN_SECONDS = 10.0  # between lines if stdout is not a terminal
@@ -136,8 +139,9 @@ class Progress:
         alike: bool = True,
         console: Console | None = None,
     ):
-        self._task, self._total, self._done, self._alike = task, total, done, alike
+        self._total, self._done, self._alike = total, done, alike
         self._console = console or Console()
+        self._task = _encodable(task, self._console)
         self._started = self._shown = time.monotonic()
         self._history: list[tuple[float, int]] = []  # (time, units done)
         self._metrics = ""
@@ -147,10 +151,10 @@ class Progress:
         self._started = self._shown = time.monotonic()
         if self._console.is_terminal or self._console.is_jupyter:
             self._bar = Bar(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[rest]}"),
+                TextColumn("{task.fields[rest]}", markup=False),
                 console=self._console,
                 refresh_per_second=2,
             )
@@ -175,7 +179,7 @@ class Progress:
 
     def print(self, text: str) -> None:
         """Prints a line, above the bar if there is one."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        _print(self._console, text)
 
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
         elapsed = _clock(time.monotonic() - self._started)
@@ -213,20 +217,41 @@ def _clock(seconds: float) -> str:
 
 def log(text: str) -> None:
     """Prints a line for the user."""
-    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+    _print(Console(), text)
+
+
+def show(table: Table) -> None:
+    """Prints a table for the user; its cells are made by ``cell``."""
+    Console(highlight=False).print(table)
+
+
+def cell(text: str) -> Text:
+    """Text for a table as it stands: brackets in a name or a path are no markup of rich."""
+    return Text(_encodable(text, Console()))
+
+
+def _print(console: Console, text: str) -> None:
+    text = _encodable(text, console)
+    console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def _encodable(text: str, console: Console) -> str:
+    """The text with what a terminal would obey, or cannot show in its encoding, as escapes."""
+    text = "\n".join(map(without_unseen, text.split("\n")))
+    return text.encode(console.encoding, "backslashreplace").decode(console.encoding)
 
 
 def rows_table(title: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> Table:
     """A table for the console: a row per name, a column per metric, a dash for None."""
     # In 80 columns there is room for the names and the figures; longer headings are folded.
     figure = {"min_width": 5, "justify": "right", "overflow": "fold"}
-    headings = [Column(name.replace("_", " "), **figure) for name in columns]
+    headings = [Column(cell(name.replace("_", " ")), **figure) for name in columns]
     style = {"box": box.SIMPLE, "padding": (0, 1, 0, 0)}
-    table = Table(Column(no_wrap=True), *headings, title=title, **style)
+    table = Table(Column(no_wrap=True), *headings, title=cell(title), **style)
     for name, values in rows.items():
         cells = [values[column] for column in columns]
         table.add_row(
-            name,
+            cell(name),
             *("-" if c is None else f"{c:.3f}" if isinstance(c, float) else str(c) for c in cells),
         )
     return table

@@ -17,8 +17,8 @@ from benchmarks.evidence.plan import (
     rates_to_try,
     selected_arms,
 )
-from configs import evidence as recipe
-from configs import stage1
+from she_jax.recipes import evidence as recipe
+from she_jax.recipes import stage1
 
 
 def names(config):

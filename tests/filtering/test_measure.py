@@ -7,11 +7,11 @@ import pytest
 from recipes import changed
 from recipes import config as training_config
 
-from configs import filter as filter_recipe
 from she_jax.data.dataset import open_split
 from she_jax.filtering import measure
 from she_jax.filtering.records import read_records
 from she_jax.generate.generator import Generator
+from she_jax.recipes import filter as filter_recipe
 from she_jax.runs import filter as filter_run
 from she_jax.runs.config import parse
 from she_jax.runs.run import run

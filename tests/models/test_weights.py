@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 
 import jax
@@ -16,6 +17,7 @@ from she_jax.models.decoder import ModelConfig, init_params
 from she_jax.models.tokenizer import split_words
 from she_jax.models.vocabulary import Vocabulary
 from she_jax.models.weights import LoadedModel, load_model, save_model
+from she_jax.types import UserError
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 
@@ -75,6 +77,25 @@ def test_a_new_model_is_saved_as_llama(tmp_path):
     model = load_model(tmp_path / "out")
     expected = replace(vocabulary, specials={"eos_token": "<|end|>"})
     assert_same(model, LoadedModel(config=config, params=params, vocabulary=expected))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_tokenizer_in_other_files_is_converted(checkpoint, monkeypatch):
+    folder = checkpoint("qwen3")
+    stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    (folder / "vocab.json").write_text(json.dumps(stored["vocab"]), encoding="utf-8")
+    merges = "\n".join(" ".join(pair) for pair in stored["merges"])
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
+    settings = {"tokenizer_class": "Qwen2Tokenizer", "unk_token": "<|pad|>"}
+    edit(folder / "tokenizer_config.json", **settings)
+    (folder / "tokenizer.json").unlink()
+    converted, whole = load_model(folder), load_model(GOLDEN / "qwen3")
+    for text in ("red running shoes", 'naïve 日本語 36"<|end|>'):
+        ids, expected = (m.vocabulary.tokenizer.encode(text).ids for m in (converted, whole))
+        assert ids == expected
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as if it were not installed
+    with pytest.raises(UserError, match=r"no tokenizer.json; pip install 'she_jax\[hf\]'"):
+        load_model(folder)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -321,7 +342,7 @@ def test_the_error_names_a_missing_or_damaged_file(checkpoint, tmp_path):
     with pytest.raises(ValueError, match=r"tokenizer\.json: damaged or not a tokenizer"):
         load_model(path)
     (path / "tokenizer.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json: no such file; only"):
+    with pytest.raises(FileNotFoundError, match=r"expected tokenizer\.json, or vocab"):
         load_model(path)
     (path / "config.json").write_text("[1]", encoding="utf-8")
     with pytest.raises(ValueError, match=r"config\.json: holds a list"):

@@ -7,8 +7,8 @@ import signal
 import pytest
 from recipes import SMALL, assert_same_run, changed, config, lines, load_checkpoint
 
-from configs import curriculum, stage2, stage3
 from she_jax.filtering import measure
+from she_jax.recipes import curriculum, stage2, stage3
 from she_jax.rollouts import collector
 from she_jax.runs import policy
 from she_jax.runs.run import run

@@ -19,7 +19,7 @@ from recipes import (
     untrained_policy,
 )
 
-from configs import scalar_reward
+from she_jax.recipes import scalar_reward
 from she_jax.rewards.orm.dataset import as_rollout, read_outcomes
 from she_jax.rewards.orm.model import ORM, load_orm
 from she_jax.runs import outcome_reward as orm_training

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from recipes import FOUR_STEPS, changed, config, good_rows, lines, make_dataset
 
-from configs import reward_model
 from she_jax.generate.generator import Generator, Sample
 from she_jax.generate.prompts import PromptFormat
+from she_jax.recipes import reward_model
 from she_jax.rewards.prm import model as prm_module
 from she_jax.rewards.prm.model import PRM, load_prm
 from she_jax.rewards.prm.step_query import StepQuery

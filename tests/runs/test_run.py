@@ -13,12 +13,13 @@ import jax
 import pytest
 from recipes import ROOT, assert_same_run, config, lines, load_checkpoint
 
-from configs import stage1
 from she_jax.cot import CotSchema
 from she_jax.generate.generator import Generator
 from she_jax.models.weights import load_model
+from she_jax.recipes import stage1
 from she_jax.runs import predict
 from she_jax.runs.config import parse
+from she_jax.runs.export import export_run
 from she_jax.runs.run import run
 from she_jax.runs.validate import validate
 from she_jax.training.logging import MetricsWriter, log
@@ -71,6 +72,10 @@ def test_a_finished_run_can_still_be_exported(done, tmp_path):
     shutil.copytree(done, folder)
     run(config(export=True), folder)
     assert load_model(folder / "export").config.dim == config().model.dim
+    files = {path: path.read_bytes() for path in (folder / "export").iterdir()}
+    shutil.rmtree(folder / "export")
+    assert export_run(folder) == folder / "export"  # as the command ``export`` does
+    assert {path: path.read_bytes() for path in (folder / "export").iterdir()} == files
     for name in ("summary.json", "config.json", "metrics.jsonl"):
         assert (folder / name).read_bytes() == (done / name).read_bytes()
     lm, _, _ = load_checkpoint(folder / "export", chain__label_first=True)

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -16,7 +15,6 @@ from recipes import ROOT, make_state, train_some
 
 from she_jax.training import checkpoint
 from she_jax.training.checkpoint import MANIFEST, Checkpoints
-from she_jax.training.stop import StopSignal
 from she_jax.types import TrainState
 
 
@@ -352,22 +350,3 @@ def test_saving_is_quiet(tmp_path, capfd):
     checkpoints.save(1, state, {})
     checkpoints.restore(state)
     assert capfd.readouterr() == ("", "")
-
-
-def test_stop_signal_records_sigterm_and_restores_the_handlers():
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with StopSignal() as stop:
-        assert not stop
-        assert stop.exit_code == 0
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop
-        assert (stop.name, stop.exit_code) == ("SIGTERM", 143)
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
-
-
-def test_the_second_interrupt_aborts():
-    with StopSignal() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert (bool(stop), stop.exit_code) == (True, 130)
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
+from she_jax.evaluation.report import before_after_table
 from she_jax.training import logging
-from she_jax.training.logging import MetricsWriter, Progress
+from she_jax.training.logging import MetricsWriter, Progress, log, rows_table, show
 
 
 def lines_of(workdir):
@@ -217,3 +219,35 @@ def test_progress_on_a_terminal_is_a_bar_with_the_metrics():
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (3725, "1:02:05")])
 def test_clock(seconds, text):
     assert logging._clock(seconds) == text
+
+
+OUTSIDE = "runs/[best] [/b] :smile: \x1b[31m\u202e\udcff ü机"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [
+        ("utf-8", "runs/[best] [/b] :smile: \\x1b[31m\\u202e\\udcff ü机"),
+        ("ascii", "runs/[best] [/b] :smile: \\x1b[31m\\u202e\\udcff \\xfc\\u673a"),
+    ],
+)
+def test_text_from_outside_reaches_any_screen_as_it_stands(monkeypatch, encoding, shown):
+    """Without markup, emoji codes, control characters, or an error of the encoding."""
+    screen = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("COLUMNS", "200")
+    log(OUTSIDE)
+    with Progress(OUTSIDE, total=1) as progress:
+        progress.print(OUTSIDE)
+    bar = Console(file=screen, force_terminal=True, color_system=None, width=200)
+    with Progress(OUTSIDE, total=1, console=bar) as progress:
+        progress.update(1)
+    show(rows_table(OUTSIDE, [OUTSIDE], {OUTSIDE: {OUTSIDE: 0.5}}))
+    metrics = {"macro_f1": 0.5, "f1": {OUTSIDE: 0.5}}
+    show(before_after_table(metrics, metrics))
+    screen.seek(0)
+    text = screen.read()
+    for start in ("runs", f"{shown}: 0/1", f"{shown} ━", f"F1 of class {shown}"):
+        assert start.replace("━", "-" if encoding == "ascii" else "━") in text, start
+    assert text.count(shown) >= 9
+    assert "0.500" in text

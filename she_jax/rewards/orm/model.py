@@ -91,6 +91,6 @@ def load_orm(folder: Path, lm: LanguageModel, batch_size: int) -> OutcomeRewardM
         raise UserError(
             f"{ORM.key}={folder} reads other tokens than the policy writes (another "
             f"{', another '.join(mismatches)}); train one for this policy with "
-            f"--config=configs/{ORM.kind}.py"
+            f"the recipe {ORM.kind}"
         )
     return OutcomeRewardModel(*ORM.load(folder, description, lm.mesh, as_orm), batch_size)

@@ -1,0 +1,210 @@
+"""The console script: ``she-jax train|evaluate|predict|filter|export``.
+
+Each command becomes a recipe and its flags, which ``she_jax.runs.launch`` runs; so does
+``launch.py`` in a checkout. Exit codes are those of ``she_jax.runs.launch``.
+"""
+
+import argparse
+import ast
+import difflib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from she_jax import __version__
+from she_jax.recipes import renamed
+from she_jax.runs.launch import exit_in_a_line, exit_with, launch
+
+RECIPES = Path(renamed.__file__).parent  # in a checkout configs/
+NO_RECIPES = ("__init__", "base", "renamed")
+HELP = {"-h", "-help", "--help"}
+
+TABLE = re.compile(r"\.(csv|tsv|parquet|jsonl)(\.gz)?$")
+READERS = {".jsonl": "jsonl"}  # a table's suffix to data.name
+
+# What a first run changes; configs/base.py has every key.
+KEYS = {
+    "data.name": "shopworld, esci, wands, jsonl, prepared, or a class of your own",
+    "data.path": "the file or folder of the pairs",
+    "model.name": "scratch, smollm2, a Hugging Face directory, a .gguf file, or ORGANIZATION/MODEL",
+    "model.dtype": "float32, or bfloat16 on an accelerator",
+    "seed": "of parameters, data order and sampling",
+    "sft.steps": "updates of the cold start",
+    "init_from": "RUN/checkpoints/sft of another run, in place of a cold start",
+    "method": "rl, or sft or dpo on chains that are sampled once",
+    "rl.steps": "updates after the cold start",
+    "rl.estimator": "srpo, grpo, rloo, ... or a function of your own",
+    "filter.pairs": "how many training pairs to measure and filter before RL",
+    "reward.prm": "the run of a process reward model",
+    "export": "true: also write a Hugging Face directory, RUN/export",
+    "cpu_devices": "parts that the CPU is split into where there is no accelerator",
+}
+
+EXAMPLES = """\
+examples:
+  she-jax train stage1
+  she-jax train stage1 --config.rl.estimator=grpo --config.rl.steps=40 --workdir=runs/grpo
+  she-jax train pairs.jsonl --config.model.name=smollm2
+  she-jax predict pairs.jsonl --checkpoint=runs/stage1
+  she-jax train reward_model --config.checkpoint=runs/stage1
+  she-jax export --checkpoint=runs/stage1
+"""
+
+
+def run_command() -> None:
+    """Runs the command of ``sys.argv``."""
+    options, flags = _parser().parse_known_args()
+    options.run(options, flags)
+
+
+def help_text() -> str:
+    """The recipes, a line each, and the keys that matter."""
+    recipes = {path.stem: _first_line(path) for path in recipe_files()}
+    keys = {f"--config.{key}": meaning for key, meaning in KEYS.items()}
+    return f"recipes:\n{_columns(recipes)}\n\nkeys that matter (all: base.py):\n{_columns(keys)}\n"
+
+
+def recipe_files() -> list[Path]:
+    """The files of the recipes, by name."""
+    return sorted(path for path in RECIPES.glob("*.py") if path.stem not in NO_RECIPES)
+
+
+def find_recipe(target: str) -> str:
+    """The file of a recipe with its argument, ``DIR/stage1.py:model=smollm2``.
+
+    Args:
+      target: a recipe's name (``stage1:model=smollm2``) or its path (``my/recipe.py``).
+
+    Raises:
+      ValueError: if there is no recipe of that name.
+    """
+    name, colon, argument = target.partition(":")
+    if name.endswith(".py"):
+        return target
+    names = [path.stem for path in recipe_files()]
+    if name in names:
+        return f"{RECIPES / name}.py{colon}{argument}"
+    (nearest,) = difflib.get_close_matches(name, names, n=1, cutoff=0)
+    raise ValueError(
+        f"{target}: neither a recipe's name or file (.py) nor a table (.csv, .tsv, .parquet, "
+        f".jsonl); the nearest recipe is {nearest}"
+    )
+
+
+def recipe_of(table: str) -> tuple[str, str]:
+    """The recipe for a table, and the ``data.name`` that reads it.
+
+    Raises:
+      ValueError: if no reader takes such a file.
+    """
+    match = TABLE.search(table)
+    suffix = match[0] if match else Path(table).suffix
+    if suffix not in READERS:
+        raise ValueError(f"{table}: expected a table in a file that ends in {', '.join(READERS)}")
+    return "stage1", READERS[suffix]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="she-jax",
+        description="Train a language model to judge, step by step, whether a product answers a "
+        "shopper's query. Every command but export takes any --config.KEY=VALUE.",
+        epilog=f"{help_text()}\n{EXAMPLES}",
+    )
+    parser.add_argument("--version", action="version", version=f"she_jax {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[[argparse.Namespace, list[str]], None], about: str):
+        epilog = parser.epilog if name == "train" else None
+        command = commands.add_parser(name, help=about, description=about, epilog=epilog)
+        command.set_defaults(run=run, command=name)
+        return command
+
+    train = add("train", _train, "run a recipe, or the recipe for a table of pairs")
+    train.add_argument("target", metavar="RECIPE_OR_TABLE")
+    train.add_argument("--workdir", metavar="DIR", help="the run's folder; runs/NAME if not given")
+    for name, about in (
+        ("evaluate", "a checkpoint's metrics on a table with labels, and its predictions"),
+        ("predict", "a checkpoint's predictions for a table, with or without labels"),
+    ):
+        command = add(name, _predict, about)
+        command.add_argument("table", metavar="TABLE")
+        command.add_argument("--checkpoint", metavar="DIR", required=True, help="a run, or a model")
+        command.add_argument("--workdir", metavar="DIR", help=f"runs/{name}-TABLE if not given")
+    command = add(
+        "filter", _filter, "choose the training pairs of a run that are worth training on"
+    )
+    command.add_argument("--checkpoint", metavar="DIR", required=True, help="the policy's run")
+    command = add("export", _export, "write the best policy of a run as a Hugging Face directory")
+    command.add_argument(
+        "--checkpoint", "--workdir", dest="run_folder", metavar="DIR", required=True, help="the run"
+    )
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def __init__(self, **options):
+        form = argparse.RawDescriptionHelpFormatter
+        super().__init__(formatter_class=form, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        exit_with(f"{message}; see {self.prog} --help", 2)
+
+
+def _train(options: argparse.Namespace, flags: list[str]) -> None:
+    target, workdir, data = options.target, options.workdir, []
+    try:
+        if TABLE.search(target):
+            recipe, reader = recipe_of(target)
+            workdir = workdir or f"runs/{TABLE.sub('', Path(target).name)}"
+            data = [f"--config.data.path={target}"]
+            target = f"{recipe}:data={reader}"
+        recipe = find_recipe(target)
+    except ValueError as error:
+        exit_with(str(error), 2)
+    folder = [f"--workdir={workdir}"] if workdir else []
+    launch(["she-jax", f"--config={recipe}", *data, *folder, *flags], {})
+
+
+def _predict(options: argparse.Namespace, flags: list[str]) -> None:
+    table = options.table
+    try:
+        _, reader = recipe_of(table)
+    except ValueError as error:
+        exit_with(str(error), 2)
+    stem = TABLE.sub("", Path(table).name)
+    given = {
+        "config": RECIPES / "evaluate.py",
+        "workdir": options.workdir or f"runs/{options.command}-{stem}",
+        "config.checkpoint": options.checkpoint,
+        "config.data.name": reader,
+        "config.data.path": table,
+    }
+    launch(["she-jax", *(f"--{name}={value}" for name, value in given.items()), *flags], {})
+
+
+def _filter(options: argparse.Namespace, flags: list[str]) -> None:
+    recipe = f"--config={RECIPES / 'filter.py'}"
+    launch(["she-jax", recipe, f"--config.checkpoint={options.checkpoint}", *flags], {})
+
+
+def _export(options: argparse.Namespace, flags: list[str]) -> None:
+    if flags:
+        exit_with(f"export: unexpected arguments {flags}", 2)
+    with exit_in_a_line(options.run_folder):
+        from she_jax.runs.export import export_run
+
+        print(f"exported: {export_run(Path(options.run_folder))}")
+
+
+def _first_line(recipe: Path) -> str:
+    text = ast.get_docstring(ast.parse(recipe.read_text(encoding="utf-8"))) or ""
+    return text.partition("\n")[0]
+
+
+def _columns(rows: dict[str, str]) -> str:
+    width = max(map(len, rows)) + 2
+    return "\n".join(f"  {name:{width}}{text}" for name, text in rows.items())

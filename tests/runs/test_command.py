@@ -1,0 +1,90 @@
+"""The console script: what its commands run, what they refuse, what the help says."""
+
+import pytest
+
+from she_jax.recipes import base
+from she_jax.runs import command
+from she_jax.runs.launch import recipe_items
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Runs a command line up to the launch of a recipe; returns the recipe's command line."""
+    launched = []
+    monkeypatch.setattr(command, "launch", lambda argv, others: launched.append(argv))
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["she-jax", *arguments])
+        command.run_command()
+        (argv,) = launched
+        return [argument.replace(f"{command.RECIPES}/", "") for argument in argv[1:]]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "launched"),
+    [
+        ("train stage1", "--config=stage1.py"),
+        ("train stage1:model=smollm2 --workdir w --config.seed 3",
+         "--config=stage1.py:model=smollm2 --workdir=w --config.seed 3"),
+        ("train my/recipe.py:a=b", "--config=my/recipe.py:a=b"),
+        ("train my/pairs.jsonl --config.data.path=other.jsonl",
+         "--config=stage1.py:data=jsonl --config.data.path=my/pairs.jsonl --workdir=runs/pairs "
+         "--config.data.path=other.jsonl"),
+        ("predict pairs.jsonl --checkpoint=runs/a",
+         "--config=evaluate.py --workdir=runs/predict-pairs --config.checkpoint=runs/a "
+         "--config.data.name=jsonl --config.data.path=pairs.jsonl"),
+        ("evaluate pairs.jsonl --checkpoint=runs/a --workdir=w",
+         "--config=evaluate.py --workdir=w --config.checkpoint=runs/a "
+         "--config.data.name=jsonl --config.data.path=pairs.jsonl"),
+        ("filter --checkpoint=runs/a --workdir=w",
+         "--config=filter.py --config.checkpoint=runs/a --workdir=w"),
+    ],
+)  # fmt: skip
+def test_a_command_is_a_recipe_and_its_flags(run, arguments, launched):
+    assert run(*arguments.split()) == launched.split()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "the following arguments are required: COMMAND"),
+        ("tran stage1", "invalid choice: 'tran' (choose from"),
+        ("train", "required: RECIPE_OR_TABLE; see she-jax train --help"),
+        ("train stge2", "stge2: neither a recipe's name or file (.py) nor a table"),
+        ("train pairs.xls", "the nearest recipe is"),
+        ("train pairs.csv.gz", "pairs.csv.gz: expected a table in a file that ends in .jsonl"),
+        ("predict pairs.csv --checkpoint=a", "pairs.csv: expected a table in a file that ends in"),
+        ("predict pairs.jsonl", "required: --checkpoint"),
+        ("filter", "required: --checkpoint"),
+        ("export --checkpoint=a --config.seed=1", "unexpected arguments ['--config.seed=1']"),
+    ],
+)
+def test_a_wrong_command_is_a_line_and_code_2(run, capsys, arguments, message):
+    with pytest.raises(SystemExit) as error:
+        run(*arguments.split())
+    assert error.value.code == 2
+    written = capsys.readouterr().err
+    assert message in written
+    assert written.count("\n") == 1
+
+
+def test_a_folder_without_a_run_is_not_exported(run, capsys, tmp_path):
+    with pytest.raises(SystemExit) as error:
+        run("export", f"--workdir={tmp_path}")
+    assert error.value.code == 1
+    assert capsys.readouterr().err == (
+        f"she-jax: {tmp_path}: there is no run; expected the folder of a policy's run\n"
+    )
+
+
+def test_the_help_lists_every_recipe_and_keys_that_exist(run, capsys):
+    with pytest.raises(SystemExit) as error:
+        run("train", "--help")
+    assert error.value.code == 0
+    text = capsys.readouterr().out
+    assert {path.stem for path in command.recipe_files()} >= {"stage1", "reward_model"}
+    for path in command.recipe_files():
+        assert f"\n  {path.stem} " in text
+    assert recipe_items(base.get_config()).keys() >= command.KEYS.keys()
