@@ -28,8 +28,12 @@ def test_every_public_name_is_there():
         assert getattr(she_jax, name) is not None
 
 
-def test_the_import_is_light():
-    code = f"import she_jax, sys; print([m for m in {HEAVY} if m in sys.modules])"
+@pytest.mark.parametrize(
+    ("module", "later"),
+    [("she_jax", HEAVY), ("she_jax.runs.run", ("matplotlib", "scipy", "sklearn"))],
+)
+def test_what_a_start_does_not_need_is_imported_when_used(module, later):
+    code = f"import {module}, sys; print([m for m in {later} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -17,11 +17,11 @@ Rows are cleaned and checked by ``she_jax.data.intake``. Rows that cannot be use
 
 import dataclasses
 import errno
-import hashlib
 import json
+import logging
 import shutil
 import tempfile
-from collections import Counter
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Int64
 
+from she_jax.data.content import SUMMARY, ExampleConfig, name_of, prepared_before, preparing
 from she_jax.data.intake import LABELS, Intake, Row, query_hash
 from she_jax.types import BadRow, Example, UserError
 
@@ -50,9 +51,10 @@ FEATURES = tfds.features.FeaturesDict(
     }
 )
 
-_SUMMARY = "made.json"  # written last, so its presence marks a finished data set
 _BATCH = 2_000  # rows between two writes of TFDS's metadata
 _SHARD = 200_000  # rows per file
+_SECONDS = 10.0  # between two lines about a column that takes long to read
+_LOG = logging.getLogger("she_jax")
 
 
 def encode(example: Example) -> dict[str, bytes | int]:
@@ -93,48 +95,6 @@ def decode(record: Mapping[str, Any]) -> Example:
 
 def _json(value: dict | list) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-@dataclass(kw_only=True, eq=False)
-class ExampleConfig(tfds.core.BuilderConfig):
-    """Options of a data set. Subclasses add fields, and every field is part of the fingerprint.
-
-    The fingerprint is a hash of the options and of the size and modification time of each source
-    file. It names the config and so the folder. Different options or a changed source give another
-    folder, and nothing is overwritten.
-
-    Attributes:
-      max_chars: longer fields are cut to this many characters, and counted.
-      max_bad_share: largest allowed share of unusable rows, in [0, 1].
-    """
-
-    name: str = ""
-    max_chars: int = 2_000
-    max_bad_share: float = 0.05
-
-    def __post_init__(self):
-        if not self.name:
-            self.name = hashlib.blake2b(_json(self.options()).encode(), digest_size=6).hexdigest()
-
-    def sources(self) -> tuple[Path, ...]:
-        """The source files of the data set; empty for a generated one."""
-        return ()
-
-    def options(self) -> dict[str, Any]:
-        """Everything that determines the content, as JSON values.
-
-        Raises:
-          FileNotFoundError: if source files are missing; lists all of them.
-        """
-        tfds_fields = {f.name for f in dataclasses.fields(tfds.core.BuilderConfig)}
-        names = [f.name for f in dataclasses.fields(self) if f.name not in tfds_fields]
-        sources = [path.absolute() for path in self.sources()]
-        if missing := [str(path) for path in sources if not path.is_file()]:
-            raise FileNotFoundError(f"missing {', '.join(missing)}: expected the set's files there")
-        stats = [(str(path), path.stat()) for path in sources]
-        options = {name: getattr(self, name) for name in names}
-        options["sources"] = [[path, s.st_size, s.st_mtime_ns] for path, s in stats]
-        return json.loads(json.dumps(options, default=str))
 
 
 @dataclass(kw_only=True, eq=False)
@@ -214,6 +174,22 @@ class ExampleBuilder(tfds.core.DatasetBuilder, skip_registration=True):
     intake: Intake
     on_progress: Callable[[int], None] | None = None
 
+    def __init__(self, *, data_dir: str | Path, config: ExampleConfig, **options: Any):
+        """Finds the folder of the data set, which may have been prepared from sources now gone.
+
+        Raises:
+          FileNotFoundError: if source files are missing, and nothing was prepared from them.
+        """
+        version, parent = str(self.VERSION), Path(data_dir).expanduser() / type(self).name
+        if not (parent / config.name / version / SUMMARY).is_file():
+            earlier = prepared_before(parent, version, config.settings(), config.sources())
+            if not earlier and (missing := config.missing_sources()):
+                raise FileNotFoundError(
+                    f"missing {', '.join(missing)}: expected the set's files there"
+                )
+            config = dataclasses.replace(config, name=earlier or config.name)
+        super().__init__(data_dir=data_dir, config=config, **options)
+
     def __init_subclass__(cls, **kwargs):
         # TFDS keeps a process-wide registry by class name. Importing a library should not fill it.
         super().__init_subclass__(skip_registration=True, **kwargs)
@@ -233,7 +209,7 @@ class ExampleBuilder(tfds.core.DatasetBuilder, skip_registration=True):
         folder = Path(self.data_dir)  # TFDS's temporary folder, renamed on success
         info = self._info()
         writer = tfds.core.SequentialWriter(info, _SHARD, file_format="array_record")
-        self.intake, batch, counts = Intake(), {}, Counter()
+        self.intake, batch, labels = Intake(), {}, {}
         with open(folder / "bad_rows.jsonl", "w", encoding="utf-8") as bad_file:
             admitted = self.intake.admit(
                 self.rows(),
@@ -243,21 +219,24 @@ class ExampleBuilder(tfds.core.DatasetBuilder, skip_registration=True):
             )
             for row in admitted:
                 batch.setdefault(row.split, []).append(encode(row.example))
-                counts[row.split] += 1
+                labels.setdefault(row.split, []).append(batch[row.split][-1]["label"])
                 if self.intake.good % _BATCH == 0:
                     self._flush(writer, batch)
         self._flush(writer, batch)
-        if not counts:
+        if not labels:
             raise UserError(f"{self.name}: no row came in; expected at least one usable pair")
         writer.close_all()
         self.info.set_splits(info.splits)
+        for split, column in labels.items():
+            np.save(_labels_file(folder, split), np.array(column))
         summary = {
-            "splits": dict(counts),
+            "splits": {split: len(column) for split, column in labels.items()},
             "bad_rows": dict(self.intake.bad),
             "cut_fields": self.intake.cut,
             "options": self.builder_config.options(),
+            "paths": [str(path) for path in self.builder_config.sources()],
         }
-        (folder / _SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
     def _flush(self, writer: tfds.core.SequentialWriter, batch: dict[str, list]):
         if batch:
@@ -290,6 +269,7 @@ class PreparedDataset:
       splits: number of rows by split.
       bad_rows: number of rejected rows by reason; they are listed in ``path / "bad_rows.jsonl"``.
       cut_fields: number of fields that were longer than ``max_chars``.
+      fingerprint: identifies its options and the content of its sources.
       reused: whether it existed already.
     """
 
@@ -297,6 +277,7 @@ class PreparedDataset:
     splits: Mapping[str, int]
     bad_rows: Mapping[str, int]
     cut_fields: int
+    fingerprint: str
     reused: bool
 
 
@@ -318,9 +299,10 @@ def prepare(
     if not reused:
         builder.on_progress = on_progress
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory() as unused:  # TFDS insists on a download folder
-                builder.download_and_prepare(download_dir=unused, file_format="array_record")
+            with preparing(path.parent):
+                reused = path.exists()  # by now: another process may have been at it
+                if not reused:
+                    _write(builder)
         except (OSError, RuntimeError) as error:
             # array_record reports a full disk as a RuntimeError with the system's message.
             full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
@@ -332,9 +314,14 @@ def prepare(
                 f"the disk is full ({free} MiB free) while making {path}; nothing was kept. Free "
                 "some space, or choose another data_dir",
             ) from error
-    if not (path / _SUMMARY).is_file():
-        raise UserError(f"{path} is not a finished data set ({_SUMMARY} is missing): delete it")
+    if not (path / SUMMARY).is_file():
+        raise UserError(f"{path} is not a finished data set ({SUMMARY} is missing): delete it")
     return dataclasses.replace(open_prepared(path), reused=reused)
+
+
+def _write(builder: ExampleBuilder) -> None:
+    with tempfile.TemporaryDirectory() as unused:  # TFDS insists on a download folder
+        builder.download_and_prepare(download_dir=unused, file_format="array_record")
 
 
 def open_prepared(path: str | Path) -> PreparedDataset:
@@ -343,22 +330,28 @@ def open_prepared(path: str | Path) -> PreparedDataset:
     Raises:
       FileNotFoundError: if there is none.
     """
-    file = Path(path) / _SUMMARY
+    file = Path(path) / SUMMARY
     if not file.is_file():
         raise FileNotFoundError(
-            f"no data set at {path} ({_SUMMARY} is missing): expected a folder that was made from "
+            f"no data set at {path} ({SUMMARY} is missing): expected a folder that was made from "
             "pairs, such as runs/filter/filtered/<name>/<options>/<version>"
         )
     summary = json.loads(file.read_text(encoding="utf-8"))
-    del summary["options"]
-    return PreparedDataset(path=Path(path), reused=True, **summary)
+    counts = {key: summary[key] for key in ("splits", "bad_rows", "cut_fields")}
+    fingerprint = name_of(summary["options"])
+    return PreparedDataset(path=Path(path), fingerprint=fingerprint, reused=True, **counts)
 
 
 class ExampleSource:
-    """Random access to the examples of a split, suitable for ``grain.MapDataset.source``."""
+    """Random access to the examples of a split, suitable for ``grain.MapDataset.source``.
 
-    def __init__(self, source: Any):
-        self._source = source
+    Args:
+      source: of TFDS.
+      labels: the file with the labels of the split; it need not exist.
+    """
+
+    def __init__(self, source: Any, labels: Path | None = None):
+        self._source, self._labels = source, labels
 
     def __len__(self) -> int:
         return len(self._source)
@@ -372,6 +365,35 @@ class ExampleSource:
     def __repr__(self) -> str:
         return f"ExampleSource({self._source!r})"
 
+    def labels(self) -> Int64[np.ndarray, "N"]:
+        """The labels as ``encode`` stores them, 0 for none; from the column that ``prepare`` wrote.
+
+        Data sets of earlier versions have no such file, and are read through.
+        """
+        if self._labels is not None and self._labels.is_file():
+            return np.load(self._labels, allow_pickle=False)
+        return np.array(self._column("label"))
+
+    def texts(self, name: str) -> list[str]:
+        """The ``uid``, ``query`` or ``kind`` of all examples."""
+        return [text.decode(errors="surrogatepass") for text in self._column(name)]
+
+    def _column(self, name: str) -> list[Any]:
+        # Without the other fields it is read several times as fast as the examples.
+        feature, records = (
+            tfds.features.FeaturesDict({name: FEATURES[name]}),
+            self._source.data_source,
+        )
+        values: list[Any] = []
+        since = time.monotonic()
+        for first in range(0, len(self), _BATCH):
+            part = records.__getitems__(list(range(first, min(first + _BATCH, len(self)))))
+            values += [feature.deserialize_example_np(record)[name] for record in part]
+            if time.monotonic() - since > _SECONDS:
+                since = time.monotonic()
+                _LOG.warning("reading the column %r: %d of %d rows", name, len(values), len(self))
+        return values
+
 
 def open_split(path: str | Path, split: str) -> ExampleSource:
     """Opens a split of a data set that ``prepare`` wrote.
@@ -384,14 +406,20 @@ def open_split(path: str | Path, split: str) -> ExampleSource:
       FileNotFoundError: if there is no data set at ``path``.
       UserError: if there is no such split; lists the existing ones.
     """
-    if not (Path(path) / _SUMMARY).is_file():
+    if not (Path(path) / SUMMARY).is_file():
         raise FileNotFoundError(f"no data set at {path}: make it with prepare() first")
     builder: Any = tfds.builder_from_directory(str(path))
     if split.partition("[")[0] not in builder.info.splits:
         raise UserError(f"no split {split!r} in {path}, only {sorted(builder.info.splits)}")
-    return ExampleSource(builder.as_data_source(split))
+    whole = "[" not in split
+    labels = _labels_file(Path(path), split) if whole else None
+    return ExampleSource(builder.as_data_source(split), labels)
+
+
+def _labels_file(folder: Path, split: str) -> Path:
+    return folder / f"labels-{split}.npy"
 
 
 def fingerprint(dataset: PreparedDataset) -> str:
-    """Identifies a data set: its options, and the size and time of its source files."""
-    return dataset.path.parent.name
+    """Identifies a data set: its options, and the content of its source files."""
+    return dataset.fingerprint

@@ -6,6 +6,7 @@ from typing import SupportsIndex
 import grain
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from she_jax.data.dataset import ExampleSource
 from she_jax.types import Example, UserError
@@ -24,6 +25,18 @@ class Subset:
         return self._source[self._rows[index.__index__()]]
 
 
+def labels_of(source: Sequence[Example] | ExampleSource) -> Int[np.ndarray, "N"]:
+    """The label of every example, 0 for none."""
+    if isinstance(source, ExampleSource):
+        return source.labels()
+    return np.array([example.label or 0 for example in source])
+
+
+def uids_of(source: Sequence[Example] | ExampleSource) -> list[str]:
+    """The uid of every example."""
+    return source.texts("uid") if isinstance(source, ExampleSource) else [e.uid for e in source]
+
+
 def batches(
     source: Sequence[Example] | ExampleSource, batch_size: int, *, seed: int, balance: bool = False
 ) -> grain.MapDataset:
@@ -37,8 +50,8 @@ def batches(
       source: the examples.
       batch_size: examples per batch and process.
       seed: seed of the order.
-      balance: draw all labels equally often, so that rows of a rare label repeat more often. Reads
-        every row once in advance, and skips rows without a label.
+      balance: draw all labels equally often, so that rows of a rare label repeat more often. Skips
+        rows without a label.
 
     Raises:
       UserError: if there are no examples, or with ``balance`` none that has a label.
@@ -47,7 +60,7 @@ def batches(
         raise UserError("no examples: the split is empty")
     groups = [range(len(source))]
     if balance:
-        labels = [source[i].label for i in range(len(source))]
+        labels = labels_of(source)
         groups = [
             rows
             for label in (1, 2, 3, 4)

@@ -7,11 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from she_jax.training.files import write_json
 from she_jax.types import UserError
 
 # While none of these exists, the recipe may change without loss.
 ARTIFACTS = ("checkpoints", "predictions.jsonl", "step_queries", "chains", "filter")
+LOCK = ".lock"
 SCHEMA = 2  # of config.json: raised when keys are renamed, so that old folders are refused
 
 
@@ -39,7 +42,9 @@ def claim_workdir(
     path, current = workdir / "config.json", {"schema": SCHEMA, **recipe}
     if not path.exists():
         # A kill while config.json is written leaves only config.json.part.
-        if others := sorted(p.name for p in workdir.iterdir() if p.name != "config.json.part"):
+        if others := sorted(
+            p.name for p in workdir.iterdir() if p.name not in ("config.json.part", LOCK)
+        ):
             raise UserError(
                 f"workdir {workdir} has no config.json, but other files ({', '.join(others[:5])}): "
                 "give a new or empty folder with --workdir"
@@ -93,28 +98,24 @@ def _check_schema(recipe: Mapping[str, Any], path: Path) -> None:
 
 @contextmanager
 def lock_workdir(workdir: str | os.PathLike) -> Iterator[None]:
-    """Locks a folder for this process, if its file system supports it.
+    """Locks a folder for this process, if its file system supports it and it may be written.
+
+    The system releases the lock of a process that ends, however it ends.
 
     Raises:
       UserError: if another command is running in it.
     """
+    lock = FileLock(Path(workdir) / LOCK)
     try:
-        import fcntl
-    except ImportError:  # not available on every system
-        yield
-        return
-    folder = os.open(workdir, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(folder)
+        lock.acquire(blocking=False)
+    except Timeout as error:  # an OSError, too
         raise UserError(f"another command is running in {workdir}: wait for it") from error
-    except OSError:
-        pass  # some network file systems cannot lock folders
+    except (OSError, NotImplementedError):
+        pass  # read-only, or on a network file system without locks
     try:
         yield
     finally:
-        os.close(folder)
+        lock.release()
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
