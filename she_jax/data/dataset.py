@@ -380,15 +380,14 @@ class ExampleSource:
 
     def _column(self, name: str) -> list[Any]:
         # Without the other fields it is read several times as fast as the examples.
-        feature, records = (
-            tfds.features.FeaturesDict({name: FEATURES[name]}),
-            self._source.data_source,
-        )
+        feature: Any = tfds.features.FeaturesDict({name: FEATURES[name]})
+        records = self._source.data_source
         values: list[Any] = []
         since = time.monotonic()
         for first in range(0, len(self), _BATCH):
             part = records.__getitems__(list(range(first, min(first + _BATCH, len(self)))))
-            values += [feature.deserialize_example_np(record)[name] for record in part]
+            rows: list[Any] = [feature.deserialize_example_np(record) for record in part]
+            values += [row[name] for row in rows]
             if time.monotonic() - since > _SECONDS:
                 since = time.monotonic()
                 _LOG.warning("reading the column %r: %d of %d rows", name, len(values), len(self))

@@ -11,6 +11,7 @@ import numpy as np
 
 from she_jax.data.dataset import PreparedDataset, evenly_spaced_rows, open_split
 from she_jax.evaluation.metrics import pass_at_k, score
+from she_jax.evaluation.unread import Unread
 from she_jax.generate.generator import Generator
 from she_jax.training.files import write_json
 from she_jax.training.logging import Progress
@@ -120,11 +121,14 @@ def validation_file(step: int) -> str:
 def evaluate_split(
     generator: Generator, params: Any, examples: Sequence[Example], title: str
 ) -> dict[str, Any]:
-    """Metrics of the greedy chains of examples, see ``score``."""
+    """Metrics of the greedy chains of examples, see ``score``; says if most cannot be read."""
+    unread = Unread(generator.prompts.completion_length)
     with Progress(title, total=len(examples)) as progress:
-        chains = generator.greedy(params, examples, progress.update)
+        chains = generator.greedy(params, examples, progress.update, unread.add)
         metrics = score(chains, examples, generator.prompts.schema)
         progress.update(len(examples), macro_f1=metrics["macro_f1"] or 0.0)
+        if unread.share > 0.5:
+            progress.print(unread.sentence())
     return metrics
 
 
