@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -85,11 +85,29 @@ def prepared_before(
         by_time = [entry for entry in options["sources"] if isinstance(entry, list)]
         if {key: options.get(key) for key in settings} != settings or not options["sources"]:
             continue
-        if gone and summary.get("paths", [path for path, *_ in by_time]) in given:
+        if gone and any(paths in given for paths in _known_paths(summary)):
             return file.parent.parent.name
         if by_time and not gone and by_time == [_path_size_time(path) for path in sources]:
             return file.parent.parent.name
     return None
+
+
+def remember_paths(file: Path, sources: Sequence[Path]) -> None:
+    """Adds where the sources of a data set now are to its ``made.json``, if it may be written."""
+    summary, paths = json.loads(file.read_text(encoding="utf-8")), [str(path) for path in sources]
+    if not sources or paths in _known_paths(summary):
+        return
+    summary["paths"] = [*_known_paths(summary), paths]
+    part = file.with_name(f"{file.name}.part")
+    with suppress(OSError):
+        part.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        part.replace(file)
+
+
+def _known_paths(summary: Mapping[str, Any]) -> list[list[str]]:
+    """Where the sources of a data set have been."""
+    sources = summary["options"]["sources"]
+    return summary.get("paths") or [[entry[0] for entry in sources if isinstance(entry, list)]]
 
 
 def _path_size_time(path: Path) -> list[Any]:

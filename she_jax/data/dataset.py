@@ -31,7 +31,14 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Int64
 
-from she_jax.data.content import SUMMARY, ExampleConfig, name_of, prepared_before, preparing
+from she_jax.data.content import (
+    SUMMARY,
+    ExampleConfig,
+    name_of,
+    prepared_before,
+    preparing,
+    remember_paths,
+)
 from she_jax.data.intake import LABELS, Intake, Row, query_hash
 from she_jax.types import BadRow, Example, UserError
 
@@ -234,7 +241,7 @@ class ExampleBuilder(tfds.core.DatasetBuilder, skip_registration=True):
             "bad_rows": dict(self.intake.bad),
             "cut_fields": self.intake.cut,
             "options": self.builder_config.options(),
-            "paths": [str(path) for path in self.builder_config.sources()],
+            "paths": [[str(path) for path in self.builder_config.sources()]],
         }
         (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
@@ -314,6 +321,8 @@ def prepare(
                 f"the disk is full ({free} MiB free) while making {path}; nothing was kept. Free "
                 "some space, or choose another data_dir",
             ) from error
+    if reused and (path / SUMMARY).is_file():
+        remember_paths(path / SUMMARY, builder.builder_config.sources())
     if not (path / SUMMARY).is_file():
         raise UserError(f"{path} is not a finished data set ({SUMMARY} is missing): delete it")
     return dataclasses.replace(open_prepared(path), reused=reused)
