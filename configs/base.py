@@ -197,7 +197,7 @@ def filtering() -> Any:
     config.size = 0  # keep this many; 0 for all that pass
     config.balance = True  # even quotas over label, kind, difficulty and cluster
     config.clusters = 16  # of the embeddings; 0 for none
-    config.front = ()  # kinds of query that come first
+    config.front = ()  # kinds of query that come first, such as negation,brand
     config.front_share = 0.75  # of the size, for these kinds
     return config
 

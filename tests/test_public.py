@@ -34,15 +34,17 @@ def test_every_public_name_is_there():
 
 
 @pytest.mark.parametrize(
-    ("module", "needs"),
+    ("module", "later", "needs"),
     [
-        ("she_jax", []),
-        ("she_jax.__main__", []),
-        ("she_jax.runs.command", ["absl", "ml_collections"]),  # a wrong command line fails at once
+        ("she_jax", HEAVY, []),
+        ("she_jax.__main__", HEAVY, []),
+        # a wrong command line fails at once
+        ("she_jax.runs.command", HEAVY, ["absl", "ml_collections"]),
+        ("she_jax.runs.run", ("matplotlib", "scipy", "sklearn"), []),
     ],
 )
-def test_an_import_is_light(module, needs):
-    code = f"import {module}, sys; print([m for m in {HEAVY} if m in sys.modules])"
+def test_an_import_is_light(module, later, needs):
+    code = f"import {module}, sys; print([m for m in {later} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(needs)
 

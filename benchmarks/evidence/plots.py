@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from benchmarks.evidence.summarize import by_seed, plot_leads, plot_lines
-from she_jax.filtering.page import STYLE
+from she_jax.filtering.plots import STYLE
 
 COLORS = ("#1f5f9e", "#b4602a", "#4f8a4c", "#8a5a9e", "#777777", "#b89b2e")
 OFFSET = 0.012  # in x, between the error bars of two lines, which would hide each other

@@ -38,7 +38,7 @@ from benchmarks.evidence.plan import (
 from she_jax.training.files import write_json
 from she_jax.training.logging import Progress, log
 from she_jax.training.stop import StopSignal
-from she_jax.training.workdir import lock_workdir
+from she_jax.training.workdir import check_local, lock_workdir
 from she_jax.types import UserError
 
 GRACE = 60.0  # seconds that a job has to save in, once its parent is gone
@@ -81,6 +81,7 @@ def run_study(config: Config, workdir: Path, job: RunJob = run_job) -> None:
     from benchmarks.evidence.plots import save_plots
     from benchmarks.evidence.report import write_report
 
+    check_local(config.to_dict(), workdir)
     jobs = plan_jobs(config, selected_arms(config))
     if config.workers < 1:
         raise UserError(f"workers={config.workers}: expected at least 1")

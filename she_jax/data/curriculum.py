@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from she_jax.data.dataset import ExampleSource
-from she_jax.data.loader import batches, label_codes
+from she_jax.data.loader import batches, label_codes, uids_of
 from she_jax.types import Example, UserError
 
 DIFFICULTIES = ("even", "easy", "medium", "hard")
@@ -91,11 +91,10 @@ class PromptPool:
             raise UserError("no examples: the split is empty")
         process, processes = jax.process_index(), jax.process_count()
         self._rows = list(range(len(source)))[process::processes]  # of this process
-        examples = [source[row] for row in self._rows]
-        self._index = {example.uid: n for n, example in enumerate(examples)}
-        initial_rates = [self._initial_rates.get(example.uid, np.nan) for example in examples]
-        self._rates = np.array(initial_rates)
-        self._labels = label_codes(example.label for example in examples) if balance else None
+        uids = uids_of(source)[process::processes]
+        self._index = {uid: n for n, uid in enumerate(uids)}
+        self._rates = np.array([self._initial_rates.get(uid, np.nan) for uid in uids])
+        self._labels = label_codes(source)[process::processes] if balance else None
 
     def draw(self) -> Sequence[Example]:
         """Returns the next batch."""

@@ -17,10 +17,11 @@ Rows are cleaned and checked by ``she_jax.data.intake``. Rows that cannot be use
 
 import dataclasses
 import errno
-import hashlib
 import json
+import logging
 import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -31,9 +32,16 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Int64
 
-from she_jax.cot import DEFAULT_LABELS, LabelSet
+from she_jax.data.content import (
+    SUMMARY,
+    ExampleConfig,
+    name_of,
+    prepared_before,
+    preparing,
+    remember_paths,
+)
 from she_jax.data.intake import Intake, Row, query_hash
-from she_jax.types import BadRow, Example, UserError
+from she_jax.types import BadRow, Example, Label, UserError
 
 # Scalars and text only: TFDS takes twice as long to read nested features and four times as long to
 # write them. So product and steps are JSON objects, annotations a JSON list, and the label is a
@@ -51,9 +59,10 @@ FEATURES = tfds.features.FeaturesDict(
     }
 )
 
-_SUMMARY = "made.json"  # written last, so its presence marks a finished data set
 _BATCH = 2_000  # rows between two writes of TFDS's metadata
 _SHARD = 200_000  # rows per file
+_SECONDS = 10.0  # between two lines about a column that takes long to read
+_LOG = logging.getLogger("she_jax")
 
 
 def encode(example: Example) -> dict[str, bytes]:
@@ -88,58 +97,6 @@ def decode(record: Mapping[str, Any]) -> Example:
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-@dataclass(kw_only=True, eq=False)
-class ExampleConfig(tfds.core.BuilderConfig):
-    """Options of a data set. Subclasses add fields, and every field is part of the fingerprint.
-
-    The fingerprint is a hash of the options and of the size and modification time of each source
-    file. It names the config and so the folder. Different options or a changed source give another
-    folder, and nothing is overwritten.
-
-    Attributes:
-      max_chars: longer fields are cut to this many characters, and counted.
-      max_bad_share: largest allowed share of unusable rows, in [0, 1].
-    """
-
-    name: str = ""
-    max_chars: int = 2_000
-    max_bad_share: float = 0.05
-
-    def __post_init__(self):
-        if not self.name:
-            self.name = hashlib.blake2b(_json(self.options()).encode(), digest_size=6).hexdigest()
-
-    def sources(self) -> tuple[Path, ...]:
-        """The source files of the data set; empty for a generated one."""
-        return ()
-
-    @property
-    def label_set(self) -> LabelSet:
-        """The labels that its rows may have."""
-        return DEFAULT_LABELS
-
-    @property
-    def needs_title(self) -> bool:
-        """Whether its rows are about products, each with a title."""
-        return True
-
-    def options(self) -> dict[str, Any]:
-        """Everything that determines the content, as JSON values.
-
-        Raises:
-          FileNotFoundError: if source files are missing; lists all of them.
-        """
-        tfds_fields = {f.name for f in dataclasses.fields(tfds.core.BuilderConfig)}
-        names = [f.name for f in dataclasses.fields(self) if f.name not in tfds_fields]
-        sources = [path.absolute() for path in self.sources()]
-        if missing := [str(path) for path in sources if not path.is_file()]:
-            raise FileNotFoundError(f"missing {', '.join(missing)}: expected the set's files there")
-        stats = [(str(path), path.stat()) for path in sources]
-        options = {name: getattr(self, name) for name in names}
-        options["sources"] = [[path, s.st_size, s.st_mtime_ns] for path, s in stats]
-        return json.loads(json.dumps(options, default=str))
 
 
 @dataclass(kw_only=True, eq=False)
@@ -219,6 +176,22 @@ class ExampleBuilder(tfds.core.DatasetBuilder, skip_registration=True):
     intake: Intake
     on_progress: Callable[[int], None] | None = None
 
+    def __init__(self, *, data_dir: str | Path, config: ExampleConfig, **options: Any):
+        """Finds the folder of the data set, which may have been prepared from sources now gone.
+
+        Raises:
+          FileNotFoundError: if source files are missing, and nothing was prepared from them.
+        """
+        version, parent = str(self.VERSION), Path(data_dir).expanduser() / type(self).name
+        if not (parent / config.name / version / SUMMARY).is_file():
+            earlier = prepared_before(parent, version, config.settings(), config.sources())
+            if not earlier and (missing := config.missing_sources()):
+                raise FileNotFoundError(
+                    f"missing {', '.join(missing)}: expected the set's files there"
+                )
+            config = dataclasses.replace(config, name=earlier or config.name)
+        super().__init__(data_dir=data_dir, config=config, **options)
+
     def __init_subclass__(cls, **kwargs):
         # TFDS keeps a process-wide registry by class name. Importing a library should not fill it.
         super().__init_subclass__(skip_registration=True, **kwargs)
@@ -263,8 +236,9 @@ class ExampleBuilder(tfds.core.DatasetBuilder, skip_registration=True):
             "bad_rows": dict(self.intake.bad),
             "cut_fields": self.intake.cut,
             "options": self.builder_config.options(),
+            "paths": [[str(path) for path in self.builder_config.sources()]],
         }
-        (folder / _SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
     def _flush(self, writer: tfds.core.SequentialWriter, batch: dict[str, list]):
         if batch:
@@ -297,6 +271,7 @@ class PreparedDataset:
       splits: number of rows by split.
       bad_rows: number of rejected rows by reason; they are listed in ``path / "bad_rows.jsonl"``.
       cut_fields: number of fields that were longer than ``max_chars``.
+      fingerprint: identifies its options and the content of its sources.
       reused: whether it existed already.
     """
 
@@ -304,6 +279,7 @@ class PreparedDataset:
     splits: Mapping[str, int]
     bad_rows: Mapping[str, int]
     cut_fields: int
+    fingerprint: str
     reused: bool
 
 
@@ -325,9 +301,10 @@ def prepare(
     if not reused:
         builder.on_progress = on_progress
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory() as unused:  # TFDS insists on a download folder
-                builder.download_and_prepare(download_dir=unused, file_format="array_record")
+            with preparing(path.parent):
+                reused = path.exists()  # by now: another process may have been at it
+                if not reused:
+                    _write(builder)
         except (OSError, RuntimeError) as error:
             # array_record reports a full disk as a RuntimeError with the system's message.
             full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
@@ -339,9 +316,16 @@ def prepare(
                 f"the disk is full ({free} MiB free) while making {path}; nothing was kept. Free "
                 "some space, or choose another data_dir",
             ) from error
-    if not (path / _SUMMARY).is_file():
-        raise UserError(f"{path} is not a finished data set ({_SUMMARY} is missing): delete it")
+    if reused and (path / SUMMARY).is_file():
+        remember_paths(path / SUMMARY, builder.builder_config.sources())
+    if not (path / SUMMARY).is_file():
+        raise UserError(f"{path} is not a finished data set ({SUMMARY} is missing): delete it")
     return dataclasses.replace(open_prepared(path), reused=reused)
+
+
+def _write(builder: ExampleBuilder) -> None:
+    with tempfile.TemporaryDirectory() as unused:  # TFDS insists on a download folder
+        builder.download_and_prepare(download_dir=unused, file_format="array_record")
 
 
 def open_prepared(path: str | Path) -> PreparedDataset:
@@ -350,19 +334,24 @@ def open_prepared(path: str | Path) -> PreparedDataset:
     Raises:
       FileNotFoundError: if there is none.
     """
-    file = Path(path) / _SUMMARY
+    file = Path(path) / SUMMARY
     if not file.is_file():
         raise FileNotFoundError(
-            f"no data set at {path} ({_SUMMARY} is missing): expected a folder that was made from "
+            f"no data set at {path} ({SUMMARY} is missing): expected a folder that was made from "
             "pairs, such as runs/filter/filtered/<name>/<options>/<version>"
         )
     summary = json.loads(file.read_text(encoding="utf-8"))
-    del summary["options"]
-    return PreparedDataset(path=Path(path), reused=True, **summary)
+    counts = {key: summary[key] for key in ("splits", "bad_rows", "cut_fields")}
+    fingerprint = name_of(summary["options"])
+    return PreparedDataset(path=Path(path), fingerprint=fingerprint, reused=True, **counts)
 
 
 class ExampleSource:
-    """Random access to the examples of a split, suitable for ``grain.MapDataset.source``."""
+    """Random access to the examples of a split, suitable for ``grain.MapDataset.source``.
+
+    Args:
+      source: of TFDS.
+    """
 
     def __init__(self, source: Any):
         self._source = source
@@ -379,6 +368,29 @@ class ExampleSource:
     def __repr__(self) -> str:
         return f"ExampleSource({self._source!r})"
 
+    def labels(self) -> list[Label | None]:
+        """The label of every example."""
+        return [json.loads(text) if text else None for text in self.texts("label")]
+
+    def texts(self, name: str) -> list[str]:
+        """The ``uid``, ``query``, ``kind`` or ``label`` (as JSON) of all examples."""
+        return [text.decode(errors="surrogatepass") for text in self._column(name)]
+
+    def _column(self, name: str) -> list[Any]:
+        # Without the other fields it is read several times as fast as the examples.
+        feature: Any = tfds.features.FeaturesDict({name: FEATURES[name]})
+        records = self._source.data_source
+        values: list[Any] = []
+        since = time.monotonic()
+        for first in range(0, len(self), _BATCH):
+            part = records.__getitems__(list(range(first, min(first + _BATCH, len(self)))))
+            rows: list[Any] = [feature.deserialize_example_np(record) for record in part]
+            values += [row[name] for row in rows]
+            if time.monotonic() - since > _SECONDS:
+                since = time.monotonic()
+                _LOG.warning("reading the column %r: %d of %d rows", name, len(values), len(self))
+        return values
+
 
 def open_split(path: str | Path, split: str) -> ExampleSource:
     """Opens a split of a data set that ``prepare`` wrote.
@@ -391,14 +403,16 @@ def open_split(path: str | Path, split: str) -> ExampleSource:
       FileNotFoundError: if there is no data set at ``path``.
       UserError: if there is no such split; lists the existing ones.
     """
-    if not (Path(path) / _SUMMARY).is_file():
+    if not (Path(path) / SUMMARY).is_file():
         raise FileNotFoundError(f"no data set at {path}: make it with prepare() first")
     builder: Any = tfds.builder_from_directory(str(path))
     if split.partition("[")[0] not in builder.info.splits:
         raise UserError(f"no split {split!r} in {path}, only {sorted(builder.info.splits)}")
+    if type(builder.info.features["label"]) is not type(FEATURES["label"]):
+        raise UserError(f"{path} was written by an earlier version of she_jax: prepare it again")
     return ExampleSource(builder.as_data_source(split))
 
 
 def fingerprint(dataset: PreparedDataset) -> str:
-    """Identifies a data set: its options, and the size and time of its source files."""
-    return dataset.path.parent.name
+    """Identifies a data set: its options, and the content of its source files."""
+    return dataset.fingerprint

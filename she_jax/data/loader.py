@@ -1,6 +1,6 @@
 """Batches of examples in a random order that depends only on the seed and the position."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import SupportsIndex
 
 import grain
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from she_jax.data.dataset import ExampleSource
-from she_jax.types import Example, Label, UserError
+from she_jax.types import Example, UserError
 
 
 class Subset:
@@ -25,11 +25,17 @@ class Subset:
         return self._source[self._rows[index.__index__()]]
 
 
-def label_codes(labels: Iterable[Label | None]) -> Int[np.ndarray, "N"]:
-    """A number for each label, from 1 on in the order of their texts; 0 for no label."""
+def label_codes(source: Sequence[Example] | ExampleSource) -> Int[np.ndarray, "N"]:
+    """A number for each example's label, from 1 on in the order of their texts; 0 for no label."""
+    labels = source.labels() if isinstance(source, ExampleSource) else [e.label for e in source]
     texts = ["" if label is None else str(label) for label in labels]
     code = {text: n for n, text in enumerate(sorted({"", *texts}))}
     return np.array([code[text] for text in texts], np.int64)
+
+
+def uids_of(source: Sequence[Example] | ExampleSource) -> list[str]:
+    """The uid of every example."""
+    return source.texts("uid") if isinstance(source, ExampleSource) else [e.uid for e in source]
 
 
 def batches(
@@ -45,8 +51,8 @@ def batches(
       source: the examples.
       batch_size: examples per batch and process.
       seed: seed of the order.
-      balance: draw all labels equally often, so that rows of a rare label repeat more often. Reads
-        every row once in advance, and skips rows without a label.
+      balance: draw all labels equally often, so that rows of a rare label repeat more often. Skips
+        rows without a label.
 
     Raises:
       UserError: if there are no examples, or with ``balance`` none that has a label.
@@ -55,7 +61,7 @@ def batches(
         raise UserError("no examples: the split is empty")
     groups = [range(len(source))]
     if balance:
-        codes = label_codes(source[i].label for i in range(len(source)))
+        codes = label_codes(source)
         groups = [np.flatnonzero(codes == code).tolist() for code in range(1, codes.max() + 1)]
         if not groups:
             raise UserError("balance: no example has a label; set it to False")

@@ -11,6 +11,7 @@ import numpy as np
 
 from she_jax.data.dataset import PreparedDataset, evenly_spaced_rows, open_split
 from she_jax.evaluation.metrics import pass_at_k, score
+from she_jax.evaluation.unread import Unread
 from she_jax.generate.generator import Generator
 from she_jax.rewards.verifier import OutcomeRewardFn
 from she_jax.training.files import write_json
@@ -129,16 +130,20 @@ def evaluate_split(
     title: str,
     outcome: OutcomeRewardFn | None = None,
 ) -> dict[str, Any]:
-    """Metrics of the greedy chains of examples, see ``score``, and the mean ``outcome`` reward."""
+    """Metrics of the greedy chains of examples, see ``score``, and the mean ``outcome`` reward.
+
+    It says so if most chains cannot be read.
+    """
+    unread = Unread(generator.prompts.completion_length)
     with Progress(title, total=len(examples)) as progress:
-        chains = generator.greedy(params, examples, progress.update)
+        chains = generator.greedy(params, examples, progress.update, unread.add)
         metrics = score(chains, examples, generator.prompts.schema)
         if outcome is not None:
             metrics["outcome"] = float(np.mean(outcome(chains, examples)))
-        shown = {
-            key: metrics[key] for key in ("macro_f1", "outcome") if metrics.get(key) is not None
-        }
-        progress.update(len(examples), **shown)
+        names = [name for name in ("macro_f1", "outcome") if metrics.get(name) is not None]
+        progress.update(len(examples), **{name: metrics[name] for name in names})
+        if unread.share > 0.5:
+            progress.print(unread.sentence())
     return metrics
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
 from she_jax.cot import LABEL_STEP, Chain, CotSchema
 from she_jax.types import Example
@@ -49,6 +48,8 @@ def score(
     Raises:
       ValueError: if the numbers of chains and examples differ.
     """
+    from sklearn.metrics import accuracy_score, confusion_matrix  # slow, so not at every start
+
     if len(chains) != len(examples):
         raise ValueError(f"{len(chains)} chains for {len(examples)} examples: expected one each")
     parsed = [chain.well_formed for chain in chains]
@@ -104,6 +105,8 @@ def pass_at_k(correct: Bool[np.ndarray, "N K"]) -> float:
 
 
 def _macro_f1(gold: Int[np.ndarray, "M"], predicted: Int[np.ndarray, "M"]) -> float | None:
+    from sklearn.metrics import f1_score
+
     if not gold.size:
         return None
     labels = np.unique(gold)
@@ -113,6 +116,8 @@ def _macro_f1(gold: Int[np.ndarray, "M"], predicted: Int[np.ndarray, "M"]) -> fl
 def _good_f1(
     gold: Int[np.ndarray, "M"], predicted: Int[np.ndarray, "M"], good_classes: Sequence[int]
 ) -> float | None:
+    from sklearn.metrics import f1_score
+
     good = np.isin(gold, good_classes)
     if not good.any():
         return None

@@ -7,7 +7,6 @@ was in, and filters with other thresholds reuse them (``filter.records``).
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -32,6 +31,7 @@ from she_jax.generate.generator import Generator, Sample
 from she_jax.generate.language_model import LanguageModel
 from she_jax.generate.readout import label_tokens, make_readout
 from she_jax.rewards.verifier import FULL_REWARD, outcome_reward, verify
+from she_jax.training.checkpoint import params_digest
 from she_jax.training.files import write_json
 from she_jax.training.logging import Progress, log
 from she_jax.training.stop import StopSignal
@@ -128,7 +128,7 @@ def filter_prompts(
     records = Path(measure.records or folder / "records")
     identity = {
         "data": fingerprint(dataset),
-        "policy": _digest(params),
+        "policy": params_digest(params),
         "steps": list(lm.prompts.schema.names),
         "seed": measure.seed,
         "skip": measure.skip,
@@ -386,14 +386,6 @@ def _claim(records: Path, identity: Mapping[str, Any], config: FilterConfig) -> 
 def _reach(name: str, value: float) -> float:
     """How many pairs a threshold lets through to the rollouts; a similarity of 0 is off."""
     return 2.0 if name == "similarity" and not value else value
-
-
-def _digest(params: Any) -> str:
-    """A short hash of the parameters of a policy."""
-    digest = sha256()
-    for leaf in jax.tree.leaves(jax.device_get(params)):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _unique_part(path: Path) -> Path:

@@ -7,7 +7,6 @@ million texts takes a fraction of the memory of one hash table per band.
 from collections.abc import Iterable
 
 import numpy as np
-from datasketch import MinHash
 from jaxtyping import Int64, UInt32, UInt64
 
 _SHINGLE = 4  # characters
@@ -30,6 +29,8 @@ def signatures(texts: Iterable[str]) -> UInt32[np.ndarray, "N P"]:
     Returns:
       A signature per text.
     """
+    from datasketch import MinHash  # with scipy, so slow: not at every start
+
     sketches = MinHash.generator(map(_shingles, texts), num_perm=_PERMUTATIONS)
     rows = [sketch.hashvalues for sketch in sketches]
     return np.stack(rows) if rows else np.empty((0, _PERMUTATIONS), np.uint32)

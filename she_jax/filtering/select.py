@@ -19,8 +19,6 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float16, Float32, Int, Int8, Int16, Int32, Int64, UInt64
-from sklearn.cluster import MiniBatchKMeans
-from threadpoolctl import threadpool_limits
 
 from she_jax.filtering.records import embeddings, read_columns
 from she_jax.types import UserError
@@ -385,6 +383,9 @@ def _fit_clusters(
     survey: Survey, indices: Int64[np.ndarray, "M"], config: FilterConfig
 ) -> Int32[np.ndarray, "M"]:
     """k-means clusters of the embeddings at the given indices of the survey."""
+    from sklearn.cluster import MiniBatchKMeans  # slow, so not at every start
+    from threadpoolctl import threadpool_limits
+
     order = np.argsort(_hash_rows(survey.row[indices], config.seed))
     sample = indices[np.sort(order[:_MAX_FIT])]
     n_clusters = min(config.clusters, len(sample))

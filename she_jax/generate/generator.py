@@ -65,15 +65,30 @@ class Generator:
             rollout = self._generate(self._sampler(1), params, part, size, jax.random.key(0), 0.0)
             yield part, rollout, self._parse(rollout)[: len(part)]
 
-    def greedy(self, params: Any, examples: Sequence[Example], show: Show) -> list[Chain]:
-        """The greedy chain of each pair. ``show`` is called with the number of finished pairs.
+    def greedy(
+        self,
+        params: Any,
+        examples: Sequence[Example],
+        show: Show,
+        look: Callable[[Chain, str, bool], Any] = lambda chain, text, truncated: None,
+    ) -> list[Chain]:
+        """The greedy chain of each pair.
 
         Pairs are batched by query length: longer queries have longer chains, and a batch takes as
         long as its longest chain.
+
+        Args:
+          params: of the policy.
+          examples: the pairs.
+          show: called with the number of finished pairs.
+          look: called with each chain, its text, and whether it has no end-of-sequence token.
         """
         rows = sorted(range(len(examples)), key=lambda row: len(examples[row].query))
         chains: list[Chain] = []
-        for _, _, batch_chains in self.greedy_rollouts(params, examples, rows):
+        for _, rollout, batch_chains in self.greedy_rollouts(params, examples, rows):
+            texts, truncated = self.prompts.decode(rollout), self.prompts.truncated(rollout)
+            for chain, text, cut in zip(batch_chains, texts, truncated.tolist(), strict=False):
+                look(chain, text, cut)
             chains += batch_chains
             show(len(chains))
         return [chains[index] for index in np.argsort(rows)]

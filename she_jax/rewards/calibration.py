@@ -1,7 +1,6 @@
 """Metrics of probabilities of being correct, which both kinds of reward model give."""
 
 import numpy as np
-from sklearn.metrics import accuracy_score, roc_auc_score
 
 BINS = 10  # of the calibration error
 
@@ -16,6 +15,8 @@ def probability_metrics(correct: np.ndarray, score: np.ndarray) -> dict[str, flo
     Returns:
       The metrics; None over nothing, or over one class where both are needed.
     """
+    from sklearn.metrics import accuracy_score, roc_auc_score  # slow, so not at every start
+
     both = len(set(correct.tolist())) == 2
     return {
         "accuracy": float(accuracy_score(correct, score >= 0.5)) if len(correct) else None,

@@ -9,6 +9,7 @@ import numpy as np
 
 from she_jax.data.curriculum import DIFFICULTIES, PromptPool
 from she_jax.data.dataset import ExampleSource
+from she_jax.data.loader import uids_of
 from she_jax.training.logging import log
 from she_jax.types import Example, UserError
 
@@ -90,7 +91,7 @@ def unsolved_prompts(
       UserError: if there is neither an unsolved nor a new pair.
     """
     count = config.steps * config.prompts
-    uids = [source[row].uid for row in range(len(source))]
+    uids = uids_of(source)
     rng = np.random.default_rng((config.seed, 3))
     again = rng.permutation([row for row, uid in enumerate(uids) if uid in unsolved])
     new = rng.permutation([row for row, uid in enumerate(uids) if uid not in seen])

@@ -343,7 +343,9 @@ def _measure(recipe: Recipe, data: DataConfig) -> MeasureConfig:
 
 def _filter(recipe: Recipe) -> FilterConfig:
     options = {k: v for k, v in recipe.filter.items() if k not in _MEASURE}
-    return FilterConfig(**options | {"front": tuple(options["front"]), "seed": recipe.seed})
+    # On the command line a list is one text: --config.filter.front=negation,brand.
+    kinds = [kind.strip() for text in options["front"] for kind in text.split(",")]
+    return FilterConfig(**options | {"front": tuple(filter(None, kinds)), "seed": recipe.seed})
 
 
 def _train(recipe: Recipe, common: dict[str, Any]) -> TrainConfig:

@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from she_jax.evaluation.report import before_after_table
-from she_jax.runs.config import Recipe, parse, plain
-from she_jax.runs.validate import validate
+from she_jax.runs.config import Recipe, TrainConfig, parse, plain
+from she_jax.runs.validate import check_front, validate
 from she_jax.training.files import write_json
 from she_jax.training.logging import log, show
+from she_jax.training.setup import prepare_dataset
 from she_jax.training.workdir import ARTIFACTS, claim_workdir, lock_workdir, read_recipe
 from she_jax.types import UserError
 
@@ -38,6 +40,11 @@ def run_stages(recipe: Recipe, workdir: Path, run: Run) -> None:
 
 
 def _run_each(recipe: Recipe, workdir: Path, run: Run) -> None:
+    for name, stage in recipe.stages.items():
+        config = parse(standalone(stage), workdir / name)
+        if isinstance(config, TrainConfig) and config.measure.pairs and config.filter.front:
+            data = replace(config.data, folder=Path(stage.data.dir or workdir / "data"))
+            check_front(prepare_dataset(data), config.filter.front)  # not after hours
     init_from, metrics = "", {}
     for name, stage in recipe.stages.items():
         changes = {"init_from": init_from or stage.init_from, "prerequisite": {}}

@@ -1,6 +1,7 @@
 """Filters the training pairs of a run: a data set of the pairs worth training on, and a report."""
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -19,6 +20,7 @@ from she_jax.filtering.measure import filter_prompts
 from she_jax.runs.config import FilterRunConfig
 from she_jax.runs.load import PHASES
 from she_jax.runs.policy_data import start_from_policy
+from she_jax.runs.validate import check_front
 from she_jax.training.files import write_json
 from she_jax.training.logging import Progress, log
 from she_jax.training.stop import StopSignal
@@ -56,6 +58,7 @@ def filter_run(config: FilterRunConfig, workdir: Path) -> None:
     if not summary.is_file():
         with StopSignal() as stop:
             dataset, lm, params = start_from_policy(config, workdir, "filter's policy", PHASES)
+            check_front(dataset, config.filter.front)
             folder = workdir / "filter"
             kept = filter_prompts(folder, lm, params, dataset, config.measure, config.filter, stop)
             if kept is None:
@@ -70,6 +73,7 @@ def filter_run(config: FilterRunConfig, workdir: Path) -> None:
             report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
             write_json(summary, report | {"data": str(filtered.path)})
     results = json.loads(summary.read_text(encoding="utf-8"))
+    path = shlex.quote(results["data"])
     log(f"kept {results['kept']:,} of {results['pairs']:,} pairs")
     log(f"report: {workdir / 'filter' / 'report.html'}")
-    log(f"train on them: --config.data.name=prepared --config.data.path={results['data']}")
+    log(f"train on them: --config.data.name=prepared --config.data.path={path}")

@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from she_jax.runs.policy_data import (
     start_from_policy,
 )
 from she_jax.training.files import write_json, write_text
-from she_jax.training.logging import MetricsWriter, Progress, rows_table, show
+from she_jax.training.logging import MetricsWriter, Progress, log, rows_table, show
 from she_jax.training.sft import BatchSeries, sft
 from she_jax.training.stop import StopSignal
 from she_jax.types import OrmBatch
@@ -68,6 +69,7 @@ def train_orm(config: OrmRunConfig, workdir: Path) -> None:
         rows = {"all": values} | values.get("by_source", {})
         columns = TRAINING_COLUMNS if split == "train" else EVAL_COLUMNS
         show(rows_table(f"{split}, {config.orm.loss}", columns, rows))
+    log(f"results: {summary}; train a policy with it: --config.reward.orm={quote(str(workdir))}")
 
 
 def policy_chains(

@@ -5,6 +5,7 @@ The way to the credit and the loss: ``she_jax.runs.launch``, here, ``she_jax.run
 """
 
 import json
+import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ from she_jax.runs.export import export
 from she_jax.runs.load import new_policy
 from she_jax.runs.plugins import record_dataset
 from she_jax.runs.sources import make_source
-from she_jax.runs.validate import check_splits
+from she_jax.runs.validate import check_front, check_splits
 from she_jax.training.checkpoint import Checkpoints
 from she_jax.training.files import write_json
 from she_jax.training.logging import MetricsWriter, log, show
@@ -58,6 +59,7 @@ def train(config: TrainConfig, workdir: Path) -> None:
             record_dataset(workdir, dataset.path)
             lm, params = new_policy(config, workdir, dataset)
             check_splits(dataset, config.evaluation.split)
+            check_front(dataset, config.filter.front if config.measure.pairs else ())
             reference = cold_start(config, workdir, lm, params, dataset, metrics, stop)
             results, params = improve(config, workdir, lm, reference, dataset, metrics, stop)
             if config.export:
@@ -69,6 +71,23 @@ def train(config: TrainConfig, workdir: Path) -> None:
         log(f"all is done: the metrics are in {summary}")
     after = json.loads(summary.read_text(encoding="utf-8"))
     show(before_after_table(after["before"], after))
+    _say_where_to_look(config, workdir)
+
+
+def _say_where_to_look(config: TrainConfig, workdir: Path) -> None:
+    """Where the results of a finished run are, and what can be done with its policy."""
+    folder = shlex.quote(str(workdir))
+    log(f"results: {workdir / 'summary.json'}; curves: {workdir / 'metrics.jsonl'}, tensorboard/")
+    if (workdir / "samples").is_dir():
+        log(f"rollouts to read, with the reward of each step: {workdir / 'samples'}")
+    log(
+        f"evaluate on other pairs: --config=configs/evaluate.py --config.checkpoint={folder} "
+        "--config.data.name=jsonl --config.data.path=PAIRS.jsonl --workdir=NEW"
+    )
+    if config.export:
+        log(f"exported as a Hugging Face directory: {workdir / 'export'}")
+    else:
+        log("export as a Hugging Face directory: the same command with --config.export=True")
 
 
 def cold_start(

@@ -8,13 +8,16 @@ import jax
 import numpy as np
 
 from she_jax.cot import Chain
-from she_jax.data.dataset import evenly_spaced_rows, open_split
+from she_jax.data.dataset import PreparedDataset, evenly_spaced_rows, fingerprint, open_split
 from she_jax.evaluation.metrics import score
+from she_jax.evaluation.unread import Unread
 from she_jax.generate.generator import Generator
+from she_jax.generate.language_model import LanguageModel
 from she_jax.generate.prompts import PromptFormat
 from she_jax.generate.readout import label_tokens, make_readout
 from she_jax.runs.config import PredictConfig
 from she_jax.runs.load import load_policy
+from she_jax.training.checkpoint import params_digest
 from she_jax.training.files import write_json
 from she_jax.training.logging import Progress, log
 from she_jax.training.setup import prepare_dataset, split_mesh
@@ -25,8 +28,9 @@ def predict(config: PredictConfig, workdir: Path) -> None:
     """Writes a checkpoint's predictions for a data set, and their metrics if it has labels.
 
     ``predictions.jsonl`` has one line per pair: ``uid``, ``label`` (null if unreadable),
-    ``probabilities`` of the labels given the reasoning before the label, ``well_formed`` and
-    ``steps`` (each with its name, text and verdict). The metrics are in ``summary.json``.
+    ``probabilities`` of the labels given the reasoning before the label, ``well_formed``, ``steps``
+    (each with its name, text and verdict), and ``text``, all that the model wrote, where it is not
+    a well-formed chain. The metrics are in ``summary.json``.
 
     Raises:
       UserError: if the folder holds the predictions of other pairs or of another checkpoint.
@@ -37,43 +41,62 @@ def predict(config: PredictConfig, workdir: Path) -> None:
     # The data set follows the policy's chain.
     dataset = prepare_dataset(config.data.for_chain(lm.prompts.schema.options))
     inputs = {"pairs": str(dataset.path), "checkpoint": source}
+    content = {"pairs": fingerprint(dataset), "checkpoint": params_digest(params)}
     if final.is_file():
-        if json.loads(sources.read_text(encoding="utf-8")) != inputs:
+        saved = json.loads(sources.read_text(encoding="utf-8"))
+        if content != saved["content"] if "content" in saved else inputs != saved:
             raise UserError(
                 f"{final} holds predictions of other pairs or of another checkpoint (see "
                 f"{sources}): give a new folder with --workdir"
             )
         log(f"all is done: the predictions are in {final}")
         return
-    write_json(sources, inputs)
+    write_json(sources, inputs | {"content": content})
+    draft, unread = workdir / "predictions.jsonl.part", Unread(lm.prompts.completion_length)
+    labeled = _write_predictions(config, lm, params, dataset, draft, unread)
+    if labeled:
+        chains, pairs = zip(*labeled, strict=True)
+        metrics = score(chains, pairs, lm.prompts.schema)
+        write_json(workdir / "summary.json", metrics)
+        log(f"macro F1 {metrics['macro_f1']:.3f}, accuracy {metrics['accuracy']:.3f}")
+    if unread.share:
+        log(unread.sentence())
+    draft.replace(final)
+    log(f"predictions: {final}" + (f", metrics: {workdir / 'summary.json'}" if labeled else ""))
+
+
+def _write_predictions(
+    config: PredictConfig,
+    lm: LanguageModel,
+    params: Any,
+    dataset: PreparedDataset,
+    path: Path,
+    unread: Unread,
+) -> list[tuple[Chain, Example]]:
+    """Writes the predictions; returns the chains of the labeled pairs, counts the unreadable."""
     examples = open_split(dataset.path, config.evaluation.split)
     rows = evenly_spaced_rows(len(examples), config.evaluation.pairs)
     generator = Generator(lm, config.evaluation.batch_size, warn=log)
     read_out = jax.jit(make_readout(lm))
     labeled: list[tuple[Chain, Example]] = []
-    draft = workdir / "predictions.jsonl.part"
     with (
-        draft.open("w", encoding="utf-8") as file,
+        path.open("w", encoding="utf-8") as file,
         Progress(f"evaluating {config.data.name}", total=len(rows)) as progress,
     ):
         done = 0
         for part, rollout, chains in generator.greedy_rollouts(params, examples, rows):
             starts, label_ids = label_tokens(lm.prompts, rollout, chains)
             by_row = np.asarray(read_out(params, rollout, starts, label_ids)[0])
-            for example, chain, probs, start in zip(part, chains, by_row, starts, strict=False):
-                probabilities = probs if start else None
-                file.write(json.dumps(_prediction(example, chain, probabilities, lm.prompts)))
-                file.write("\n")
+            texts, cut = lm.prompts.decode(rollout), lm.prompts.truncated(rollout)
+            for n, (example, chain) in enumerate(zip(part, chains, strict=True)):
+                unread.add(chain, texts[n], bool(cut[n]))
+                line = _prediction(example, chain, by_row[n] if starts[n] else None, lm.prompts)
+                line["text"] = None if chain.well_formed else texts[n]
+                file.write(json.dumps(line) + "\n")
             labeled += [(c, e) for c, e in zip(chains, part, strict=True) if e.label is not None]
             done += len(part)
             progress.update(done)
-    if labeled:
-        chains, pairs = zip(*labeled, strict=True)
-        metrics = score(chains, pairs, lm.prompts.schema)
-        write_json(workdir / "summary.json", metrics)
-        log(f"macro F1 {metrics['macro_f1']:.3f}, accuracy {metrics['accuracy']:.3f}")
-    draft.replace(final)
-    log(f"predictions: {final}")
+    return labeled
 
 
 def _prediction(

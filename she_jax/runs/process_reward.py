@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import jax
@@ -94,6 +95,7 @@ def train_prm(config: PrmRunConfig, workdir: Path) -> None:
     for method, by_split in results.items():
         for split, values in by_split.items():
             show(metrics_table(f"{split}, {method}", values))
+    log(f"results: {summary}; train a policy with it: --config.reward.prm={quote(str(workdir))}")
 
 
 def reference_chains(

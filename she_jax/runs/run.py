@@ -15,7 +15,7 @@ from she_jax.runs.policy import train
 from she_jax.runs.predict import predict
 from she_jax.runs.process_reward import train_prm
 from she_jax.runs.validate import validate
-from she_jax.training.workdir import claim_workdir, lock_workdir
+from she_jax.training.workdir import check_local, claim_workdir, lock_workdir
 from she_jax.types import UserError
 
 KINDS = ("train", "curriculum", "filter", "evaluate", "reward_model", "scalar_reward")
@@ -32,6 +32,7 @@ def run(recipe: Recipe, workdir: Path) -> None:
       UserError: for a recipe that cannot be run, or a folder of another one.
       SystemExit: after a signal, once the state is saved.
     """
+    check_local(recipe.to_dict(), workdir)
     if jax.process_count() > 1:
         raise UserError(
             f"{jax.process_count()} processes: a run on several hosts is not supported yet; start "

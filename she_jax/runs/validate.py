@@ -1,13 +1,13 @@
 """Checks that span two parts of a run's config, made before anything is computed."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
-from she_jax.data.dataset import PreparedDataset, open_prepared
+from she_jax.data.dataset import PreparedDataset, open_prepared, open_split
 from she_jax.data.sources import make_builder
 from she_jax.models.hub import locate_model
 from she_jax.models.sharding import check_batch
@@ -53,6 +53,23 @@ def validate(config: RunConfig) -> None:
         _check_two_a_row(config.sft, split_mesh(config.mesh, 0)[0])
     if isinstance(config, TrainConfig):
         _check_training(config)
+
+
+def check_front(dataset: PreparedDataset, front: Sequence[str]) -> None:
+    """Checks that the kinds of query that a filter puts in front exist.
+
+    Raises:
+      UserError: if the training split has no pair of one of them; lists the kinds it has.
+    """
+    if not front:
+        return
+    known = set(open_split(dataset.path, "train").texts("kind"))
+    if unknown := [kind for kind in front if kind not in known]:
+        kinds = ", ".join(sorted(known - {""})[:40]) or "none, since no pair has a kind"
+        raise UserError(
+            f"filter.front: no training pair is of the kind {' or '.join(map(repr, unknown))}; "
+            f"expected some of: {kinds}"
+        )
 
 
 def check_splits(dataset: PreparedDataset, eval_split: str) -> None:

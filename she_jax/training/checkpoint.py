@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from she_jax.types import TrainState, UserError
@@ -266,6 +267,14 @@ def _check_arrays(path: Path, saved: dict, wanted: dict) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def params_digest(params: Any) -> str:
+    """A short hash of parameters, whatever file they are from."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(jax.device_get(params)):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _write_manifest(path: Path) -> None:

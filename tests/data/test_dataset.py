@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recipes import EXAMPLE, Given, GivenConfig, good_rows, make_dataset
 
+from she_jax.data import dataset
 from she_jax.data.dataset import (
     FEATURES,
     ExampleConfig,
@@ -64,6 +65,23 @@ def test_a_data_set_is_written_once_and_read_back_identical(tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_column_is_read_without_the_others_and_says_so_if_it_takes_long(
+    tmp_path, monkeypatch, caplog
+):
+    examples = [
+        dataclasses.replace(EXAMPLE, uid=f"ü{n}", label=label)
+        for n, label in enumerate((4, 4, None, 1))
+    ]
+    path = make_dataset(tmp_path, [Row(split="train", example=e) for e in examples]).path
+    source = open_split(path, "train")
+    assert source.labels() == [4, 4, None, 1]
+    assert open_split(path, "train[:3]").labels() == [4, 4, None]
+    assert source.texts("uid") == [example.uid for example in examples]
+    monkeypatch.setattr(dataset, "_SECONDS", 0)
+    assert source.labels() == [4, 4, None, 1]
+    assert caplog.messages == ["reading the column 'label': 4 of 4 rows"]
+
+
 def test_a_source_works_with_grain_and_can_be_pickled(tmp_path):
     source = open_split(make_dataset(tmp_path, good_rows(7)).path, "train")
     assert sorted(e.uid for e in grain.MapDataset.source(source).shuffle(seed=1)) == list("0123456")
@@ -85,11 +103,11 @@ def test_other_options_or_sources_give_another_folder(tmp_path):
 
     names = {FileConfig().name, FileConfig().name, FileConfig(size=2).name}
     assert len(names) == 2
-    path.write_text("22")
+    path.write_text("2")  # one byte, of the same length
     assert FileConfig().name not in names
     path.unlink()
     with pytest.raises(FileNotFoundError, match="source"):
-        FileConfig()
+        Given(data_dir=tmp_path, config=FileConfig())
 
 
 def test_progress_is_reported(tmp_path):
@@ -154,7 +172,7 @@ def test_a_full_disk_is_reported_and_no_files_are_left(tmp_path, error):
         make_dataset(tmp_path, [*good_rows(10), error])
     assert str(tmp_path) in str(caught.value)
     assert caught.value.errno == errno.ENOSPC
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"]
     assert make_dataset(tmp_path, good_rows(10)).splits == {"train": 10}
 
 

@@ -7,7 +7,7 @@ import pytest
 from recipes import changed
 from recipes import config as training_config
 
-from she_jax.data.dataset import open_split
+from she_jax.data.dataset import open_prepared, open_split
 from she_jax.filtering import measure
 from she_jax.filtering.records import read_records
 from she_jax.generate.generator import Generator
@@ -15,6 +15,8 @@ from she_jax.recipes import filter as filter_recipe
 from she_jax.runs import filter as filter_run
 from she_jax.runs.config import parse
 from she_jax.runs.run import run
+from she_jax.runs.validate import check_front
+from she_jax.types import UserError
 
 SMALL = {
     "mesh.data": 1,
@@ -222,11 +224,22 @@ def test_a_folder_of_a_filter_refuses_another_config(done, policy):
         run(config(policy, filter__low=0.1), done)
 
 
-def test_missing_kinds_in_front_are_reported(done, policy, tmp_path, capsys):
+def test_too_few_pairs_of_the_kinds_in_front_are_reported(done, policy, tmp_path, capsys):
     records = str(done / "filter" / "records")
-    run(config(policy, filter__records=records, filter__front=("negaton",)), tmp_path / "run")
+    run(config(policy, filter__records=records, filter__front=("negation",)), tmp_path / "run")
     output = " ".join(capsys.readouterr().out.split())
-    assert "15 of filter.front=['negaton'] were wanted, only 0 are left; the kinds here" in output
+    assert "15 of filter.front=['negation'] were wanted, only" in output
+
+
+def test_kinds_in_front_are_a_list_and_must_exist(done, policy, tmp_path):
+    """On the command line a list is one text with commas."""
+    changes = {"filter__front": (" negation,plain, ", "brand")}
+    front = parse(training_config(**changes), tmp_path).filter.front
+    assert front == ("negation", "plain", "brand")
+    data = open_prepared(json.loads((done / "summary.json").read_text())["data"])
+    check_front(data, ("negation", "question"))
+    with pytest.raises(UserError, match=r"kind 'negaton' or 'Brand'; expected some of: .*negation"):
+        check_front(data, ("negaton", "question", "Brand"))
 
 
 def test_an_empty_result_names_the_threshold(done, policy, tmp_path):

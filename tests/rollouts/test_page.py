@@ -2,7 +2,6 @@
 
 import json
 
-import ml_collections
 import numpy as np
 import pytest
 from rich.console import Console
@@ -11,11 +10,9 @@ from she_jax.cot import CotSchema
 from she_jax.evaluation.report import before_after_table
 from she_jax.rollouts.batch import RolloutBatch
 from she_jax.rollouts.page import write_rollouts
-from she_jax.runs.config import plain
 from she_jax.training import files
 from she_jax.training.files import write_json, write_text
-from she_jax.training.workdir import claim_workdir
-from she_jax.types import Example, StepBatch, UserError
+from she_jax.types import Example, StepBatch
 
 SCHEMA = CotSchema()
 GOOD = "query: shoes\nproduct: boots\ncategory: shoes / boots => near\nattributes: met\nlabel: 3"
@@ -179,65 +176,3 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write_text(tmp_path / "x", "new")
     assert (tmp_path / "x").read_text() == "old"
-
-
-def recipe(**changes):
-    base = ml_collections.ConfigDict({"seed": 0, "optim": {"lr": 1e-3, "betas": (0.9, 0.99)}})
-    base.update_from_flattened_dict(changes)
-    return plain(base)
-
-
-def test_a_workdir_is_claimed_once_and_recognized(tmp_path):
-    claim_workdir(tmp_path / "run", recipe())
-    saved = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert saved == {"schema": 2, "seed": 0, "optim": {"lr": 1e-3, "betas": [0.9, 0.99]}}
-    (tmp_path / "run" / "checkpoints").mkdir()
-    claim_workdir(tmp_path / "run", recipe())
-
-
-def test_a_changed_recipe_lists_every_key_that_differs(tmp_path):
-    claim_workdir(tmp_path, recipe())
-    (tmp_path / "checkpoints").mkdir()
-    changed = recipe(**{"seed": 1, "optim.lr": 2e-3}) | {"extra": {"flag": True}}
-    with pytest.raises(UserError, match="another config") as error:
-        claim_workdir(tmp_path, changed)
-    message = str(error.value)
-    assert "seed: 0 in the workdir, 1 now" in message
-    assert "optim.lr: 0.001 in the workdir, 0.002 now" in message
-    assert "extra.flag: absent in the workdir, true now" in message
-    assert "betas" not in message
-    assert "schema" not in message
-    assert "--workdir" in message
-
-
-def test_a_folder_without_results_takes_another_recipe(tmp_path):
-    claim_workdir(tmp_path, recipe())
-    claim_workdir(tmp_path, recipe(seed=1))
-    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
-
-
-def test_a_folder_of_an_earlier_version_is_refused(tmp_path):
-    """Its keys had other names, so a list of those that differ would help nobody."""
-    write_json(tmp_path / "config.json", recipe())
-    (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(
-        UserError, match=r"another version of she_jax \(schema 1, this one reads 2\)"
-    ):
-        claim_workdir(tmp_path, recipe())
-
-
-def test_a_folder_of_other_files_is_not_taken(tmp_path):
-    (tmp_path / "thesis.tex").touch()
-    with pytest.raises(UserError, match=r"thesis\.tex"):
-        claim_workdir(tmp_path, recipe())
-    with pytest.raises(UserError, match="is a file"):
-        claim_workdir(tmp_path / "thesis.tex", recipe())
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-def test_a_kill_while_claiming_and_a_broken_config(tmp_path):
-    (tmp_path / "config.json.part").write_text('{"se')
-    claim_workdir(tmp_path, recipe())
-    (tmp_path / "config.json").write_text('{"se')
-    with pytest.raises(UserError, match="not JSON"):
-        claim_workdir(tmp_path, recipe())

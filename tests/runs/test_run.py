@@ -22,6 +22,7 @@ from she_jax.runs.config import parse
 from she_jax.runs.export import export_run
 from she_jax.runs.run import run
 from she_jax.runs.validate import validate
+from she_jax.training.files import printable
 from she_jax.training.logging import MetricsWriter, log
 from she_jax.training.setup import read_tokenizer
 from she_jax.training.workdir import lock_workdir
@@ -63,7 +64,15 @@ def test_the_sampler_and_the_trainer_agree_on_the_log_probabilities(done):
 def test_the_same_command_again_reports_that_all_is_done(done, capsys):
     before = {path: path.stat().st_mtime_ns for path in done.rglob("*") if path.is_file()}
     run(config(), done)
-    assert "all is done" in capsys.readouterr().out
+    screen = capsys.readouterr().out
+    assert "all is done" in screen
+    for place in (
+        "summary.json",
+        "samples",
+        f"--config.checkpoint={done} ",
+        "--config.export=True",
+    ):
+        assert place in screen
     assert {p: p.stat().st_mtime_ns for p in done.rglob("*") if p.is_file()} == before
 
 
@@ -258,6 +267,7 @@ def test_a_folder_of_an_earlier_version_is_refused(done, tmp_path):
         ({"data__name": "esci"}, "needs --config.data.path"),
         ({"data__eval_split": "dev"}, "no pairs in the split 'dev'"),
         ({"kind": "play"}, "kind='play': expected one of"),
+        ({"checkpoint": "s3://b/x"}, "--config.checkpoint=s3://b/x: only local folders"),
     ],
 )
 def test_a_config_that_cannot_work_is_reported_before_training(tmp_path, changes, message):
@@ -284,7 +294,7 @@ def test_a_folder_without_results_accepts_another_config(tmp_path):
     assert sizes[1] <= 600 < sizes[0]
 
 
-def test_a_checkpoint_predicts_the_labels_of_a_users_file(done, tmp_path):
+def test_a_checkpoint_predicts_the_labels_of_a_users_file(done, tmp_path, capsys):
     pairs = [
         {"uid": "a", "query": "red sofa", "product": {"title": "crimson couch"}, "label": 4},
         {"uid": "b", "query": "オーク 机", "product": {"title": "机"}},
@@ -302,12 +312,25 @@ def test_a_checkpoint_predicts_the_labels_of_a_users_file(done, tmp_path):
     run(config(**changes), tmp_path / "out")
     with (tmp_path / "out" / "predictions.jsonl").open() as written:
         predictions = [json.loads(line) for line in written]
+    screen = " ".join(capsys.readouterr().out.split())
     assert [line["uid"] for line in predictions] == ["a", "b"]
+    for line in predictions:  # what is no chain is kept as written
+        assert line["well_formed"] == (line["text"] is None)
+    assert not predictions[0]["well_formed"]
+    assert "none of 2 completions can be read as a whole chain" in screen
+    assert f'The first of the others: "{printable(predictions[0]["text"], 20)[:20]}' in screen
     assert {"label", "probabilities", "well_formed", "steps"} <= predictions[0].keys()
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["n"] == 1
-    run(config(**changes), tmp_path / "out")  # all is done
-    with file.open("a") as more:
-        more.write(json.dumps(pairs[0] | {"uid": "c"}) + "\n")
+    # All is done, and stays so after a move of everything, and without the source.
+    moved = file.rename(tmp_path / "moved.jsonl")
+    changes["data__path"] = str(moved)
+    changes["checkpoint"] = str(shutil.copytree(done, tmp_path / "copy"))
+    text = moved.read_text()
+    for event in (lambda: os.utime(moved, (1, 1)), moved.unlink):
+        event()
+        run(config(**changes), tmp_path / "out")
+        assert "all is done: the predictions are in" in capsys.readouterr().out
+    moved.write_text(text + json.dumps(pairs[0] | {"uid": "c"}) + "\n")
     with pytest.raises(UserError, match="other pairs or of another checkpoint"):
         run(config(**changes), tmp_path / "out")
 

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32
 from rich.table import Table
-from sklearn.metrics import f1_score
 
 from she_jax.cot import CotSchema
 from she_jax.rewards.calibration import probability_metrics
@@ -92,6 +91,8 @@ def prm_metrics(pool: Sequence[StepQuery], scores: StepScores) -> dict[str, Any]
 def _subset_metrics(
     labels: np.ndarray, annotated: np.ndarray, scores: StepScores, rows: np.ndarray
 ) -> dict[str, Any]:
+    from sklearn.metrics import f1_score  # slow, so not at every start
+
     known = scores.known[rows]
     both = annotated & known
     agree = (scores.score[rows] >= 0.5) == labels

@@ -193,7 +193,7 @@ def test_wrong_options_list_the_possible_values(tmp_path):
 
 def test_missing_files_and_wrong_columns_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"{EXAMPLES}.*{PRODUCTS}"):
-        EsciConfig(path=str(tmp_path))
+        read(tmp_path)
     wrong = pair(0, esci_label=4)
     del wrong["query_id"]
     write(tmp_path, [wrong], [product("B1")])

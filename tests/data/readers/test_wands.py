@@ -81,7 +81,7 @@ def test_a_cell_that_is_too_long_is_a_bad_row(tmp_path):
 
 def test_missing_files_and_columns_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"query\.csv.*product\.csv.*label\.csv"):
-        WandsConfig(path=str(tmp_path))
+        read(tmp_path)
     write(tmp_path)
     (tmp_path / "label.csv").write_text("id,query_id,product_id,label\n1,0,7,Exact\n")
     with pytest.raises(ValueError, match=r"label\.csv: no column .*'product_id'.*found \['id,quer"):
