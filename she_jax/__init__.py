@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from she_jax.cot import Chain, CotSchema, ParsedStep, Step
 from she_jax.models.sharding import make_mesh
-from she_jax.rewards.verifier import OutcomeRewardFn, StepRewardFn
+from she_jax.rewards.verifier import (
+    OutcomeRewardFn,
+    StepRewardFn,
+    annotation_reward,
+    label_reward,
+    step_batch,
+)
 from she_jax.rl.advantages import (
     ESTIMATORS,
+    clip_advantages,
     dr_grpo_advantages,
     grpo_advantages,
     informative_groups,
@@ -31,8 +38,14 @@ from she_jax.rl.losses import (
     sft_loss,
     token_weights,
 )
-from she_jax.rl.steps import step_token_counts
-from she_jax.rl.update import jit_update_step, make_dpo_step, make_sft_step, make_update_step
+from she_jax.rl.steps import step_ids, step_token_counts
+from she_jax.rl.update import (
+    jit_update_step,
+    make_dpo_step,
+    make_scorer,
+    make_sft_step,
+    make_update_step,
+)
 from she_jax.types import (
     Advantages,
     BadRow,
@@ -86,17 +99,21 @@ __all__ = [
     "TrainBatch",
     "TrainState",
     "UserError",
+    "annotation_reward",
     "build_model",
+    "clip_advantages",
     "dpo_loss",
     "dr_grpo_advantages",
     "grpo_advantages",
     "informative_groups",
     "init_params",
     "jit_update_step",
+    "label_reward",
     "load_model",
     "loss_denominators",
     "make_dpo_step",
     "make_mesh",
+    "make_scorer",
     "make_sft_step",
     "make_update_step",
     "policy_loss",
@@ -106,6 +123,8 @@ __all__ = [
     "sample",
     "sft_loss",
     "srpo_advantages",
+    "step_batch",
+    "step_ids",
     "step_token_counts",
     "token_advantages",
     "token_logps",

@@ -29,11 +29,8 @@ def label_tokens(
     """
     tokens, count = np.asarray(rollout.tokens), len(chains)
     lines = [chain.line_steps for chain in chains]
-    padded = np.full((count, max(map(len, lines))), -1)
-    for row, line_steps in zip(padded, lines, strict=True):
-        row[: len(line_steps)] = line_steps
     mask = np.asarray(rollout.completion_mask)[:count]
-    token_steps = step_ids(tokens[:count], mask, prompts.newlines(int(tokens.max()) + 1), padded)
+    token_steps = step_ids(tokens[:count], mask, prompts.newlines(int(tokens.max()) + 1), lines)
     columns, class_ids = np.zeros(len(tokens), np.int32), np.zeros((len(tokens), 4), np.int32)
     for row, chain in enumerate(chains):
         digit = str(chain.label).encode()

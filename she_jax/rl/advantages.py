@@ -15,7 +15,9 @@ variance. All estimators share these arguments, and some have constants of their
     eps: added to every standard deviation that divides (of the population, with divisor n).
     min_std: a standard deviation of at most this counts as zero, and what it would scale is 0.
 
-They raise ValueError if ``group_size`` is below 2 or does not divide B.
+They raise ValueError if ``group_size`` is below 2 or does not divide B, and for arguments that
+``she_jax.rl.checks`` refuses: lists, other shapes and dtypes, and, outside of ``jit``, rewards that
+are NaN or infinite and step ids outside [-1, S).
 """
 
 from collections.abc import Callable, Mapping
@@ -24,11 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from she_jax.rl.checks import check_finite, check_step_ids, checked
 from she_jax.types import Advantages
 
 CRITICAL = ("first_error", "all")
 
 
+@checked
 def srpo_advantages(
     step_rewards: Float[Array | np.ndarray, "B S"],
     step_mask: Bool[Array | np.ndarray, "B S"],
@@ -40,7 +44,7 @@ def srpo_advantages(
     w_step: float | Float[Array, ""] = 1.0,
     critical: str = "first_error",
     after_error: float | Float[Array, ""] = 0.5,
-    correct_from: float | Float[Array, ""] | Float[Array, "B S"] = 0.5,
+    correct_from: float | Float[Array, ""] | Float[Array, "B S"] = 1.0,
     eps: float = 1e-4,
     min_std: float = 1e-6,
 ) -> Advantages:
@@ -72,14 +76,14 @@ def srpo_advantages(
       w_step: weight of the step part, >= 0.
       critical: how the steps are weighted, as above.
       after_error: weight of the steps after the first wrong one, in [0, 1].
-      correct_from: least reward of a correct step, in (0, 1]; a scalar or one per step. Use 1 with
-        a verifier that gives partial credit, so that a half-correct step counts as wrong.
+      correct_from: least reward of a correct step, in (0, 1]; a scalar or one per step. At 1 a
+        half-correct step counts as wrong; use 0.5 for the scores of a reward model, which are
+        never quite 1.
 
     Raises:
       ValueError: also if ``critical`` is unknown.
     """
-    reward = _groups(jnp.where(step_mask, step_rewards, 0.0), group_size)
-    mask = _groups(jnp.asarray(step_mask), group_size)
+    reward, mask = _step_groups(step_rewards, step_mask, group_size)
     outcome_part = _outcome_advantages(outcome, group_size, eps, min_std)
     d = _normalize(reward, mask, eps, min_std)
     threshold = _groups(jnp.broadcast_to(correct_from, step_rewards.shape), group_size)
@@ -97,6 +101,7 @@ def srpo_advantages(
     return Advantages(outcome=w_outcome * outcome_part.reshape(-1), step=step)
 
 
+@checked
 def grpo_advantages(
     step_rewards: Float[Array | np.ndarray, "B S"],
     step_mask: Bool[Array | np.ndarray, "B S"],
@@ -117,6 +122,7 @@ def grpo_advantages(
     return _outcome_only(normalized, step_rewards)
 
 
+@checked
 def rloo_advantages(
     step_rewards: Float[Array | np.ndarray, "B S"],
     step_mask: Bool[Array | np.ndarray, "B S"],
@@ -139,6 +145,7 @@ def rloo_advantages(
     return _outcome_only(group_size / (group_size - 1) * centered[:, :, 0], step_rewards)
 
 
+@checked
 def dr_grpo_advantages(
     step_rewards: Float[Array | np.ndarray, "B S"],
     step_mask: Bool[Array | np.ndarray, "B S"],
@@ -161,6 +168,7 @@ def dr_grpo_advantages(
     return _outcome_only(centered[:, :, 0], step_rewards)
 
 
+@checked
 def process_advantages(
     step_rewards: Float[Array | np.ndarray, "B S"],
     step_mask: Bool[Array | np.ndarray, "B S"],
@@ -195,6 +203,7 @@ def process_advantages(
     return Advantages(outcome=jnp.zeros(outcome.shape, dtype=z.dtype), step=rewards_to_go)
 
 
+@checked
 def prorag_advantages(
     step_rewards: Float[Array | np.ndarray, "B S"],
     step_mask: Bool[Array | np.ndarray, "B S"],
@@ -237,6 +246,7 @@ ESTIMATORS: Mapping[str, Callable[..., Advantages]] = {
 STEPWISE = ("srpo", "process", "prorag")  # the estimators that use step rewards
 
 
+@checked
 def token_advantages(
     advantages: Advantages,
     step_ids: Int[Array | np.ndarray, "B T"],
@@ -250,18 +260,22 @@ def token_advantages(
     Args:
       advantages: from an estimator.
       step_ids: step of each token, in [-1, S); a token outside every step (-1) gets the outcome
-        part only.
+        part only. Inside ``jit``, where values cannot be checked, so does any other id.
       completion_mask: True on sampled tokens; the advantage of any other token is 0.
       clip: as for ``clip_advantages``.
       negative_weight: as for ``clip_advantages``.
     """
-    step_advantages = jnp.take_along_axis(advantages.step, jnp.maximum(step_ids, 0), axis=1)
-    total = advantages.outcome[:, None] + jnp.where(step_ids >= 0, step_advantages, 0.0)
+    steps = advantages.step.shape[1]
+    check_step_ids(step_ids, steps)
+    step_advantages = jnp.take_along_axis(advantages.step, step_ids, axis=1, mode="clip")
+    in_step = (step_ids >= 0) & (step_ids < steps)
+    total = advantages.outcome[:, None] + jnp.where(in_step, step_advantages, 0.0)
     return jnp.where(
         completion_mask, clip_advantages(total, clip=clip, negative_weight=negative_weight), 0.0
     )
 
 
+@checked
 def clip_advantages(
     advantages: Float[Array, "..."],
     *,
@@ -286,6 +300,7 @@ def clip_advantages(
     return jnp.where(bounded < 0, negative_weight * bounded, bounded)
 
 
+@checked
 def informative_groups(
     outcome: Float[Array | np.ndarray, "B"],
     step_rewards: Float[Array | np.ndarray, "B S"],
@@ -314,8 +329,7 @@ def informative_groups(
       ValueError: if ``group_size`` is below 2 or does not divide B.
     """
     outcome_z = _outcome_advantages(outcome, group_size, 1.0, min_std)
-    reward = _groups(jnp.where(step_mask, step_rewards, 0.0), group_size)
-    step_z = _normalize(reward, _groups(jnp.asarray(step_mask), group_size), 1.0, min_std)
+    step_z = _normalize(*_step_groups(step_rewards, step_mask, group_size), 1.0, min_std)
     return (outcome_z != 0).any(axis=1) | (step_z != 0).any(axis=(1, 2))
 
 
@@ -335,7 +349,7 @@ def _groups(rows: Array, group_size: int) -> Array:
     """Reshapes [B, ...] to [N, G, ...]."""
     if group_size < 2:
         raise ValueError(f"group_size={group_size}: the group baseline needs at least 2")
-    if rows.shape[0] % group_size:
+    if not rows.shape[0] or rows.shape[0] % group_size:
         raise ValueError(
             f"{rows.shape[0]} rollouts do not divide into groups of {group_size}: "
             "pass whole groups, a group's rows contiguous"
@@ -343,10 +357,20 @@ def _groups(rows: Array, group_size: int) -> Array:
     return rows.reshape(-1, group_size, *rows.shape[1:])
 
 
+def _step_groups(
+    step_rewards: Array | np.ndarray, weights: Array | np.ndarray, group_size: int
+) -> tuple[Float[Array, "N G S"], Array]:
+    """Step rewards, 0 where they have no weight, and their weights."""
+    check_finite("step_rewards", step_rewards, weights)
+    reward = jnp.where(weights, step_rewards, 0.0)
+    return _groups(reward, group_size), _groups(jnp.asarray(weights), group_size)
+
+
 def _outcome_as_step(
     outcome: Float[Array | np.ndarray, "B"], group_size: int
 ) -> tuple[Float[Array, "N G 1"], Bool[Array, "N G 1"]]:
     """The outcome reward in the form of a step that every rollout has, with its mask."""
+    check_finite("outcome", outcome)
     reward = _groups(jnp.asarray(outcome, dtype=jnp.float32), group_size)[:, :, None]
     return reward, jnp.ones(reward.shape, dtype=bool)
 
@@ -370,12 +394,9 @@ def _pooled(
     min_std: float,
 ) -> Float[Array, "B S"]:
     """Z-scores of step rewards over all steps of all rollouts of a group, weighted."""
-
-    def pool(rows: Array) -> Array:
-        return _groups(rows, group_size).reshape(-1, group_size * rows.shape[1], 1)
-
-    reward = pool(jnp.where(weights, step_rewards, 0.0))
-    return _normalize(reward, pool(jnp.asarray(weights)), eps, min_std).reshape(step_rewards.shape)
+    groups = _step_groups(step_rewards, weights, group_size)
+    reward, pooled_weights = (x.reshape(x.shape[0], -1, 1) for x in groups)
+    return _normalize(reward, pooled_weights, eps, min_std).reshape(step_rewards.shape)
 
 
 def _normalize(
