@@ -109,17 +109,25 @@ def _check(
 ):
     """Checks each argument, and enters the size of each letter with the array that it is from."""
     for name, value in arguments.items():
-        if type(value).__module__ == RECORDS and dataclasses.is_dataclass(value):
+        kind = annotations[name]
+        if _is_record(type(value)):
             fields = {field.name: field.type for field in dataclasses.fields(value)}
-            _check(
-                f"{place}{name}.", {field: getattr(value, field) for field in fields}, fields, sizes
-            )
+            values = {field: getattr(value, field) for field in fields}
+            _check(f"{place}{name}.", values, fields, sizes)
             continue
-        kinds = get_args(annotations[name]) or (annotations[name],)
+        if _is_record(kind):
+            raise ValueError(
+                f"{place}{name} is a {type(value).__name__}, expected a she_jax.{kind.__name__}"
+            )
+        kinds = get_args(kind) or (kind,)
         arrays = [k for k in kinds if isinstance(k, type) and issubclass(k, AbstractArray)]
         if arrays:
             others = tuple(k for k in kinds if k not in arrays and isinstance(k, type))
             _check_array(place + name, value, arrays, others, sizes)
+
+
+def _is_record(kind: Any) -> bool:
+    return dataclasses.is_dataclass(kind) and getattr(kind, "__module__", "") == RECORDS
 
 
 def _check_array(
