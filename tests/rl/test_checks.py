@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import Float
 
 from configs import base
 from she_jax.rewards.verifier import label_reward, outcome_reward
@@ -17,6 +18,7 @@ from she_jax.rl.advantages import (
     srpo_advantages,
     token_advantages,
 )
+from she_jax.rl.checks import checked
 from she_jax.rl.logprobs import token_logps
 from she_jax.rl.losses import (
     LossConfig,
@@ -122,6 +124,17 @@ def test_every_estimator_refuses_lists_and_an_outcome_of_another_length(name):
         ESTIMATORS[name](REWARDS, MASK.tolist(), OUTCOME, group_size=2)
     with pytest.raises(ValueError, match=r"outcome has shape \[2\], expected \[B\] with B=4"):
         ESTIMATORS[name](REWARDS, MASK, OUTCOME[:2], group_size=2)
+
+
+def test_integers_and_booleans_are_read_where_floats_are_expected_and_numbers_for_scalars():
+    @checked
+    def shape(rewards: Float[np.ndarray, "B S"], weight: Float[jax.Array, ""] = 1.0):
+        return rewards.shape
+
+    for dtype in (bool, int, jnp.bfloat16):
+        assert shape(REWARDS.astype(dtype), weight=2) == (4, 2)
+    with pytest.raises(ValueError, match="rewards has dtype complex64, expected numbers"):
+        shape(REWARDS.astype(np.complex64))
 
 
 def test_shapes_are_checked_while_tracing_and_nothing_is_left_in_the_program():
