@@ -26,7 +26,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from she_jax.rl.checks import check_finite, check_step_ids, checked
+from she_jax.rl.checks import check_step_ids, checked
+from she_jax.rl.groups import (
+    center_and_std,
+    normalize,
+    normalized_outcome,
+    outcome_as_step,
+    pooled,
+    step_groups,
+)
 from she_jax.types import Advantages
 
 CRITICAL = ("first_error", "all")
@@ -83,10 +91,10 @@ def srpo_advantages(
     Raises:
       ValueError: also if ``critical`` is unknown.
     """
-    reward, mask = _step_groups(step_rewards, step_mask, group_size)
-    outcome_part = _outcome_advantages(outcome, group_size, eps, min_std)
-    d = _normalize(reward, mask, eps, min_std)
-    threshold = _groups(jnp.broadcast_to(correct_from, step_rewards.shape), group_size)
+    reward, mask = step_groups(step_rewards, step_mask, group_size)
+    outcome_part = normalized_outcome(outcome, group_size, eps, min_std)
+    d = normalize(reward, mask, eps, min_std)
+    threshold = jnp.broadcast_to(correct_from, step_rewards.shape).reshape(reward.shape)
     wrong = mask & (reward < threshold)
     if critical == "first_error":
         wrong_before = (jnp.cumsum(wrong, axis=2) - wrong) > 0
@@ -118,7 +126,7 @@ def grpo_advantages(
     only the number of steps is used. Args: see the module.
     """
     del step_mask, step_tokens
-    normalized = _outcome_advantages(outcome, group_size, eps, min_std)
+    normalized = normalized_outcome(outcome, group_size, eps, min_std)
     return _outcome_only(normalized, step_rewards)
 
 
@@ -141,7 +149,7 @@ def rloo_advantages(
     the step arguments only the number of steps is used. Args: see the module.
     """
     del step_mask, step_tokens, eps
-    centered, _ = _center_and_std(*_outcome_as_step(outcome, group_size), min_std)
+    centered, _ = center_and_std(*outcome_as_step(outcome, group_size), min_std)
     return _outcome_only(group_size / (group_size - 1) * centered[:, :, 0], step_rewards)
 
 
@@ -164,7 +172,7 @@ def dr_grpo_advantages(
     only the number of steps is used. Args: see the module.
     """
     del step_mask, step_tokens, eps
-    centered, _ = _center_and_std(*_outcome_as_step(outcome, group_size), min_std)
+    centered, _ = center_and_std(*outcome_as_step(outcome, group_size), min_std)
     return _outcome_only(centered[:, :, 0], step_rewards)
 
 
@@ -198,7 +206,7 @@ def process_advantages(
     Args: see the module; ``outcome`` is used for its shape only.
     """
     del step_tokens
-    z = _pooled(step_rewards, step_mask, group_size, eps, min_std)
+    z = pooled(step_rewards, step_mask, group_size, eps, min_std)
     rewards_to_go = jnp.cumsum(z[:, ::-1], axis=1)[:, ::-1]
     return Advantages(outcome=jnp.zeros(outcome.shape, dtype=z.dtype), step=rewards_to_go)
 
@@ -229,9 +237,9 @@ def prorag_advantages(
     Args, besides those shared by all estimators (see the module):
       w_step: weight of the step part, >= 0.
     """
-    outcome_part = _outcome_advantages(outcome, group_size, eps, min_std)
+    outcome_part = normalized_outcome(outcome, group_size, eps, min_std)
     weights = step_mask if step_tokens is None else jnp.where(step_mask, step_tokens, 0)
-    steps = _pooled(step_rewards, weights, group_size, eps, min_std)
+    steps = pooled(step_rewards, weights, group_size, eps, min_std)
     return Advantages(outcome=outcome_part.reshape(-1), step=w_step * steps)
 
 
@@ -328,8 +336,8 @@ def informative_groups(
     Raises:
       ValueError: if ``group_size`` is below 2 or does not divide B.
     """
-    outcome_z = _outcome_advantages(outcome, group_size, 1.0, min_std)
-    step_z = _normalize(*_step_groups(step_rewards, step_mask, group_size), 1.0, min_std)
+    outcome_z = normalized_outcome(outcome, group_size, 1.0, min_std)
+    step_z = normalize(*step_groups(step_rewards, step_mask, group_size), 1.0, min_std)
     return (outcome_z != 0).any(axis=1) | (step_z != 0).any(axis=(1, 2))
 
 
@@ -345,80 +353,5 @@ def _move_to_written(
     return jnp.stack(columns, axis=1)
 
 
-def _groups(rows: Array, group_size: int) -> Array:
-    """Reshapes [B, ...] to [N, G, ...]."""
-    if group_size < 2:
-        raise ValueError(f"group_size={group_size}: the group baseline needs at least 2")
-    if not rows.shape[0] or rows.shape[0] % group_size:
-        raise ValueError(
-            f"{rows.shape[0]} rollouts do not divide into groups of {group_size}: "
-            "pass whole groups, a group's rows contiguous"
-        )
-    return rows.reshape(-1, group_size, *rows.shape[1:])
-
-
-def _step_groups(
-    step_rewards: Array | np.ndarray, weights: Array | np.ndarray, group_size: int
-) -> tuple[Float[Array, "N G S"], Array]:
-    """Step rewards, 0 where they have no weight, and their weights."""
-    check_finite("step_rewards", step_rewards, weights)
-    reward = jnp.where(weights, step_rewards, 0.0)
-    return _groups(reward, group_size), _groups(jnp.asarray(weights), group_size)
-
-
-def _outcome_as_step(
-    outcome: Float[Array | np.ndarray, "B"], group_size: int
-) -> tuple[Float[Array, "N G 1"], Bool[Array, "N G 1"]]:
-    """The outcome reward in the form of a step that every rollout has, with its mask."""
-    check_finite("outcome", outcome)
-    reward = _groups(jnp.asarray(outcome, dtype=jnp.float32), group_size)[:, :, None]
-    return reward, jnp.ones(reward.shape, dtype=bool)
-
-
-def _outcome_advantages(
-    outcome: Float[Array | np.ndarray, "B"], group_size: int, eps: float, min_std: float
-) -> Float[Array, "N G"]:
-    """The outcome reward normalized within its group."""
-    return _normalize(*_outcome_as_step(outcome, group_size), eps, min_std)[:, :, 0]
-
-
 def _outcome_only(outcome: Float[Array, "N G"], steps: Array | np.ndarray) -> Advantages:
     return Advantages(outcome=outcome.reshape(-1), step=jnp.zeros(steps.shape, dtype=outcome.dtype))
-
-
-def _pooled(
-    step_rewards: Float[Array | np.ndarray, "B S"],
-    weights: Int[Array | np.ndarray, "B S"] | Bool[Array | np.ndarray, "B S"],
-    group_size: int,
-    eps: float,
-    min_std: float,
-) -> Float[Array, "B S"]:
-    """Z-scores of step rewards over all steps of all rollouts of a group, weighted."""
-    groups = _step_groups(step_rewards, weights, group_size)
-    reward, pooled_weights = (x.reshape(x.shape[0], -1, 1) for x in groups)
-    return _normalize(reward, pooled_weights, eps, min_std).reshape(step_rewards.shape)
-
-
-def _normalize(
-    reward: Float[Array, "N G S"],
-    weights: Int[Array, "N G S"] | Bool[Array, "N G S"],
-    eps: float,
-    min_std: float,
-) -> Float[Array, "N G S"]:
-    """Weighted z-scores over axis 1; 0 at entries without weight and where nothing varies."""
-    centered, sigma = _center_and_std(reward, weights, min_std)
-    return centered / (sigma + eps)
-
-
-def _center_and_std(
-    reward: Float[Array, "N G S"],
-    weights: Int[Array, "N G S"] | Bool[Array, "N G S"],
-    min_std: float,
-) -> tuple[Float[Array, "N G S"], Float[Array, "N 1 S"]]:
-    """Weighted deviations from the mean over axis 1, and the std; 0 and 1 where nothing varies."""
-    reward = reward.astype(jnp.float32)
-    fractions = weights / jnp.maximum(weights.sum(axis=1, keepdims=True), 1)
-    centered = reward - (fractions * reward).sum(axis=1, keepdims=True)
-    sigma = jnp.sqrt((fractions * jnp.square(centered)).sum(axis=1, keepdims=True))
-    varies = ((weights > 0).sum(axis=1, keepdims=True) >= 2) & (sigma > min_std)
-    return jnp.where((weights > 0) & varies, centered, 0.0), jnp.where(varies, sigma, 1.0)
