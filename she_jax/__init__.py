@@ -9,14 +9,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from she_jax.cot import Chain, CotSchema, ParsedStep, Step
+    from she_jax.cot import Chain, CotSchema, LabelSet, ParsedStep, Step
     from she_jax.generate.sampler import sample
     from she_jax.models.decoder import ModelConfig, build_model, init_params
     from she_jax.models.sharding import make_mesh
     from she_jax.models.weights import load_model
-    from she_jax.rewards.verifier import OutcomeRewardFn, StepRewardFn
+    from she_jax.rewards.verifier import (
+        OutcomeRewardFn,
+        StepRewardFn,
+        annotation_reward,
+        label_reward,
+        step_batch,
+    )
     from she_jax.rl.advantages import (
         ESTIMATORS,
+        clip_advantages,
         dr_grpo_advantages,
         grpo_advantages,
         informative_groups,
@@ -35,8 +42,14 @@ if TYPE_CHECKING:
         sft_loss,
         token_weights,
     )
-    from she_jax.rl.steps import step_token_counts
-    from she_jax.rl.update import jit_update_step, make_dpo_step, make_sft_step, make_update_step
+    from she_jax.rl.steps import step_ids, step_token_counts
+    from she_jax.rl.update import (
+        jit_update_step,
+        make_dpo_step,
+        make_scorer,
+        make_sft_step,
+        make_update_step,
+    )
     from she_jax.types import (
         Advantages,
         BadRow,
@@ -55,22 +68,24 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES = {  # by the module that has them
-    "she_jax.cot": "Chain CotSchema ParsedStep Step",
+    "she_jax.cot": "Chain CotSchema LabelSet ParsedStep Step",
     "she_jax.generate.sampler": "sample",
     "she_jax.models.decoder": "ModelConfig build_model init_params",
     "she_jax.models.sharding": "make_mesh",
     "she_jax.models.weights": "load_model",
-    "she_jax.rewards.verifier": "OutcomeRewardFn StepRewardFn",
+    "she_jax.rewards.verifier": (
+        "OutcomeRewardFn StepRewardFn annotation_reward label_reward step_batch"
+    ),
     "she_jax.rl.advantages": (
-        "ESTIMATORS dr_grpo_advantages grpo_advantages informative_groups process_advantages "
-        "prorag_advantages rloo_advantages srpo_advantages token_advantages"
+        "ESTIMATORS clip_advantages dr_grpo_advantages grpo_advantages informative_groups "
+        "process_advantages prorag_advantages rloo_advantages srpo_advantages token_advantages"
     ),
     "she_jax.rl.logprobs": "token_logps",
     "she_jax.rl.losses": (
         "LossConfig dpo_loss loss_denominators policy_loss sft_loss token_weights"
     ),
-    "she_jax.rl.steps": "step_token_counts",
-    "she_jax.rl.update": "jit_update_step make_dpo_step make_sft_step make_update_step",
+    "she_jax.rl.steps": "step_ids step_token_counts",
+    "she_jax.rl.update": "jit_update_step make_dpo_step make_scorer make_sft_step make_update_step",
     "she_jax.types": (
         "Advantages BadRow DpoBatch Example LMOutput PromptBatch Rollout SftBatch StepBatch "
         "TrainBatch TrainState UserError"
@@ -90,6 +105,7 @@ __all__ = [
     "DpoBatch",
     "Example",
     "LMOutput",
+    "LabelSet",
     "LossConfig",
     "ModelConfig",
     "OutcomeRewardFn",
@@ -103,17 +119,21 @@ __all__ = [
     "TrainBatch",
     "TrainState",
     "UserError",
+    "annotation_reward",
     "build_model",
+    "clip_advantages",
     "dpo_loss",
     "dr_grpo_advantages",
     "grpo_advantages",
     "informative_groups",
     "init_params",
     "jit_update_step",
+    "label_reward",
     "load_model",
     "loss_denominators",
     "make_dpo_step",
     "make_mesh",
+    "make_scorer",
     "make_sft_step",
     "make_update_step",
     "policy_loss",
@@ -123,6 +143,8 @@ __all__ = [
     "sample",
     "sft_loss",
     "srpo_advantages",
+    "step_batch",
+    "step_ids",
     "step_token_counts",
     "token_advantages",
     "token_logps",

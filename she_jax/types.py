@@ -140,7 +140,7 @@ class TrainBatch:
       imitation_mask: True on tokens of self-imitation: their ratio is 1, whatever ``old_logps``
         are, and they have no KL term; None for no such tokens.
       temperature: sampling temperature of the behavior policy; traced, so it may change freely.
-      kl_coef: weight of the KL term; traced.
+      kl_coef: weight of the KL term, read where there are ``ref_logps``; traced.
       prompt_length: no token before this index carries loss, so the output head skips them; static.
       group_size: number of contiguous rows that are equal before ``prompt_length``, a part that the
         model may then compute once; 1 for no such rows; static.
@@ -155,7 +155,7 @@ class TrainBatch:
     denominator: Float[Array, "B"] | None = None
     imitation_mask: Bool[Array, "B T"] | None = None
     temperature: Float[Array, ""] | float = 1.0
-    kl_coef: Float[Array, ""] | float = 0.0
+    kl_coef: Float[Array, ""] | float = 0.01
     prompt_length: int = field(default=1, metadata={"static": True})
     group_size: int = field(default=1, metadata={"static": True})
 

@@ -1,5 +1,6 @@
 """A user's own parts: the code of docs/extend.md runs, and what goes wrong in them is said."""
 
+import importlib
 import json
 import re
 import sys
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+import tokenizers
 from recipes import ROOT, config, lines
 
 import she_jax
@@ -27,6 +29,7 @@ BLOCKS = dict(
         re.M | re.S,
     )
 )
+LOOPS = ("linen", "nnx", "equinox")
 SCHEMA = CotSchema()
 CHAIN = SCHEMA.parse("query: mug\nproduct: cup\ncategory: near\nattributes: met\nlabel: 3")
 PAIR = Example(uid="p7", query="red mug", product={"title": "Blue \x1b[31mcup"}, label=2)
@@ -42,14 +45,17 @@ def workplace(tmp_path, monkeypatch):
     yield tmp_path
     sys.path[:] = path
     for name in set(sys.modules) - modules:
-        if name in ("rules", "pairs", "credit", "broken"):
+        if f"{name}.py" in BLOCKS or name == "broken":
             del sys.modules[name]
 
 
-def test_the_page_shows_four_parts_each_short():
-    assert set(BLOCKS) == {"rules.py", "pairs.py", "credit.py", "model.py"}
+def test_the_page_shows_parts_and_loops_each_short():
+    parts = {"rules.py", "pairs.py", "credit.py", "model.py"}
+    loops = {"per_token.py", "task.py", *(f"{library}_loop.py" for library in LOOPS)}
+    assert set(BLOCKS) == parts | loops
     for name, code in BLOCKS.items():
-        assert len([line for line in code.splitlines() if line.strip()]) <= 21, name
+        limit = 21 if name in parts else 30
+        assert len([line for line in code.splitlines() if line.strip()]) <= limit, name
 
 
 def test_a_run_with_a_users_rewards_data_set_and_estimator(workplace, capsys):
@@ -95,6 +101,55 @@ def test_the_model_of_the_page_takes_an_update():
     state, metrics = names["update"](names["state"], batch)
     assert state.step == 1
     assert np.isfinite(float(metrics["loss"]))
+
+
+@pytest.mark.parametrize("library", LOOPS)
+def test_a_loop_of_the_page_learns(workplace, monkeypatch, library):
+    if library == "equinox":
+        pytest.importorskip("equinox")
+    monkeypatch.syspath_prepend(workplace)
+    loop = importlib.import_module(f"{library}_loop")
+    assert loop.reward > 0.9  # chance is a quarter
+    if library == "nnx":  # other masks are not mistaken for another policy
+        tokens = jax.numpy.zeros((2, 5), int)
+        logps = [loop.dropout_logps(loop.model, tokens, jax.random.key(n)) for n in range(2)]
+        assert abs(logps[0] - logps[1]).max() > 1e-3
+        assert loop.sums["logp_gap_max"] == 0
+
+
+def test_advantages_of_tokens_follow_the_steps_of_the_text(workplace, monkeypatch):
+    """By ids as by offsets, for a tokenizer whose tokens hold newlines and whole words."""
+    monkeypatch.syspath_prepend(workplace)
+    per_token = importlib.import_module("per_token")
+    attributes = ("red unstated => unstated", "red met => met", "red => met", "=> met")
+    texts = [
+        f"query: red mug\nproduct: cup\n\ncategory: near\nattributes: {text}\nlabel: {label}"
+        for text, label in zip(attributes, (2, 2, 3, 4), strict=True)
+    ]
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=alphabet, special_tokens=["<end>"], show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    encoded = tokenizer.encode_batch(texts)
+    width = max(len(row.ids) for row in encoded) + 2
+    ids, steps = np.zeros((4, width), int), np.full((4, width), -1)
+    for row, (text, tokens) in enumerate(zip(texts, encoded, strict=True)):
+        ids[row, : len(tokens.ids)] = tokens.ids
+        lines = per_token.schema.parse(text).line_steps
+        starts = [*(start for start, _ in tokens.offsets), len(text)]  # the end token's, too
+        steps[row, : len(starts)] = [lines[text.count("\n", 0, start)] for start in starts]
+    newlines = per_token.newline_counts(tokenizer, tokenizer.get_vocab_size())
+    got = per_token.advantages(texts, ids, steps >= 0, newlines, [PAIR] * 4, group_size=4)
+    assert not got[steps < 0].any()
+    by_step = np.array([[got[row][steps[row] == k].mean() for k in range(5)] for row in range(4)])
+    np.testing.assert_allclose(got, np.where(steps < 0, 0, np.take_along_axis(by_step, steps, 1)))
+    # The outcomes are 1, 1, 0, 0, and so are the attributes; no other reward differs.
+    golden = [[1, 1, 1, 2, 1], [1, 1, 1, 2, 1], [-1, -1, -1, -2, -1], [-1, -1, -1, -2, -1]]
+    np.testing.assert_allclose(by_step, golden, rtol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -32,11 +32,8 @@ def label_tokens(
     """
     tokens, count = np.asarray(rollout.tokens), len(chains)
     lines = [chain.line_steps for chain in chains]
-    padded = np.full((count, max(map(len, lines))), -1)
-    for row, line_steps in zip(padded, lines, strict=True):
-        row[: len(line_steps)] = line_steps
     mask = np.asarray(rollout.completion_mask)[:count]
-    token_steps = step_ids(tokens[:count], mask, prompts.newlines(int(tokens.max()) + 1), padded)
+    token_steps = step_ids(tokens[:count], mask, prompts.newlines(int(tokens.max()) + 1), lines)
     texts = prompts.schema.labels.texts
     single = all(len(text) == 1 for text in texts)
     places: list[tuple[int, list[list[int]]]] = [(0, [])] * count
@@ -76,13 +73,11 @@ def _several_tokens(
     pieces = [prompts.token_bytes[tokens[column]] for column in columns]
     line = b"".join(pieces)
     at = line.lower().rfind(label.lower().encode())
+    if at < 0:  # it is written otherwise than in the set
+        return 0, []
     ends = np.cumsum([len(piece) for piece in pieces])
     first = int(np.searchsorted(ends, at, side="right"))
-    before = (
-        line[ends[first] - len(pieces[first]) : at].decode(errors="replace") if at >= 0 else "?"
-    )
-    if not before.isascii():  # the label is written otherwise than the set has it
-        return 0, []
+    before = line[ends[first] - len(pieces[first]) : at].decode(errors="replace")
     is_last = prompts.schema.label_index == len(prompts.schema.steps) - 1
     end_text, end_ids = ("", [prompts.eos_ids[0]]) if is_last else ("\n", [])
     written = [f"{before}{text}{end_text}" for text in prompts.schema.labels.texts]

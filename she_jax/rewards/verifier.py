@@ -151,18 +151,25 @@ def step_batch(
       newlines: number of newlines in each token id; see ``she_jax.rl.steps.step_ids``.
 
     Raises:
-      ValueError: if the numbers of chains, examples and rows of tokens differ.
+      ValueError: if the numbers of chains, examples and rows of tokens differ, or a reward function
+        returns another shape.
     """
     if not len(chains) == len(examples) == len(tokens):
         raise ValueError(
             f"{len(chains)} chains, {len(examples)} examples, {len(tokens)} rows of tokens: "
             "expected one of each per rollout"
         )
-    lines = np.full((len(chains), max(len(c.line_steps) for c in chains)), -1, dtype=np.int32)
-    for row, chain in zip(lines, chains, strict=True):
-        row[: len(chain.line_steps)] = chain.line_steps
+    lines = [chain.line_steps for chain in chains]
     present = np.array([[step is not None for step in chain.steps] for chain in chains])
     rewards, known = step_reward(chains, examples)
+    outcome = outcome_reward(chains, examples)
+    shapes, rows = [list(np.shape(x)) for x in (rewards, known, outcome)], present.shape[0]
+    if shapes != [[*present.shape], [*present.shape], [rows]]:
+        raise ValueError(
+            f"the reward functions returned step rewards {shapes[0]}, mask {shapes[1]} and outcome "
+            f"{shapes[2]}: expected {list(present.shape)} twice and [{rows}], a row per rollout "
+            "and a column per step of the schema"
+        )
     return StepBatch(
         step_ids=jnp.asarray(step_ids(tokens, completion_mask, newlines, lines)),
         step_mask=jnp.asarray(present | known),
@@ -170,7 +177,7 @@ def step_batch(
         verifier_known=jnp.asarray(known),
         model_score=jnp.zeros(present.shape, jnp.float32),
         model_known=jnp.zeros(present.shape, bool),
-        outcome=jnp.asarray(outcome_reward(chains, examples), dtype=jnp.float32),
+        outcome=jnp.asarray(outcome, dtype=jnp.float32),
     )
 
 

@@ -15,7 +15,9 @@ variance. All estimators share these arguments, and some have constants of their
     eps: added to every standard deviation that divides (of the population, with divisor n).
     min_std: a standard deviation of at most this counts as zero, and what it would scale is 0.
 
-They raise ValueError if ``group_size`` is below 2 or does not divide B.
+They raise ValueError if ``group_size`` is below 2 or does not divide B, and for arguments that
+``she_jax.rl.checks`` refuses: lists, other shapes and dtypes, and, outside of ``jit``, rewards that
+are NaN or infinite and step ids outside [-1, S).
 """
 
 from collections.abc import Callable, Mapping
@@ -24,11 +26,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from she_jax.rl.checks import check_step_ids, checked
+from she_jax.rl.groups import (
+    center_and_std,
+    normalize,
+    normalized_outcome,
+    outcome_as_step,
+    pooled,
+    step_groups,
+)
 from she_jax.types import Advantages
 
 CRITICAL = ("first_error", "all")
 
 
+@checked
 def srpo_advantages(
     step_rewards: Float[Array | np.ndarray, "B S"],
     step_mask: Bool[Array | np.ndarray, "B S"],
@@ -40,7 +52,7 @@ def srpo_advantages(
     w_step: float | Float[Array, ""] = 1.0,
     critical: str = "first_error",
     after_error: float | Float[Array, ""] = 0.5,
-    correct_from: float | Float[Array, ""] | Float[Array, "B S"] = 0.5,
+    correct_from: float | Float[Array, ""] | Float[Array, "B S"] = 1.0,
     eps: float = 1e-4,
     min_std: float = 1e-6,
 ) -> Advantages:
@@ -72,17 +84,17 @@ def srpo_advantages(
       w_step: weight of the step part, >= 0.
       critical: how the steps are weighted, as above.
       after_error: weight of the steps after the first wrong one, in [0, 1].
-      correct_from: least reward of a correct step, in (0, 1]; a scalar or one per step. Use 1 with
-        a verifier that gives partial credit, so that a half-correct step counts as wrong.
+      correct_from: least reward of a correct step, in (0, 1]; a scalar or one per step. At 1 a
+        half-correct step counts as wrong; use 0.5 for the scores of a reward model, which are
+        never quite 1.
 
     Raises:
       ValueError: also if ``critical`` is unknown.
     """
-    reward = _groups(jnp.where(step_mask, step_rewards, 0.0), group_size)
-    mask = _groups(jnp.asarray(step_mask), group_size)
-    outcome_part = _outcome_advantages(outcome, group_size, eps, min_std)
-    d = _normalize(reward, mask, eps, min_std)
-    threshold = _groups(jnp.broadcast_to(correct_from, step_rewards.shape), group_size)
+    reward, mask = step_groups(step_rewards, step_mask, group_size)
+    outcome_part = normalized_outcome(outcome, group_size, eps, min_std)
+    d = normalize(reward, mask, eps, min_std)
+    threshold = jnp.broadcast_to(correct_from, step_rewards.shape).reshape(reward.shape)
     wrong = mask & (reward < threshold)
     if critical == "first_error":
         wrong_before = (jnp.cumsum(wrong, axis=2) - wrong) > 0
@@ -97,6 +109,7 @@ def srpo_advantages(
     return Advantages(outcome=w_outcome * outcome_part.reshape(-1), step=step)
 
 
+@checked
 def grpo_advantages(
     step_rewards: Float[Array | np.ndarray, "B S"],
     step_mask: Bool[Array | np.ndarray, "B S"],
@@ -113,10 +126,11 @@ def grpo_advantages(
     only the number of steps is used. Args: see the module.
     """
     del step_mask, step_tokens
-    normalized = _outcome_advantages(outcome, group_size, eps, min_std)
+    normalized = normalized_outcome(outcome, group_size, eps, min_std)
     return _outcome_only(normalized, step_rewards)
 
 
+@checked
 def rloo_advantages(
     step_rewards: Float[Array | np.ndarray, "B S"],
     step_mask: Bool[Array | np.ndarray, "B S"],
@@ -135,10 +149,11 @@ def rloo_advantages(
     the step arguments only the number of steps is used. Args: see the module.
     """
     del step_mask, step_tokens, eps
-    centered, _ = _center_and_std(*_outcome_as_step(outcome, group_size), min_std)
+    centered, _ = center_and_std(*outcome_as_step(outcome, group_size), min_std)
     return _outcome_only(group_size / (group_size - 1) * centered[:, :, 0], step_rewards)
 
 
+@checked
 def dr_grpo_advantages(
     step_rewards: Float[Array | np.ndarray, "B S"],
     step_mask: Bool[Array | np.ndarray, "B S"],
@@ -157,10 +172,11 @@ def dr_grpo_advantages(
     only the number of steps is used. Args: see the module.
     """
     del step_mask, step_tokens, eps
-    centered, _ = _center_and_std(*_outcome_as_step(outcome, group_size), min_std)
+    centered, _ = center_and_std(*outcome_as_step(outcome, group_size), min_std)
     return _outcome_only(centered[:, :, 0], step_rewards)
 
 
+@checked
 def process_advantages(
     step_rewards: Float[Array | np.ndarray, "B S"],
     step_mask: Bool[Array | np.ndarray, "B S"],
@@ -190,11 +206,12 @@ def process_advantages(
     Args: see the module; ``outcome`` is used for its shape only.
     """
     del step_tokens
-    z = _pooled(step_rewards, step_mask, group_size, eps, min_std)
+    z = pooled(step_rewards, step_mask, group_size, eps, min_std)
     rewards_to_go = jnp.cumsum(z[:, ::-1], axis=1)[:, ::-1]
     return Advantages(outcome=jnp.zeros(outcome.shape, dtype=z.dtype), step=rewards_to_go)
 
 
+@checked
 def prorag_advantages(
     step_rewards: Float[Array | np.ndarray, "B S"],
     step_mask: Bool[Array | np.ndarray, "B S"],
@@ -220,9 +237,9 @@ def prorag_advantages(
     Args, besides those shared by all estimators (see the module):
       w_step: weight of the step part, >= 0.
     """
-    outcome_part = _outcome_advantages(outcome, group_size, eps, min_std)
+    outcome_part = normalized_outcome(outcome, group_size, eps, min_std)
     weights = step_mask if step_tokens is None else jnp.where(step_mask, step_tokens, 0)
-    steps = _pooled(step_rewards, weights, group_size, eps, min_std)
+    steps = pooled(step_rewards, weights, group_size, eps, min_std)
     return Advantages(outcome=outcome_part.reshape(-1), step=w_step * steps)
 
 
@@ -237,6 +254,7 @@ ESTIMATORS: Mapping[str, Callable[..., Advantages]] = {
 STEPWISE = ("srpo", "process", "prorag")  # the estimators that use step rewards
 
 
+@checked
 def token_advantages(
     advantages: Advantages,
     step_ids: Int[Array | np.ndarray, "B T"],
@@ -250,18 +268,22 @@ def token_advantages(
     Args:
       advantages: from an estimator.
       step_ids: step of each token, in [-1, S); a token outside every step (-1) gets the outcome
-        part only.
+        part only. Inside ``jit``, where values cannot be checked, so does any other id.
       completion_mask: True on sampled tokens; the advantage of any other token is 0.
       clip: as for ``clip_advantages``.
       negative_weight: as for ``clip_advantages``.
     """
-    step_advantages = jnp.take_along_axis(advantages.step, jnp.maximum(step_ids, 0), axis=1)
-    total = advantages.outcome[:, None] + jnp.where(step_ids >= 0, step_advantages, 0.0)
+    steps = advantages.step.shape[1]
+    check_step_ids(step_ids, steps)
+    step_advantages = jnp.take_along_axis(advantages.step, step_ids, axis=1, mode="clip")
+    in_step = (step_ids >= 0) & (step_ids < steps)
+    total = advantages.outcome[:, None] + jnp.where(in_step, step_advantages, 0.0)
     return jnp.where(
         completion_mask, clip_advantages(total, clip=clip, negative_weight=negative_weight), 0.0
     )
 
 
+@checked
 def clip_advantages(
     advantages: Float[Array, "..."],
     *,
@@ -286,6 +308,7 @@ def clip_advantages(
     return jnp.where(bounded < 0, negative_weight * bounded, bounded)
 
 
+@checked
 def informative_groups(
     outcome: Float[Array | np.ndarray, "B"],
     step_rewards: Float[Array | np.ndarray, "B S"],
@@ -313,9 +336,8 @@ def informative_groups(
     Raises:
       ValueError: if ``group_size`` is below 2 or does not divide B.
     """
-    outcome_z = _outcome_advantages(outcome, group_size, 1.0, min_std)
-    reward = _groups(jnp.where(step_mask, step_rewards, 0.0), group_size)
-    step_z = _normalize(reward, _groups(jnp.asarray(step_mask), group_size), 1.0, min_std)
+    outcome_z = normalized_outcome(outcome, group_size, 1.0, min_std)
+    step_z = normalize(*step_groups(step_rewards, step_mask, group_size), 1.0, min_std)
     return (outcome_z != 0).any(axis=1) | (step_z != 0).any(axis=(1, 2))
 
 
@@ -331,73 +353,5 @@ def _move_to_written(
     return jnp.stack(columns, axis=1)
 
 
-def _groups(rows: Array, group_size: int) -> Array:
-    """Reshapes [B, ...] to [N, G, ...]."""
-    if group_size < 2:
-        raise ValueError(f"group_size={group_size}: the group baseline needs at least 2")
-    if rows.shape[0] % group_size:
-        raise ValueError(
-            f"{rows.shape[0]} rollouts do not divide into groups of {group_size}: "
-            "pass whole groups, a group's rows contiguous"
-        )
-    return rows.reshape(-1, group_size, *rows.shape[1:])
-
-
-def _outcome_as_step(
-    outcome: Float[Array | np.ndarray, "B"], group_size: int
-) -> tuple[Float[Array, "N G 1"], Bool[Array, "N G 1"]]:
-    """The outcome reward in the form of a step that every rollout has, with its mask."""
-    reward = _groups(jnp.asarray(outcome, dtype=jnp.float32), group_size)[:, :, None]
-    return reward, jnp.ones(reward.shape, dtype=bool)
-
-
-def _outcome_advantages(
-    outcome: Float[Array | np.ndarray, "B"], group_size: int, eps: float, min_std: float
-) -> Float[Array, "N G"]:
-    """The outcome reward normalized within its group."""
-    return _normalize(*_outcome_as_step(outcome, group_size), eps, min_std)[:, :, 0]
-
-
 def _outcome_only(outcome: Float[Array, "N G"], steps: Array | np.ndarray) -> Advantages:
     return Advantages(outcome=outcome.reshape(-1), step=jnp.zeros(steps.shape, dtype=outcome.dtype))
-
-
-def _pooled(
-    step_rewards: Float[Array | np.ndarray, "B S"],
-    weights: Int[Array | np.ndarray, "B S"] | Bool[Array | np.ndarray, "B S"],
-    group_size: int,
-    eps: float,
-    min_std: float,
-) -> Float[Array, "B S"]:
-    """Z-scores of step rewards over all steps of all rollouts of a group, weighted."""
-
-    def pool(rows: Array) -> Array:
-        return _groups(rows, group_size).reshape(-1, group_size * rows.shape[1], 1)
-
-    reward = pool(jnp.where(weights, step_rewards, 0.0))
-    return _normalize(reward, pool(jnp.asarray(weights)), eps, min_std).reshape(step_rewards.shape)
-
-
-def _normalize(
-    reward: Float[Array, "N G S"],
-    weights: Int[Array, "N G S"] | Bool[Array, "N G S"],
-    eps: float,
-    min_std: float,
-) -> Float[Array, "N G S"]:
-    """Weighted z-scores over axis 1; 0 at entries without weight and where nothing varies."""
-    centered, sigma = _center_and_std(reward, weights, min_std)
-    return centered / (sigma + eps)
-
-
-def _center_and_std(
-    reward: Float[Array, "N G S"],
-    weights: Int[Array, "N G S"] | Bool[Array, "N G S"],
-    min_std: float,
-) -> tuple[Float[Array, "N G S"], Float[Array, "N 1 S"]]:
-    """Weighted deviations from the mean over axis 1, and the std; 0 and 1 where nothing varies."""
-    reward = reward.astype(jnp.float32)
-    fractions = weights / jnp.maximum(weights.sum(axis=1, keepdims=True), 1)
-    centered = reward - (fractions * reward).sum(axis=1, keepdims=True)
-    sigma = jnp.sqrt((fractions * jnp.square(centered)).sum(axis=1, keepdims=True))
-    varies = ((weights > 0).sum(axis=1, keepdims=True) >= 2) & (sigma > min_std)
-    return jnp.where((weights > 0) & varies, centered, 0.0), jnp.where(varies, sigma, 1.0)

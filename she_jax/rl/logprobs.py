@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Shaped
 
+from she_jax.rl.checks import checked
 from she_jax.types import LMOutput, SftBatch, TrainBatch
 
 # Bytes of float32 logits in memory at a time: negligible next to the parameters, and enough work
@@ -28,6 +29,7 @@ AnyBatch = TypeVar("AnyBatch", TrainBatch, SftBatch)
 TokenLoss = Callable[[Any, Any, Any], tuple[Array, dict[str, Array]]]
 
 
+@checked
 def token_logps(
     output: Float[Array, "B T V"] | LMOutput,
     tokens: Int[Array | np.ndarray, "B T"],
@@ -71,6 +73,7 @@ def token_logps(
     return jnp.pad(logps, prefix), jnp.pad(jax.lax.stop_gradient(entropy), prefix)
 
 
+@checked
 def fused_loss(
     output: Float[Array, "B T V"] | LMOutput, batch: AnyBatch, loss: TokenLoss
 ) -> tuple[Float32[Array, ""], dict[str, Float32[Array, ""]]]:

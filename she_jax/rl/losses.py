@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int
 
+from she_jax.rl.checks import check_step_ids, checked
 from she_jax.types import TrainBatch
 
 # exp of anything larger is useless as a ratio, and its square overflows.
@@ -46,6 +47,7 @@ class LossConfig:
             raise ValueError(f"micro_batches={self.micro_batches}: expected at least 1")
 
 
+@checked
 def token_weights(
     completion_mask: Bool[Array | np.ndarray, "B T"],
     step_ids: Int[Array | np.ndarray, "B T"],
@@ -63,8 +65,9 @@ def token_weights(
         outside every step form one more. ``constant``: every token, over a constant length.
 
     Raises:
-      ValueError: if ``aggregation`` is unknown.
+      ValueError: if ``aggregation`` is unknown, or outside of ``jit`` an id is below -1.
     """
+    check_step_ids(step_ids, None)
     mask = jnp.asarray(completion_mask)
     weights = mask.astype(jnp.float32)
     if aggregation in ("token", "constant"):
@@ -95,12 +98,20 @@ def loss_denominators(rows: int, slots: int, aggregation: str) -> Float32[Array,
 
     Returns:
       ``denominator`` of a ``TrainBatch``: [B] for ``constant``, otherwise None.
+
+    Raises:
+      ValueError: if ``aggregation`` is unknown, or ``slots`` below 1.
     """
+    if aggregation not in AGGREGATIONS:
+        raise ValueError(f"aggregation={aggregation!r}: expected one of {AGGREGATIONS}")
+    if slots < 1:
+        raise ValueError(f"slots={slots}: expected the maximum completion length, 1 or more")
     if aggregation == "constant":
         return jnp.full(rows, slots, dtype=jnp.float32)
     return None
 
 
+@checked
 def policy_loss(
     logps: Float[Array, "B T"], batch: TrainBatch, config: LossConfig
 ) -> tuple[tuple[Float32[Array, ""], Float32[Array, ""]], dict[str, Float32[Array, ""]]]:
@@ -168,6 +179,7 @@ def policy_loss(
     return (total, count), sums | {"logp_gap_max": gap.max()}
 
 
+@checked
 def sft_loss(
     logps: Float[Array, "B T"], weights: Float[Array | np.ndarray, "B T"]
 ) -> tuple[Float32[Array, ""], Float32[Array, ""]]:
@@ -181,6 +193,7 @@ def sft_loss(
     return -(weights * jnp.where(weights != 0, logps, 0.0)).sum(), weights.sum()
 
 
+@checked
 def dpo_loss(
     chosen: Float[Array, "M"],
     rejected: Float[Array, "M"],

@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int
 
 from she_jax.models.sharding import batch_sharding, shardings
+from she_jax.rl.checks import checked
 from she_jax.rl.logprobs import MAXIMA, fused_loss, token_logps
 from she_jax.rl.losses import LossConfig, dpo_loss, policy_loss, sft_loss
 from she_jax.types import DpoBatch, LMOutput, OrmBatch, SftBatch, TrainBatch, TrainState
@@ -246,6 +247,7 @@ def jit_update_step(
     return lambda state, batch: compiled(jax.device_put(state, layout), batch)
 
 
+@checked
 def gradient_step(
     loss_sum: LossSum,
     optimizer: optax.GradientTransformation,

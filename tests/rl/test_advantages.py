@@ -65,8 +65,9 @@ def test_srpo_first_error_skips_a_step_that_no_rollout_has_wrong():
     rewards = np.array([[1.0], [0.8]], dtype=np.float32)
     outcome = np.zeros(2, dtype=np.float32)
     args = (rewards, np.ones((2, 1), dtype=bool), outcome)
-    np.testing.assert_array_equal(srpo_advantages(*args, group_size=2).step, np.zeros((2, 1)))
-    strict = srpo_advantages(*args, group_size=2, correct_from=1.0, eps=0.0)
+    half = srpo_advantages(*args, group_size=2, correct_from=0.5)
+    np.testing.assert_array_equal(half.step, np.zeros((2, 1)))
+    strict = srpo_advantages(*args, group_size=2, eps=0.0)
     np.testing.assert_allclose(strict.step, [[1], [-1]], rtol=1e-5)
 
 

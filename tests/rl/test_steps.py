@@ -17,7 +17,7 @@ A, B, NL, X_NL, NL_Q, NL_NL, S, EOS = range(len(VOCAB))
 def ids_of(tokens, line_steps, mask=None):
     tokens = np.array([tokens])
     mask = np.ones(tokens.shape, dtype=bool) if mask is None else np.array([mask], dtype=bool)
-    return step_ids(tokens, mask, NEWLINES, np.array([line_steps])).tolist()[0]
+    return step_ids(tokens, mask, NEWLINES, [line_steps]).tolist()[0]
 
 
 def test_a_newline_ends_its_line_and_belongs_to_it():
@@ -46,7 +46,7 @@ def test_lines_outside_every_step_and_lines_after_the_last_step():
 
 def test_rows_do_not_affect_each_other():
     tokens = np.array([[A, NL, B], [NL, NL, B]])
-    lines = np.array([[0, 1, -1], [2, 3, 4]])
+    lines = [[0, 1], [2, 3, 4]]
     got = step_ids(tokens, np.ones((2, 3), dtype=bool), NEWLINES, lines)
     assert got.tolist() == [[0, 0, 1], [2, 3, 4]]
 
@@ -69,9 +69,7 @@ def test_the_steps_of_tokens_agree_with_the_parser(pieces):
     vocab = sorted(set(pieces)) or ["x"]
     tokens = np.array([[vocab.index(piece) for piece in pieces]], dtype=int).reshape(1, -1)
     newlines = np.array([piece.count("\n") for piece in vocab])
-    got = step_ids(
-        tokens, np.ones(tokens.shape, dtype=bool), newlines, np.array([chain.line_steps])
-    )
+    got = step_ids(tokens, np.ones(tokens.shape, dtype=bool), newlines, [chain.line_steps])
     before = 0
     for piece, step in zip(pieces, got[0], strict=True):
         assert step == chain.line_steps[text[:before].count("\n")]

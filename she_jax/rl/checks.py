@@ -1,0 +1,188 @@
+"""Arguments of the core, refused in words before they become NaN or an error deep inside JAX.
+
+One rule holds for every public function of ``she_jax.rl``: an array is a numpy or a JAX array with
+the shape and the kind of dtype that the signature states. Lists are refused, since their dtype and
+shape would be a guess; where floats are expected, integers and booleans are read as floats.
+
+Shapes and dtypes are checked whenever Python runs the function, so also while JAX traces it, and
+cost nothing in compiled code. Values (step ids, NaN) are checked where they are known: not inside
+``jit``, and not on arrays of which other processes hold a part. Every error is a ValueError.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, ParamSpec, TypeVar, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import AbstractArray, Bool, Int
+
+Args = ParamSpec("Args")
+Result = TypeVar("Result")
+
+RECORDS = "she_jax.types"  # their fields are checked as arguments are
+LETTERS = {
+    "B": "rollouts, a row each",
+    "S": "steps",
+    "T": "tokens of a row",
+    "V": "the vocabulary",
+    "D": "the width of the model",
+    "M": "pairs",
+}
+
+
+def checked(function: Callable[Args, Result]) -> Callable[Args, Result]:
+    """The function, which refuses arrays that its annotations do not describe.
+
+    A letter of a shape means the same number in all arguments of a call, the fields of records
+    included.
+
+    Raises:
+      ValueError: with the argument, what it is, what was expected, and what to pass.
+    """
+    signature = inspect.signature(function)
+    annotations = {name: p.annotation for name, p in signature.parameters.items()}
+
+    @functools.wraps(function)
+    def call(*args: Args.args, **kwargs: Args.kwargs) -> Result:
+        arguments = signature.bind(*args, **kwargs).arguments
+        _check(f"{function.__name__}: ", arguments, annotations, {})
+        return function(*args, **kwargs)
+
+    return call
+
+
+def check_step_ids(step_ids: Any, steps: int | None):
+    """Refuses step ids below -1 and, unless ``steps`` is None, from ``steps`` on.
+
+    Raises:
+      ValueError: with the first such id and its place.
+    """
+    if (ids := known_values(step_ids)) is None:
+        return
+    wrong = ids < -1 if steps is None else (ids < -1) | (ids >= steps)
+    if wrong.any():
+        row, token = np.argwhere(wrong)[0]
+        bound = "or more" if steps is None else f"to {steps - 1}, for the {steps} steps there are"
+        raise ValueError(
+            f"step_ids[{row}, {token}] is {ids[row, token]}: expected -1 (outside every step) or 0 "
+            f"{bound}: number the steps from 0, in the order of the columns of their rewards"
+        )
+
+
+def check_finite(name: str, values: Any, mask: Any = None):
+    """Refuses NaN and infinity, where the mask is not 0: they would reach a whole group.
+
+    Raises:
+      ValueError: with the first such value and its place.
+    """
+    numbers, counted = known_values(values), True if mask is None else known_values(mask)
+    if numbers is None or counted is None:
+        return
+    wrong = (counted != 0) & ~np.isfinite(numbers.astype(np.float32))
+    if wrong.any():
+        place = np.argwhere(wrong)[0].tolist()
+        remedy = "" if mask is None else ", or make the mask False where it is unknown"
+        raise ValueError(
+            f"{name}{place} is {numbers[tuple(place)]}: expected a finite reward{remedy}"
+        )
+
+
+def known_values(array: Any) -> np.ndarray | None:
+    """The values of an array; None inside ``jit``, and where other processes hold a part."""
+    if isinstance(array, Tracer):
+        return None
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        return None
+    return np.asarray(array)
+
+
+def _check(
+    place: str,
+    arguments: Mapping[str, Any],
+    annotations: Mapping[str, Any],
+    sizes: dict[str, tuple[int, str]],
+):
+    """Checks each argument, and enters the size of each letter with the array that it is from."""
+    for name, value in arguments.items():
+        kind = annotations[name]
+        if _is_record(type(value)):
+            fields = {field.name: field.type for field in dataclasses.fields(value)}
+            values = {field: getattr(value, field) for field in fields}
+            _check(f"{place}{name}.", values, fields, sizes)
+            continue
+        if _is_record(kind):
+            raise ValueError(
+                f"{place}{name} is a {type(value).__name__}, expected a she_jax.{kind.__name__}"
+            )
+        kinds = get_args(kind) or (kind,)
+        arrays = [k for k in kinds if isinstance(k, type) and issubclass(k, AbstractArray)]
+        if arrays:
+            others = tuple(k for k in kinds if k not in arrays and isinstance(k, type))
+            _check_array(place + name, value, arrays, others, sizes)
+
+
+def _is_record(kind: Any) -> bool:
+    return dataclasses.is_dataclass(kind) and getattr(kind, "__module__", "") == RECORDS
+
+
+def _check_array(
+    name: str, value: Any, arrays: list[Any], others: tuple[type, ...], sizes: dict[str, Any]
+):
+    shapes = list(dict.fromkeys(kind.dim_str for kind in arrays))
+    scalar = "" in shapes and isinstance(value, int | float | np.generic)
+    if scalar or isinstance(value, others):
+        return
+    expected = " or ".join(f"[{', '.join(shape.split())}]" for shape in shapes)
+    short = name.split()[-1]
+    if not isinstance(value, np.ndarray | jax.Array):
+        raise ValueError(
+            f"{name} is a {type(value).__name__}, expected a numpy or JAX array {expected}: pass "
+            f"jnp.asarray({short})"
+        )
+    kind, is_kind, cast = _kind(arrays[0])
+    if not any(jnp.issubdtype(value.dtype, dtype) for dtype in is_kind):
+        raise ValueError(
+            f"{name} has dtype {value.dtype}, expected {kind}: pass {short}.astype({cast})"
+        )
+    if "..." in shapes:
+        return
+    letters = next((s.split() for s in shapes if len(s.split()) == value.ndim), None)
+    if letters is None:
+        raise ValueError(
+            f"{name} has shape {list(value.shape)}, expected {expected} "
+            f"({_meaning(' '.join(shapes).split())})"
+        )
+    for letter, size in zip(letters, value.shape, strict=True):
+        known, source = sizes.setdefault(letter, (size, f"{short} {list(value.shape)}"))
+        if size != known:
+            _refuse_size(name, value, letters, letter, known, source)
+
+
+def _refuse_size(
+    name: str, value: Any, letters: list[str], letter: str, known: int, source: str
+) -> NoReturn:
+    raise ValueError(
+        f"{name} has shape {list(value.shape)}, expected [{', '.join(letters)}] with "
+        f"{letter}={known} ({_meaning([letter])}), as in {source}: pass arrays of the same {letter}"
+    )
+
+
+def _kind(array: Any) -> tuple[str, tuple[Any, ...], str]:
+    """Words for the dtypes that an annotation takes, the dtypes, and what to cast to."""
+    if array.dtype is Bool:
+        return "booleans", (jnp.bool_,), "bool"
+    if array.dtype is Int:
+        return "integers", (jnp.integer,), "jnp.int32"
+    return "numbers", (jnp.floating, jnp.integer, jnp.bool_), "jnp.float32"
+
+
+def _meaning(letters: Sequence[str]) -> str:
+    known = [
+        f"{letter}: {LETTERS[letter]}" for letter in dict.fromkeys(letters) if letter in LETTERS
+    ]
+    return "; ".join(known) or "a scalar"
