@@ -24,5 +24,6 @@ def get_config(arg: str = "") -> Any:
     config.filter.size = prerequisite.filter.size
     config.filter.low = 0.01  # DyKnow-RAG's (arXiv 2510.11122), as is the next
     config.filter.high = 0.9
-    config.filter.front = ("negation", "alternative", "question", "knowledge")
+    if config.data.name == "shopworld":  # other pairs have kinds of their own, or none
+        config.filter.front = ("negation", "alternative", "question")
     return config.lock()

@@ -3,7 +3,7 @@
 from she_jax.cot import Chain
 from she_jax.training.files import printable
 
-SHOWN = 200  # characters of the example
+SHOWN = 120  # characters of the example
 
 
 class Unread:

@@ -58,17 +58,17 @@ def validate(config: RunConfig) -> None:
 def check_front(dataset: PreparedDataset, front: Sequence[str]) -> None:
     """Checks that the kinds of query that a filter puts in front exist.
 
+    Pairs that have no kinds at all are filtered without.
+
     Raises:
       UserError: if the training split has no pair of one of them; lists the kinds it has.
     """
-    if not front:
-        return
-    known = set(open_split(dataset.path, "train").texts("kind"))
-    if unknown := [kind for kind in front if kind not in known]:
-        kinds = ", ".join(sorted(known - {""})[:40]) or "none, since no pair has a kind"
+    known = set(open_split(dataset.path, "train").texts("kind")) - {""} if front else set()
+    if known and (unknown := [kind for kind in front if kind not in known]):
         raise UserError(
             f"filter.front: no training pair is of the kind {' or '.join(map(repr, unknown))}; "
-            f"expected some of: {kinds}"
+            f"expected some of: {', '.join(sorted(known)[:40])}; or none, with "
+            "--config.filter.front="
         )
 
 
