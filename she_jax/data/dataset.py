@@ -22,7 +22,7 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -36,8 +36,8 @@ from she_jax.data.intake import Intake, Row, query_hash
 from she_jax.types import BadRow, Example, UserError
 
 # Scalars and text only: TFDS takes twice as long to read nested features and four times as long to
-# write them. So product and steps are JSON objects, annotations a JSON list, and the label is a
-# JSON number or text. "" means none.
+# write them. So product and steps are JSON objects, annotations and raters JSON lists, and the
+# label is a JSON number or text. "" means none.
 FEATURES = tfds.features.FeaturesDict(
     {
         "uid": tfds.features.Text(),
@@ -48,6 +48,7 @@ FEATURES = tfds.features.FeaturesDict(
         "kind": tfds.features.Text(),
         "annotations": tfds.features.Text(),
         "rationale": tfds.features.Text(),
+        "raters": tfds.features.Text(),
     }
 )
 
@@ -67,6 +68,7 @@ def encode(example: Example) -> dict[str, bytes]:
         "kind": example.kind,
         "annotations": _json(list(example.annotations)) if example.annotations else "",
         "rationale": example.rationale or "",
+        "raters": _json(list(example.raters)) if example.raters else "",
     }
     return {k: v.encode(errors="surrogatepass") for k, v in texts.items()}
 
@@ -83,6 +85,7 @@ def decode(record: Mapping[str, Any]) -> Example:
         kind=texts["kind"],
         annotations=tuple(json.loads(texts["annotations"])) if texts["annotations"] else (),
         rationale=texts["rationale"] or None,
+        raters=tuple(json.loads(texts["raters"])) if texts.get("raters") else (),
     )
 
 
@@ -101,11 +104,13 @@ class ExampleConfig(tfds.core.BuilderConfig):
     Attributes:
       max_chars: longer fields are cut to this many characters, and counted.
       max_bad_share: largest allowed share of unusable rows, in [0, 1].
+      markup: read HTML in the fields of products: tags go, entities become their character.
     """
 
     name: str = ""
     max_chars: int = 2_000
     max_bad_share: float = 0.05
+    markup: bool = True
 
     def __post_init__(self):
         if not self.name:
@@ -169,6 +174,42 @@ class HashSplitConfig(ExampleConfig):
         return "validation" if beyond_train < self.validation_share else "test"
 
 
+def split_bounds(queries: Iterable[str], config: HashSplitConfig) -> tuple[float, float] | None:
+    """Where validation and test begin for few queries, so that no split is empty.
+
+    The queries in the order of their hashes are train, validation and test; each split that has a
+    share gets at least one, from its neighbor. Reads the queries up to where no split is empty.
+
+    Args:
+      queries: of all pairs.
+      config: the shares.
+
+    Returns:
+      The hashes of the first queries of validation and of test. None if ``config.split_of`` leaves
+      no split empty, or there are fewer queries than splits.
+    """
+    shares = {
+        "train": config.train_share,
+        "validation": config.validation_share,
+        "test": config.test_share,
+    }
+    hashes: dict[str, set[float]] = {name: set() for name, share in shares.items() if share}
+    for query in queries:
+        hashes[config.split_of(query)].add(query_hash(query))
+        if all(hashes.values()):
+            return None
+    ordered = sorted(set().union(*hashes.values()))
+    if len(ordered) < len(hashes):
+        return None
+    sizes = {name: max(1, len(part)) for name, part in hashes.items()}
+    while sum(sizes.values()) > len(ordered):
+        sizes[max(sizes, key=lambda name: sizes[name])] -= 1
+    first_test = len(ordered) - sizes.get("test", 0)
+    bounds = first_test - sizes.get("validation", 0), first_test
+    first, second = (ordered[n] if n < len(ordered) else 1.0 for n in bounds)
+    return first, second
+
+
 def evenly_spaced_rows(size: int, limit: int) -> list[int]:
     """Indices of up to ``limit`` evenly spaced rows, since a file may be sorted.
 
@@ -207,11 +248,15 @@ class ExampleBuilder(tfds.core.DatasetBuilder, skip_registration=True):
     to different rows. Unlike in TFDS's ``GeneratorBasedBuilder``, the rows of all splits form one
     stream and are written in its order. The source is read once, and there is no shuffle buffer,
     which would need TensorFlow from 1 GiB on.
+
+    Attributes:
+      notes: what the user should know of the whole set, in sentences; ``rows`` sets it.
     """
 
     VERSION = tfds.core.Version("2.0.0")
     builder_config: ExampleConfig
     intake: Intake
+    notes: Sequence[str] = ()
     on_progress: Callable[[int], None] | None = None
 
     def __init_subclass__(cls, **kwargs):
@@ -241,6 +286,7 @@ class ExampleBuilder(tfds.core.DatasetBuilder, skip_registration=True):
                 max_chars=self.builder_config.max_chars,
                 max_bad_share=self.builder_config.max_bad_share,
                 labels=self.builder_config.label_set,
+                markup=self.builder_config.markup,
             )
             for row in admitted:
                 batch.setdefault(row.split, []).append(encode(row.example))
@@ -256,6 +302,7 @@ class ExampleBuilder(tfds.core.DatasetBuilder, skip_registration=True):
             "splits": dict(counts),
             "bad_rows": dict(self.intake.bad),
             "cut_fields": self.intake.cut,
+            "notes": list(self.notes),
             "options": self.builder_config.options(),
         }
         (folder / _SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
@@ -292,6 +339,7 @@ class PreparedDataset:
       bad_rows: number of rejected rows by reason; they are listed in ``path / "bad_rows.jsonl"``.
       cut_fields: number of fields that were longer than ``max_chars``.
       reused: whether it existed already.
+      notes: what the user should know of the whole set, in sentences.
     """
 
     path: Path
@@ -299,6 +347,7 @@ class PreparedDataset:
     bad_rows: Mapping[str, int]
     cut_fields: int
     reused: bool
+    notes: Sequence[str] = ()
 
 
 def prepare(
