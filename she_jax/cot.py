@@ -58,7 +58,7 @@ class LabelSet:
         if len({_key(text) for text in texts}) < max(2, len(texts)):
             raise ValueError(f"labels {shown}: expected at least two, all different")
         if bad := [text for text in texts if not _is_verdict(text)]:
-            raise ValueError(f"labels {bad}: expected short values without {ARROW!r} and '|'")
+            raise ValueError(f"labels {bad}: expected short values without , | {ARROW}")
         if self.meanings and len(self.meanings) != len(texts):
             raise ValueError(f"{len(self.meanings)} meanings for the labels {shown}: give each one")
         if unknown := [str(value) for value in self.good if value not in self.values]:
@@ -106,7 +106,7 @@ class LabelSet:
     def text(self) -> str:
         """The inverse of ``parse``, without ``good``."""
         for name, labels in (("1-4", DEFAULT_LABELS), ("esci", ESCI_LABELS)):
-            if replace(self, good=labels.good) == labels:
+            if (self.values, self.implied) == (labels.values, labels.implied):
                 return name
         if self.meanings:
             pairs = zip(self.texts, self.meanings, strict=True)
@@ -165,7 +165,7 @@ def fold(text: str) -> str:
 
 
 def _is_verdict(text: str) -> bool:
-    return bool(text) and len(text) <= 40 and not re.search(r"=>|[|\n]|\.$", text)
+    return bool(text) and len(text) <= 40 and not re.search(r"=>|[,|\n]|\.$", text)
 
 
 DEFAULT_LABELS = LabelSet(
@@ -307,7 +307,9 @@ class CotSchema:
         names = self.names
         if len({fold(name) for name in names}) < max(1, len(names)):
             raise ValueError(f"step names {names}: expected at least one, each only once")
-        if bad := [name for name in names if not re.fullmatch(r"[^\W\d_](?:[^\s:/|?]*)", name)]:
+        if bad := [
+            name for name in names if not re.fullmatch(r"[^\W\d_](?:(?!=>)[^\s:/|?])*", name)
+        ]:
             raise ValueError(
                 f"step names {bad}: expected single words like 'category', without : / | ?"
             )

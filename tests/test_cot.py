@@ -1,14 +1,24 @@
 """The chain of thought: parsing is defined for any text, and inverts writing."""
 
+import json
 import re
+from decimal import Decimal
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from she_jax.cot import ATTRIBUTES, CATEGORY, DEFAULT_LABELS, CotSchema, Step
+from she_jax.cot import ATTRIBUTES, DEFAULT_LABELS, CotSchema, LabelSet, Step
 
-SCHEMAS = [CotSchema(), CotSchema.build(label_first=True), CotSchema.build(checks=2)]
+OWN_STEPS = ("Plan: what to compare", "prüfen?: was dafür spricht => ja|nein|unstated", "label")
+SCHEMAS = [
+    CotSchema(),
+    CotSchema.build(label_first=True),
+    CotSchema.build(checks=2),
+    CotSchema.build(steps=OWN_STEPS, labels="poor,fair,good"),
+    CotSchema.build(labels="0-10"),
+]
 schemas = st.sampled_from(SCHEMAS)
 
 # Text that resembles a chain often enough to reach every branch, and arbitrary text.
@@ -47,7 +57,7 @@ def test_any_text_can_be_parsed(schema, text):
     chain = schema.parse(text)
     assert len(chain.steps) == len(schema.steps)
     assert len(chain.line_steps) == text.count("\n") + 1
-    assert chain.label is None or 1 <= chain.label <= 4
+    assert chain.label is None or chain.label in schema.labels.values
     for step, parsed in zip(schema.steps, chain.steps, strict=True):
         if parsed is None:
             continue
@@ -97,7 +107,7 @@ def test_a_written_chain_is_parsed_back(case):
     text = schema.write(bodies, verdicts)
     chain = schema.parse(text)
     assert chain.well_formed
-    assert chain.label == int(verdicts["label"])
+    assert chain.label == schema.labels.read(verdicts["label"])
     for step, parsed in zip(schema.steps, chain.steps, strict=True):
         if step.name not in bodies and step.name not in verdicts:
             assert parsed is None
@@ -172,11 +182,97 @@ def test_a_label_first_chain():
     assert not schema.parse(GOOD).well_formed
 
 
-@pytest.mark.parametrize("label_first", [False, True])
-@pytest.mark.parametrize("checks", [0, 2])
-def test_a_schema_reports_the_options_it_was_built_with(label_first, checks):
-    options = {"label_first": label_first, "checks": checks}
-    assert CotSchema.build(**options).options == options
+@pytest.mark.parametrize("schema", [*SCHEMAS, CotSchema.build(steps=("plan", "solve"))])
+def test_a_schema_reports_the_options_that_build_it(schema):
+    options = json.loads(json.dumps(schema.options))
+    assert CotSchema.build(**options) == schema
+
+
+def test_the_steps_of_a_recipe():
+    schema = SCHEMAS[3]
+    assert [step.optional for step in schema.steps] == [False, True, False]
+    assert schema.steps[1].verdicts == ("ja", "nein", "unstated")
+    assert schema.steps[1].meaning == "was dafür spricht"
+    chain = schema.parse("plan: size\nPRÜFEN: 40 x 60 => Ja.\nlabel: FAIR")
+    assert chain.well_formed
+    assert (chain.steps[1].verdict, chain.label) == ("ja", "fair")
+    assert CotSchema.build(steps=("plan", "solve")).parse("plan: a\nsolve: 4").label is None
+    with pytest.raises(ValueError, match="leave label_first and checks out"):
+        CotSchema.build(steps=("plan",), checks=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "values", "good"),
+    [
+        ("1-4", (1, 2, 3, 4), (3, 4)),
+        ("0-3", (0, 1, 2, 3), (2, 3)),
+        ("5-1", (5, 4, 3, 2, 1), (2, 1)),  # 1 is the best
+        ("0-10", tuple(range(11)), (6, 7, 8, 9, 10)),
+        ("binary", (0, 1), (1,)),
+        ("no, yes", ("no", "yes"), ("yes",)),
+        ("0,0.5,1", (0, 0.5, 1), (1,)),
+        ("poor,fair,good", ("poor", "fair", "good"), ("good",)),
+        ("esci", ("I", "C", "S", "E"), ("S", "E")),
+        ("0: off topic\n1: on topic", (0, 1), (1,)),
+    ],
+)
+def test_label_sets(text, values, good):
+    labels = LabelSet.parse(text)
+    assert (labels.values, labels.good) == (values, good)
+    assert LabelSet.parse(labels.text, ",".join(map(str, good))) == labels
+    assert [type(labels.read(str(value))) for value in values] == [type(v) for v in values]
+    assert [labels.index(f" {value} ") for value in values] == list(range(len(values)))
+    assert all(CotSchema.build(labels=text).parse(f"label: {v}").label == v for v in values)
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "expected"),
+    [
+        ("0-3", "2.0", 2),  # as pandas writes a whole number beside a gap
+        ("0-3", np.int64(2), 2),
+        ("0-3", Decimal("2"), 2),
+        ("0-3", 0, 0),
+        ("0,0.5,1", ".50", 0.5),
+        ("poor,fair,good", " FAIR", "fair"),
+        ("1-4", "E", 4),
+        ("esci", "4", "E"),
+        ("0-3", "2.5", None),
+        ("0-3", "4", None),
+        ("0-3", "", None),
+        ("0-3", "٣", None),
+        ("0-3", float("nan"), None),
+        ("0-3", True, None),
+    ],
+)
+def test_what_a_file_says_for_a_label(text, value, expected):
+    labels = LabelSet.parse(text)
+    if expected is None:
+        with pytest.raises(ValueError, match=r"unknown label: .*expected 0, 1, 2, 3"):
+            labels.read(value)
+    else:
+        assert labels.read(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "good", "message"),
+    [
+        ("7", "", "at least two"),
+        ("yes,YES", "", "all different"),
+        ("a|b,c", "", "without"),
+        ("0-3", "5", "unknown label: '5'"),
+        ("0: bad\n1:", "", "a line 'value: meaning' for each"),
+    ],
+)
+def test_labels_that_are_no_set(text, good, message):
+    with pytest.raises(ValueError, match=message):
+        LabelSet.parse(text, good)
+
+
+def test_only_known_sets_imply_verdicts_and_other_chains_may_leave_the_category_out():
+    assert LabelSet.parse("esci").implied["E"] == {"category": "match", "attributes": "met"}
+    schema = CotSchema.build(labels="0-3")
+    assert not schema.labels.implied
+    assert [step.name for step in schema.steps if step.optional] == ["category"]
 
 
 def test_optional_checks_may_be_missing():
@@ -197,9 +293,11 @@ def test_optional_checks_may_be_missing():
             (Step(name="a"), Step(name="a"), Step(name="label", verdicts=DEFAULT_LABELS.texts)),
             "only once",
         ),
-        ((Step(name="A b"), Step(name="label", verdicts=DEFAULT_LABELS.texts)), "lower-case words"),
-        ((Step(name="query"), Step(name="category", verdicts=CATEGORY)), "one must be 'label'"),
-        ((Step(name="label", verdicts=ATTRIBUTES),), "with verdicts ('1', '2', '3', '4')"),
+        ((Step(name="A b"), Step(name="label", verdicts=DEFAULT_LABELS.texts)), "single words"),
+        ((Step(name="a=>b"), Step(name="c/d")), "['a=>b', 'c/d']"),
+        ((Step(name="category", verdicts=("near", "Near")),), "cannot be told apart"),
+        ((Step(name="label", verdicts=ATTRIBUTES),), "expected the verdicts ('1', '2', '3', '4')"),
+        ((), "at least one"),
     ],
 )
 def test_an_invalid_schema_is_refused(steps, message):

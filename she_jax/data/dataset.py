@@ -125,6 +125,11 @@ class ExampleConfig(tfds.core.BuilderConfig):
         """The labels that its rows may have."""
         return DEFAULT_LABELS
 
+    @property
+    def needs_title(self) -> bool:
+        """Whether its rows are about products, each with a title."""
+        return True
+
     def options(self) -> dict[str, Any]:
         """Everything that determines the content, as JSON values.
 
@@ -287,6 +292,7 @@ class ExampleBuilder(tfds.core.DatasetBuilder, skip_registration=True):
                 max_bad_share=self.builder_config.max_bad_share,
                 labels=self.builder_config.label_set,
                 markup=self.builder_config.markup,
+                needs_title=self.builder_config.needs_title,
             )
             for row in admitted:
                 batch.setdefault(row.split, []).append(encode(row.example))

@@ -105,6 +105,7 @@ class Intake:
         max_bad_share: float,
         labels: LabelSet = DEFAULT_LABELS,
         markup: bool = False,
+        needs_title: bool = True,
     ) -> Iterator[Row]:
         """Yields the usable rows, cleaned, and writes the others to ``bad_file`` as JSON lines.
 
@@ -115,6 +116,7 @@ class Intake:
           max_bad_share: largest allowed share of rejected rows, in [0, 1].
           labels: the labels that rows may have; what stands for one of them becomes it.
           markup: read HTML in the fields of products, see ``strip_markup``.
+          needs_title: a row whose product has no title cannot be used.
 
         Raises:
           UserError: if more than ``max_bad_share`` of the rows are bad, at the end of the stream
@@ -124,7 +126,7 @@ class Intake:
         for row in rows:
             if markup and isinstance(row, Row):
                 row = _without_markup(row)
-            checked = self._check(row, max_chars, seen_uids, labels)
+            checked = self._check(row, max_chars, seen_uids, labels, needs_title)
             if isinstance(checked, BadRow):
                 self.bad[checked.reason.partition(":")[0]] += 1
                 self.first += [checked] if len(self.first) < 5 else []
@@ -137,7 +139,12 @@ class Intake:
         self._limit_bad_share(max_bad_share)
 
     def _check(
-        self, row: Row | BadRow, max_chars: int, seen_uids: set[int], labels: LabelSet
+        self,
+        row: Row | BadRow,
+        max_chars: int,
+        seen_uids: set[int],
+        labels: LabelSet,
+        needs_title: bool,
     ) -> Row | BadRow:
         if isinstance(row, BadRow):
             return row
@@ -148,7 +155,7 @@ class Intake:
         example, cut_fields = _clean(row.example, max_chars, label)
         # Hashes, not strings: millions are remembered, and 64 bits do not collide by chance.
         uid = hash(example.uid)
-        reason = _defect(example)
+        reason = _defect(example, needs_title)
         reason = reason or (f"duplicate uid: {example.uid!r}" if uid in seen_uids else "")
         if reason:
             return BadRow(file=row.file, line=row.line, reason=reason)
@@ -204,11 +211,11 @@ def _clean(example: Example, max_chars: int, label: Label | None) -> tuple[Examp
     return cleaned, cut_fields
 
 
-def _defect(example: Example) -> str:
+def _defect(example: Example, needs_title: bool) -> str:
     """Why an example cannot be used; empty if it can."""
     if not example.query:
         return "empty query"
-    if not example.product.get("title"):
+    if needs_title and not example.product.get("title"):
         return "missing title"
     if not example.uid:
         return "empty uid"

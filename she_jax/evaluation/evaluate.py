@@ -12,6 +12,7 @@ import numpy as np
 from she_jax.data.dataset import PreparedDataset, evenly_spaced_rows, open_split
 from she_jax.evaluation.metrics import pass_at_k, score
 from she_jax.generate.generator import Generator
+from she_jax.rewards.verifier import OutcomeRewardFn
 from she_jax.training.files import write_json
 from she_jax.training.logging import Progress
 from she_jax.types import Example
@@ -31,6 +32,8 @@ class EvalConfig:
       pass_k: rollouts a pair for pass@k; 0 leaves it out.
       pass_pairs: pairs for pass@k.
       seed: of the sampled rollouts.
+      outcome: a user's outcome reward, whose mean is measured too; it selects the checkpoint where
+        chains have no label. None for none.
 
     Raises:
       ValueError: if ``batch_size`` is below 1.
@@ -42,6 +45,7 @@ class EvalConfig:
     pass_k: int
     pass_pairs: int
     seed: int
+    outcome: OutcomeRewardFn | None = None
 
     def __post_init__(self):
         if self.batch_size < 1:
@@ -72,11 +76,12 @@ def evaluate_policy(
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
     examples = evenly_spaced(dataset, config.split, config.pairs)
-    metrics = evaluate_split(generator, params, examples, f"evaluating {config.split}, {when}")
+    title = f"evaluating {config.split}, {when}"
+    metrics = evaluate_split(generator, params, examples, title, config.outcome)
     if dataset.splits.get(LONGTAIL) and config.split != LONGTAIL:
         examples = evenly_spaced(dataset, LONGTAIL, config.pairs)
         title = f"evaluating {LONGTAIL}, {when}"
-        metrics["longtail"] = evaluate_split(generator, params, examples, title)
+        metrics["longtail"] = evaluate_split(generator, params, examples, title, config.outcome)
     if k := config.pass_k:
         examples = evenly_spaced(dataset, config.split, config.pass_pairs)
         with Progress(f"pass@{k}, {when}", total=len(examples)) as progress:
@@ -105,10 +110,10 @@ def evaluate_validation(
     else:
         examples = evenly_spaced(dataset, VALIDATION, config.pairs)
         title = f"evaluating {VALIDATION}, step {step}"
-        metrics = evaluate_split(generator, params, examples, title)
+        metrics = evaluate_split(generator, params, examples, title, config.outcome)
         write_json(path, metrics)
-    names = ("macro_f1", "accuracy", "good_f1", "parse_rate")
-    flat = {f"{VALIDATION}/{name}": metrics[name] for name in names if metrics[name] is not None}
+    names = ("macro_f1", "accuracy", "good_f1", "parse_rate", "outcome")
+    flat = {f"{VALIDATION}/{k}": metrics[k] for k in names if metrics.get(k) is not None}
     return flat | {f"{VALIDATION}/step/{k}": v for k, v in metrics["step_accuracy"].items()}
 
 
@@ -118,13 +123,22 @@ def validation_file(step: int) -> str:
 
 
 def evaluate_split(
-    generator: Generator, params: Any, examples: Sequence[Example], title: str
+    generator: Generator,
+    params: Any,
+    examples: Sequence[Example],
+    title: str,
+    outcome: OutcomeRewardFn | None = None,
 ) -> dict[str, Any]:
-    """Metrics of the greedy chains of examples, see ``score``."""
+    """Metrics of the greedy chains of examples, see ``score``, and the mean ``outcome`` reward."""
     with Progress(title, total=len(examples)) as progress:
         chains = generator.greedy(params, examples, progress.update)
         metrics = score(chains, examples, generator.prompts.schema)
-        progress.update(len(examples), macro_f1=metrics["macro_f1"] or 0.0)
+        if outcome is not None:
+            metrics["outcome"] = float(np.mean(outcome(chains, examples)))
+        shown = {
+            key: metrics[key] for key in ("macro_f1", "outcome") if metrics.get(key) is not None
+        }
+        progress.update(len(examples), **shown)
     return metrics
 
 

@@ -12,6 +12,7 @@ def before_after_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> T
     for column in table.columns[1:]:
         column.justify = "right"
     names = {"macro_f1": "macro F1", "accuracy": "accuracy", "good_f1": "good F1"}
+    names |= {"outcome": "outcome reward"} if "outcome" in before else {}
     rows = [(title, before.get(key), after.get(key)) for key, title in names.items()]
     for key, title in (("f1", "F1 of class"), ("step_accuracy", "step")):
         old, new = before.get(key, {}), after.get(key, {})

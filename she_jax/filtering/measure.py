@@ -300,7 +300,7 @@ def _record(
         row=row,
         uid=example.uid,
         query=example.query,
-        title=example.product["title"],
+        title=example.product.get("title", ""),
         label=None if example.label is None else str(example.label),
         kind=example.kind,
         confidence=confidence,

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -124,7 +124,11 @@ class Generator:
         return jax.device_get(sampler(params, prompts, key, temperature))
 
     def _parse(self, rollout: Rollout) -> list[Chain]:
-        return [self.prompts.schema.parse(text) for text in self.prompts.decode(rollout)]
+        texts, truncated = self.prompts.decode(rollout), self.prompts.truncated(rollout).tolist()
+        return [
+            replace(self.prompts.schema.parse(text), truncated=short)
+            for text, short in zip(texts, truncated, strict=True)
+        ]
 
     def _to_samples(self, rollout: Rollout) -> list[Sample]:
         rows = zip(np.asarray(rollout.tokens), np.asarray(rollout.completion_mask), strict=True)

@@ -75,6 +75,7 @@ class RewardSources:
     Attributes:
       step: step rewards, where they are known; by default the verifier.
       outcome: outcome rewards.
+      by_label: the outcome is unknown for a pair without a label; False for a user's own outcome.
       combine: how ``step`` and ``prm`` are combined, see ``combine_rewards``.
       prm: process reward model, or None.
       orm: outcome reward model, or None.
@@ -82,6 +83,7 @@ class RewardSources:
 
     step: StepRewardFn
     outcome: OutcomeRewardFn
+    by_label: bool = True
     combine: str = "precedence"
     prm: ProcessRewardModel | None = None
     orm: OutcomeRewardModel | None = None

@@ -25,6 +25,7 @@ class RolloutBatch:
     known: np.ndarray  # which steps have a reward, [B, S]
     advantages: np.ndarray  # of each step's tokens, [B, S]
     informative: np.ndarray  # groups that may carry a learning signal, [N]
+    by_label: bool = True  # the outcome of a pair without a label is unknown
     # Groups that were sampled and not used: prompt, pass rate, whether it was informative.
     dropped: tuple[tuple[Example, float, bool], ...] = ()
 
@@ -38,9 +39,9 @@ class RolloutBatch:
     def rates(self) -> tuple[list[Example], list[float]]:
         """All sampled prompts, including the dropped ones, and their pass rates.
 
-        Excludes prompts without a label, for which no rollout can count as correct.
+        If outcomes go by labels, this excludes prompts without one.
         """
         used = zip(self.examples, self.pass_rates.tolist(), strict=True)
         sampled = [*((example, rate) for example, rate, _ in self.dropped), *used]
-        labeled = [(example, rate) for example, rate in sampled if example.label is not None]
-        return [example for example, _ in labeled], [rate for _, rate in labeled]
+        known = [(e, rate) for e, rate in sampled if e.label is not None or not self.by_label]
+        return [example for example, _ in known], [rate for _, rate in known]

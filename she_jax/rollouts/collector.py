@@ -202,6 +202,7 @@ class Collector:
             known=np.asarray(known),
             advantages=by_step,
             informative=groups,
+            by_label=self._rewards.by_label,
         )
 
     def _refer(self, rollout: Rollout) -> tuple[Array, Array | None]:

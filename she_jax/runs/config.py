@@ -22,7 +22,7 @@ from she_jax.rewards.hybrid import RewardConfig
 from she_jax.rewards.orm.dataset import OrmConfig
 from she_jax.rewards.prm.dataset import PrmConfig
 from she_jax.rewards.prm.refresh import RefreshConfig
-from she_jax.rewards.verifier import FULL_REWARD
+from she_jax.rewards.verifier import FULL_REWARD, OutcomeRewardFn
 from she_jax.rl.advantages import CRITICAL, ESTIMATORS, STEPWISE
 from she_jax.rl.losses import LossConfig
 from she_jax.rollouts.collector import RolloutConfig
@@ -327,8 +327,9 @@ def _world(recipe: Recipe) -> World:
     )
 
 
-def _evaluation(recipe: Recipe) -> EvalConfig:
+def _evaluation(recipe: Recipe, outcome: OutcomeRewardFn | None = None) -> EvalConfig:
     return EvalConfig(
+        outcome=outcome,
         split=recipe.data.eval_split,
         pairs=recipe.data.eval_pairs,
         seed=recipe.seed,
@@ -368,13 +369,14 @@ def _train(recipe: Recipe, common: dict[str, Any]) -> TrainConfig:
     if recipe.method not in METHODS:
         raise UserError(f"method={recipe.method!r}: expected one of {METHODS}")
     rl, rollout, plugins = recipe.rl, _rollout(recipe), common["plugins"]
+    reward = _reward(recipe, plugins)
     return TrainConfig(
         **common,
         export=recipe.export,
         init_from=recipe.init_from,
         method=recipe.method,
         balance=_balance(recipe),
-        evaluation=_evaluation(recipe),
+        evaluation=_evaluation(recipe, reward.outcome),
         sft=_sft(recipe.sft, recipe.seed),
         online=OnlineConfig(
             optimizer=_optimizer(rl),
@@ -406,7 +408,7 @@ def _train(recipe: Recipe, common: dict[str, Any]) -> TrainConfig:
             batch_size=recipe.eval.batch_size,
             **recipe.offline.to_dict(),
         ),
-        reward=_reward(recipe, plugins),
+        reward=reward,
         measure=_measure(recipe, common["data"]),
         filter=_filter(recipe),
     )

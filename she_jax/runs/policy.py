@@ -131,7 +131,13 @@ def improve(
         workdir / "checkpoints" / "policy", every=online.checkpoint_every, warn=log
     )
     update = jit_update_step(make_step(config, lm, optimizer), lm.mesh, state)
-    selection = Evaluation(function=validate, every=online.eval_every, patience=online.patience)
+    metric = "macro_f1" if lm.prompts.schema.label_index >= 0 else "outcome"
+    selection = Evaluation(
+        function=validate,
+        every=online.eval_every,
+        patience=online.patience,
+        metric=f"validation/{metric}",
+    )
     state, host = fit(
         update,
         state,

@@ -91,6 +91,7 @@ def reward_sources(config: TrainConfig, lm: LanguageModel) -> RewardSources:
     return RewardSources(
         step=reward.step or annotation_reward(config.schema),
         outcome=reward.outcome or label_reward(reward.format_weight),
+        by_label=reward.outcome is None,
         combine=reward.combine,
         prm=_load_prm(config) if reward.prm else None,
         orm=load_orm(Path(reward.orm), lm, reward.batch_size) if reward.orm else None,

@@ -19,6 +19,7 @@ from she_jax.runs.config import (
     PrmRunConfig,
     RunConfig,
     TrainConfig,
+    chain_options,
 )
 from she_jax.training.logging import log
 from she_jax.training.setup import split_mesh
@@ -71,6 +72,7 @@ def check_splits(dataset: PreparedDataset, eval_split: str) -> None:
 def _check_training(config: TrainConfig) -> None:
     mesh, reward_mesh = split_mesh(config.mesh, config.reward.devices)
     _check_two_a_row(config.sft, mesh)
+    _check_labels(config)
     _check_method(config)
     rollout, parts = config.rollout, config.loss.micro_batches
     check_batch(rollout.prompts, mesh, "rl.prompts: batch", "prompts")
@@ -109,6 +111,20 @@ def _check_rows(rows: int, parts: int, mesh: Mesh, section: str) -> None:
     if rows % parts:
         raise UserError(f"{rows} rows do not divide into {section}.micro_batches={parts}")
     check_batch(rows // parts, mesh, f"{section}.micro_batches={parts}: micro-batch")
+
+
+def _check_labels(config: TrainConfig) -> None:
+    """What a chain without the step ``label`` needs and cannot have."""
+    if config.schema.label_index >= 0:
+        return
+    steps = f"the chain {config.schema.names} has no step 'label'"
+    if config.reward.outcome is None or config.method != "rl":
+        raise UserError(
+            f"{steps}, so its outcome is not known: give --config.reward.outcome=package.module:"
+            "function (and method=rl), or add the step 'label'"
+        )
+    if config.measure.pairs or config.balance:
+        raise UserError(f"{steps}: set filter.pairs=0 and data.balance=False, which go by labels")
 
 
 def _check_method(config: TrainConfig) -> None:
@@ -177,7 +193,7 @@ def _check_init_from(config: TrainConfig) -> None:
             raise UserError(
                 f"init_from={folder}: rl.unsolved_share needs the pairs of that run, not others"
             )
-    chain = earlier.get("chain")
+    chain = chain_options(earlier)
     if chain != config.chain:
         raise UserError(f"init_from={folder} writes the chain {chain}, not {config.chain}")
     theirs, ours = earlier.get("model", {}), config.recipe["model"]

@@ -54,7 +54,7 @@ def test_bad_rows_are_set_aside_with_file_line_and_reason():
         ("empty query", {"query": " \u200b "}),
         ("missing title", {"product": {"brand": "x"}}),
         ("missing title", {"product": {"title": "\0"}}),
-        ("unknown label: 7, expected 1 to 4", {"label": 7}),
+        ("unknown label: '7', expected 1, 2, 3, 4", {"label": 7}),
         ("empty uid", {"uid": "\n"}),
         ("duplicate uid: '0'", {"uid": "0"}),
     ]

@@ -134,7 +134,7 @@ def test_the_error_names_a_damaged_or_foreign_file(tmp_path):
         read_records(path)
 
     pq.write_table(pa.table({"row": [1]}), path)
-    with pytest.raises(ValueError, match="version none; expected version 1"):
+    with pytest.raises(ValueError, match="version none; expected version 2"):
         read_step_names(path)
 
     with pytest.raises(FileNotFoundError):

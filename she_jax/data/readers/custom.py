@@ -30,6 +30,10 @@ class CustomConfig(ExampleConfig):
     def label_set(self) -> LabelSet:
         return CotSchema.build(**self.chain).labels
 
+    @property
+    def needs_title(self) -> bool:
+        return CotSchema.build(**self.chain).label_index >= 0
+
 
 class Custom(ExampleBuilder):
     """Pairs from a user's class, whose ``examples(split)`` yields ``she_jax.Example`` records.

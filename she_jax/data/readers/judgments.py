@@ -49,6 +49,10 @@ class TableConfig(HashSplitConfig):
     def label_set(self) -> LabelSet:
         return self.schema.labels
 
+    @property
+    def needs_title(self) -> bool:
+        return self.schema.label_index >= 0
+
     def sources(self) -> tuple[Path, ...]:
         paths = filter(None, (self.path, self.products, self.queries))
         return tuple(part for path in paths for part in table_parts(path))
@@ -79,7 +83,7 @@ class Judgments:
             products = (config.products, column_names(table_parts(config.products)))
         self.columns = find_columns(config.columns, table, products)
         need_column("qid" if config.queries else "query", self.columns.pair, table)
-        if products is None:
+        if products is None and config.needs_title:
             need_column("title", self.columns.judged, table)
 
     def records(self, left_out: Counter[str] | None = None) -> Iterator[Record | BadRow]:

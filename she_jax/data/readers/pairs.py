@@ -57,7 +57,8 @@ class PairReader:
             raters=raters,
         )
         well_formed = self._check_rationale(record, example)
-        if not (self._config.evaluation or label is not None or well_formed):
+        optional = self._config.evaluation or self._schema.label_index < 0
+        if not (optional or label is not None or well_formed):
             needs = f"or a rationale with the steps {', '.join(self._schema.names)}"
             raise ValueError(f"no label: training needs one, {needs}")
         return Row(
@@ -75,7 +76,7 @@ class PairReader:
                 f"{path}: columns that are not read: {', '.join(unread)} (name those that the "
                 f"model should see: --config.data.columns={unread[0]}={unread[0]})"
             )
-        if not self._labels:
+        if not self._labels and self._schema.label_index >= 0:
             notes.append(
                 f"{path}: no row has a label, so nothing is measured"
                 + (f"; is it one of {', '.join(unread)}? Then" if unread else "; if there is one,")
@@ -176,7 +177,11 @@ class PairReader:
             if isinstance(record, BadRow):
                 continue
             cells = self._judgments.pair(record)
-            labeled = {"label", "rationale"} & cells.keys() or self._judgments.rater_texts(record)
+            labeled = (
+                self._schema.label_index < 0
+                or {"label", "rationale"} & cells.keys()
+                or self._judgments.rater_texts(record)
+            )
             query = self._queries.get(cells.get("qid", "")) or cells.get("query")
             if labeled and query and "split" not in cells:
                 yield query
