@@ -309,6 +309,7 @@ class ExampleBuilder(tfds.core.DatasetBuilder, skip_registration=True):
             "bad_rows": dict(self.intake.bad),
             "cut_fields": self.intake.cut,
             "notes": list(self.notes),
+            "labels": self.builder_config.label_set.text,
             "options": self.builder_config.options(),
         }
         (folder / _SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
@@ -346,6 +347,7 @@ class PreparedDataset:
       cut_fields: number of fields that were longer than ``max_chars``.
       reused: whether it existed already.
       notes: what the user should know of the whole set, in sentences.
+      labels: its label set, for ``LabelSet.parse``.
     """
 
     path: Path
@@ -354,6 +356,7 @@ class PreparedDataset:
     cut_fields: int
     reused: bool
     notes: Sequence[str] = ()
+    labels: str = "1-4"
 
 
 def prepare(

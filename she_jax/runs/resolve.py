@@ -6,6 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from she_jax.data.dataset import open_prepared
 from she_jax.data.label_choice import resolve_labels
 from she_jax.data.sources import TABLES
 from she_jax.runs.config import Recipe, data_config
@@ -23,6 +24,8 @@ def resolve(recipe: Recipe, workdir: Path) -> Recipe:
       UserError: if the pairs do not say which set their labels are of.
     """
     text = recipe.data.labels
+    if recipe.data.name == "prepared" and not text:
+        return _with_labels(recipe, open_prepared(recipe.data.path).labels)
     from_file = bool(re.fullmatch(r"[^\n]*(/[^\n]*|\.(txt|md|labels))", text))
     from_pairs = (
         recipe.data.name in TABLES
@@ -41,6 +44,10 @@ def resolve(recipe: Recipe, workdir: Path) -> Recipe:
             raise
         except ValueError as error:  # a dataclass's check of itself
             raise UserError(str(error)) from error
+    return _with_labels(recipe, labels)
+
+
+def _with_labels(recipe: Recipe, labels: str) -> Recipe:
     resolved: Any = ConfigDict(recipe.to_dict())
     resolved.data.labels = labels
     return resolved.lock()

@@ -73,10 +73,11 @@ def find_columns(
       UserError: if there is no such column; names the nearest one and all.
     """
     mapping, columns = parse_columns(text), judgments[1]
-    docid = [*map(str.strip, mapping.pop("docid", "docid").split("+")), "docid"]
-    for column in docid[:-1]:
+    docid = [name.strip() for name in mapping.pop("docid", "").split("+") if name.strip()]
+    for column in docid:
         if not (products and column in products[1]):
             _existing("docid", column, judgments)
+    docid.append("docid")
     raters = mapping.pop("raters", "raters" if "raters" in columns else "")
     pair = {field: field for field in FIELDS if field in columns and field != "raters"}
     pair |= {name: name for name in columns if name.startswith(STEP)}

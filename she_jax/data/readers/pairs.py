@@ -1,7 +1,7 @@
 """Makes a pair of a row of judgments and its product."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from she_jax.cot import CotSchema
 from she_jax.data.dataset import split_bounds
@@ -31,6 +31,7 @@ class PairReader:
         self._verdicts = _VERDICTS | {step.name: step.verdicts for step in self._schema.steps}
         self._labels = self._rationales = self._contradictions = self._no_chains = 0
         self._no_chain = ""  # the first rationale that is none
+        self._place, self._again = ("", 0), 0
         self._bounds = None if config.evaluation else split_bounds(self._hashed_queries(), config)
 
     def row(self, record: Record, product: Mapping[str, str]) -> Row:
@@ -73,13 +74,13 @@ class PairReader:
         notes, path = [], self._config.path
         if unread := self._judgments.unread():
             notes.append(
-                f"{path}: columns that are not read: {', '.join(unread)} (name those that the "
+                f"{path}: columns that are not read: {_few(unread)} (name those that the "
                 f"model should see: --config.data.columns={unread[0]}={unread[0]})"
             )
         if not self._labels and self._schema.label_index >= 0:
             notes.append(
                 f"{path}: no row has a label, so nothing is measured"
-                + (f"; is it one of {', '.join(unread)}? Then" if unread else "; if there is one,")
+                + (f"; is it one of {_few(unread)}? Then" if unread else "; if there is one,")
                 + " name it: --config.data.columns=label=COLUMN"
             )
         if self._no_chains:
@@ -106,8 +107,12 @@ class PairReader:
             return uid
         if docid := cells.get("docid"):
             return f"{query} / {docid}"
+        place = (record.file, record.line)
+        self._again = self._again + 1 if place == self._place else 1  # a JSON array on one line
+        self._place = place
         file = f"{record.file}-" if len(self._judgments.parts) > 1 else ""
-        return f"{file}line-{record.line}"
+        again = f"-{self._again}" if self._again > 1 else ""
+        return f"{file}line-{record.line}{again}"
 
     def _labels_of(
         self, record: Record, cells: Mapping[str, str]
@@ -159,7 +164,7 @@ class PairReader:
         return chain.well_formed
 
     def _split(self, cells: Mapping[str, str], query: str) -> str:
-        if split := cells.get("split"):
+        if split := cells.get("split", "").lower():
             if not re.fullmatch(r"[a-z]\w*", split, re.ASCII):
                 raise ValueError(
                     f"wrong split: {split!r}, expected a word such as train, validation, test"
@@ -185,3 +190,7 @@ class PairReader:
             query = self._queries.get(cells.get("qid", "")) or cells.get("query")
             if labeled and query and "split" not in cells:
                 yield query
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")

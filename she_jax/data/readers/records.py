@@ -75,8 +75,8 @@ def column_names(paths: Sequence[Path]) -> tuple[str, ...]:
     for path in paths:
         kind = _checked_kind(path)
         if kind == "json":
-            for record in _read_json(path, Counter()):
-                names |= dict.fromkeys(record.cells) if isinstance(record, Record) else {}
+            for _, row in _json_rows(path):
+                names |= dict.fromkeys(flatten(row, Counter()) if isinstance(row, dict) else ())
             continue
         if kind == "delimited":
             types = dict.fromkeys(read_header(path), "text")
@@ -119,7 +119,7 @@ def _compare(path: Path, types: Mapping[str, str], other: Path, others: Mapping[
 
 
 def flatten(row: Mapping[str, Any], left_out: Counter[str]) -> dict[str, str]:
-    """The cells of a row of JSON or Parquet: texts by column, without the empty ones."""
+    """The cells of a row of JSON or Parquet: texts by column, "" for the empty ones."""
     cells: dict[str, str] = {}
     unusable: set[str] = set()
 
@@ -139,6 +139,10 @@ def flatten(row: Mapping[str, Any], left_out: Counter[str]) -> dict[str, str]:
     for key, value in row.items():
         add(key, value, 2 if f"{key}." == PRODUCT else 1)
     left_out.update(unusable)
+    return cells
+
+
+def _filled(cells: Mapping[str, str]) -> dict[str, str]:
     return {name: text for name, text in cells.items() if name and text}
 
 
@@ -156,22 +160,28 @@ def _text(value: Any) -> str:
 
 
 def _read_json(path: Path, left_out: Counter[str]) -> Iterator[Record | BadRow]:
+    for line, row in _json_rows(path):
+        if isinstance(row, ValueError):
+            yield BadRow(file=str(path), line=line, reason=str(row))
+        elif isinstance(row, dict):
+            yield Record(str(path), line, _filled(flatten(row, left_out)))
+        else:
+            shown = json.dumps(row, ensure_ascii=False)[:60]
+            yield BadRow(file=str(path), line=line, reason=f"not an object: {shown}")
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """The values that stand for rows, or a ValueError that says why there is none, with lines."""
     lines = Lines(read_lines(path))
     first = next((line for line in lines if line.strip()), "")
     if first.strip() == "{" or first.lstrip().startswith("["):  # an array, or over several lines
-        values = _concatenated(first + "".join(lines), lines.number if not first else 1)
+        line = lines.number
+        values = _concatenated(first + "".join(lines), line)
     else:
         values = _line_by_line(first, lines)
     for line, value in values:
-        if isinstance(value, ValueError):
-            yield BadRow(file=str(path), line=line, reason=str(value))
-            continue
         for row in _judgment_ratings(value):
-            if isinstance(row, dict):
-                yield Record(str(path), line, flatten(row, left_out))
-            else:
-                shown = json.dumps(row, ensure_ascii=False)[:60]
-                yield BadRow(file=str(path), line=line, reason=f"not an object: {shown}")
+            yield line, row
 
 
 def _line_by_line(first: str, lines: Lines) -> Iterator[tuple[int, Any]]:
@@ -228,7 +238,9 @@ def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
             source = pa.BufferReader(file.read()) if packed else path
         # A buffer instead of whole column chunks, as a row group may hold a million rows.
         yield pq.ParquetFile(source, buffer_size=1 << 20, pre_buffer=False)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # of the system, not of the content
+            raise
         raise UserError(
             f"{path} cannot be read as Parquet ({error}): it may be cut short; get it again"
         ) from error
@@ -251,7 +263,7 @@ def _read_parquet(path: Path, left_out: Counter[str]) -> Iterator[Record | BadRo
             for values in zip(*columns.values(), strict=True):
                 line += 1
                 cells = flatten(dict(zip(columns, values, strict=True)), left_out)
-                yield Record(str(path), line, cells)
+                yield Record(str(path), line, _filled(cells))
 
 
 def _values(column: pa.Array) -> list[Any] | None:
