@@ -41,11 +41,11 @@ def resolve_labels(config: DataConfig, text: str) -> str:
     if not counts and rationales:
         return text or "1-4"  # the chains have the labels
     if not counts:
-        others = [name for name in judgments.names if name.partition(".")[0] not in FIELDS]
+        known = (*FIELDS, "title", "product")
+        others = [name for name in judgments.names if name.partition(".")[0] not in known]
         raise UserError(
-            f"{config.path}: no row has a label; expected a column 'label', found "
-            f"{', '.join(others)} beside the known ones. Name it: "
-            "--config.data.columns=label=COLUMN"
+            f"{config.path}: no row has a label; expected a column 'label', found beside the known "
+            f"ones {', '.join(others) or 'none'}. Name it: --config.data.columns=label=COLUMN"
         )
     try:
         return _binary(counts) if text else _found(counts)

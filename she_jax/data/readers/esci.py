@@ -191,7 +191,8 @@ def _product_batches(path: Path) -> Iterator[tuple[int, pa.RecordBatch]]:
         file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
         batches = file.iter_batches(_BATCH, columns=list(_FIELDS.values()), use_threads=False)
         for batch in batches:
-            yield first, batch
+            texts = [pc.cast(column, pa.large_string()) for column in batch.columns]
+            yield first, pa.record_batch(texts, names=batch.schema.names)
             first += len(batch)
 
 

@@ -73,17 +73,18 @@ def column_names(paths: Sequence[Path]) -> tuple[str, ...]:
     first: tuple[Path, dict[str, str]] | None = None
     names: dict[str, None] = {}
     for path in paths:
-        kind = _checked_kind(path)
+        kind, partition = _checked_kind(path), dict.fromkeys(_partition(path, paths), "text")
         if kind == "json":
             for _, row in _json_rows(path):
                 names |= dict.fromkeys(flatten(row, Counter()) if isinstance(row, dict) else ())
+            names |= dict.fromkeys(partition)
             continue
         if kind == "delimited":
             types = dict.fromkeys(read_header(path), "text")
         else:
             with _parquet(path) as file:
                 types = {n: t for field in file.schema_arrow for n, t in _columns(field)}
-        types |= dict.fromkeys(_partition(path, paths), "text")
+        types |= partition
         first = first or (path, types)
         _compare(*first, path, types)
         names |= dict.fromkeys(types)

@@ -114,7 +114,8 @@ def read_lines(path: Path) -> Iterator[str]:
     with open_table(path) as file:
         head = file.peek(_HEAD)[:_HEAD]  # type: ignore[attr-defined]
         utf16 = head[:2] in (b"\xff\xfe", b"\xfe\xff")
-        if b"\0" in head and not utf16:
+        nuls = max(head[::2].count(0), head[1::2].count(0))
+        if nuls > len(head) // 4 and not utf16:
             raise UserError(f"{path} is no text (or UTF-16 without a mark): save it as UTF-8")
         encoding, errors = ("utf-16", "replace") if utf16 else ("utf-8-sig", "surrogateescape")
         with io.TextIOWrapper(file, encoding, errors, newline="") as text:
