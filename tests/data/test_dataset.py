@@ -17,7 +17,6 @@ from recipes import EXAMPLE, Given, GivenConfig, good_rows, make_dataset
 from she_jax.data.dataset import (
     FEATURES,
     ExampleConfig,
-    HashSplitConfig,
     decode,
     encode,
     open_split,
@@ -25,6 +24,7 @@ from she_jax.data.dataset import (
     shuffled_rows,
 )
 from she_jax.data.intake import Row
+from she_jax.data.splits import HashSplitConfig
 from she_jax.types import BadRow, Example
 
 TEXT = st.text(st.characters(exclude_categories=()), max_size=40)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from she_jax.cot import CotSchema, LabelSet
-from she_jax.data.dataset import HashSplitConfig
 from she_jax.data.readers.columns import Columns, find_columns, need_column
 from she_jax.data.readers.delimited import Record, read_qrels
 from she_jax.data.readers.records import PRODUCT, column_names, read_records
 from she_jax.data.readers.table_files import read_lines, table_kind, table_parts, undecoded
+from she_jax.data.splits import HashSplitConfig
 from she_jax.types import BadRow
 
 _QUERY_COLUMNS = ("qid", "query")

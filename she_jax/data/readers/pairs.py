@@ -4,11 +4,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from she_jax.cot import CotSchema
-from she_jax.data.dataset import split_bounds
-from she_jax.data.intake import Row, query_hash
+from she_jax.data.intake import Row
 from she_jax.data.readers.columns import STEP
 from she_jax.data.readers.delimited import Record
 from she_jax.data.readers.judgments import Judgments, TableConfig
+from she_jax.data.splits import split_bounds
 from she_jax.types import BadRow, Example, Label
 
 # Verdicts by step. All numbered checks have those of ``check_1``.
@@ -74,8 +74,8 @@ class PairReader:
         notes, path = [], self._config.path
         if unread := self._judgments.unread():
             notes.append(
-                f"{path}: columns that are not read: {_few(unread)} (name those that the "
-                f"model should see: --config.data.columns={unread[0]}={unread[0]})"
+                f"{path}: columns that are not read: {_few(unread)} (a field of the product is "
+                "named with --config.data.columns=FIELD=COLUMN, raters with raters=COLUMN+COLUMN)"
             )
         if not self._labels and self._schema.label_index >= 0:
             notes.append(
@@ -170,11 +170,7 @@ class PairReader:
                     f"wrong split: {split!r}, expected a word such as train, validation, test"
                 )
             return split
-        if self._bounds is None:
-            return self._config.split_of(query)
-        validation, test = self._bounds
-        position = query_hash(query)
-        return "train" if position < validation else "validation" if position < test else "test"
+        return self._config.split_of(query, self._bounds)
 
     def _hashed_queries(self) -> Iterator[str]:
         """The queries of the rows that can be used and name no split."""

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from she_jax.cot import LabelSet
-from she_jax.data.dataset import ExampleBuilder, HashSplitConfig
+from she_jax.data.dataset import ExampleBuilder
 from she_jax.data.intake import Row
 from she_jax.data.rationales import implied_steps
 from she_jax.data.readers.delimited import read_delimited, read_header
+from she_jax.data.splits import HashSplitConfig, split_bounds
 from she_jax.types import BadRow, Example, UserError
 
 WANDS_LABELS = {"Exact": 4, "Partial": 3, "Irrelevant": 1}
@@ -66,6 +67,7 @@ class Wands(ExampleBuilder):
                 yield row
             else:
                 products[row.cells[0]] = dict(zip(_FIELDS, row.cells[1:], strict=True))
+        bounds = split_bounds(queries.values(), self.builder_config)
         for row in _read_cells(label_file, ("id", "query_id", "product_id", "label")):
             if isinstance(row, BadRow):
                 yield row
@@ -75,7 +77,7 @@ class Wands(ExampleBuilder):
             except ValueError as error:
                 yield BadRow(file=str(label_file), line=row.line, reason=str(error))
                 continue
-            split = self.builder_config.split_of(example.query)
+            split = self.builder_config.split_of(example.query, bounds)
             yield Row(split=split, example=example, file=str(label_file), line=row.line)
 
 

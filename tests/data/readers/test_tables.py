@@ -90,8 +90,9 @@ def test_products_in_a_table_of_their_own(tmp_path):
     assert (first.example.uid, second.example.uid) == ("mug / 7", "mug / 007")
     assert reasons(bad) == [(4, "no such product: '0007'"), (5, "empty docid")]
     assert reader.notes == [
-        f"{tmp_path / 'pairs.csv'}: columns that are not read: explanation (name those that the "
-        "model should see: --config.data.columns=explanation=explanation)",
+        f"{tmp_path / 'pairs.csv'}: columns that are not read: explanation (a field of the "
+        "product is named with --config.data.columns=FIELD=COLUMN, raters with "
+        "raters=COLUMN+COLUMN)",
         f"{tmp_path / 'products.tsv'}: 1 rows repeat a docid; the first counts",
     ]
 
