@@ -4,6 +4,7 @@ A quote that was not closed would take the rows after it into one cell (readers 
 without a word). Here the row where it opened is bad, and the rows after it are read.
 """
 
+import contextlib
 import csv
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,6 +100,9 @@ def _cells(first: str, lines: Lines, delimiter: str, width: int) -> list[str] | 
     """
     if '"' not in first:
         return first.rstrip("\r\n").split(delimiter)
+    if first.count('"') % 2 == 0:  # most rows are whole, and need no generator
+        with contextlib.suppress(csv.Error):
+            return next(csv.reader([first], delimiter=delimiter, strict=True))
     taken = [first]
 
     def row_lines() -> Iterator[str]:

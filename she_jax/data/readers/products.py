@@ -6,10 +6,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from she_jax.data.readers.delimited import Record
 from she_jax.data.readers.records import PRODUCT, read_records
 from she_jax.types import BadRow
 
@@ -34,56 +34,52 @@ class Products:
           renamed: field names of the columns that get another one.
         """
         self._key, self._renamed = key, renamed
-        self._docids, self._fields = pa.array([], _TEXT), pa.table({})
+        self._docids, self._parts = pa.array([], _TEXT), []
         self.repeated = 0
 
     def load(self, paths: Sequence[Path], left_out: Counter[str]) -> Iterator[BadRow]:
         """Reads the table, and yields the rows that cannot be used."""
-        tables, stream = [pa.table({})], read_records(paths, left_out)
+        docids, stream = [self._docids], read_records(paths, left_out)
         while records := list(islice(stream, _BATCH)):
-            yield from (record for record in records if isinstance(record, BadRow))
-            good = [record for record in records if isinstance(record, Record)]
-            yield from (
-                BadRow(file=record.file, line=record.line, reason="product without docid")
-                for record in good
-                if self._key not in record.cells
-            )
-            tables.append(_text_table([r.cells for r in good if self._key in r.cells]))
-        table = pa.concat_tables(tables, promote_options="default")
-        del tables
-        columns = {}
-        while table.num_columns:  # in one piece each, which a search needs, and one at a time
-            columns[table.column_names[0]] = table.column(0).combine_chunks()
-            table = table.remove_column(0)
-        self._docids = columns.pop(self._key, self._docids)
-        names = {name: self._field(name) for name in columns}
-        taken = set(self._renamed.values())  # a field that is named wins over one of its name
-        self._fields = pa.table(
-            {
-                field: columns[name]
-                for name, field in names.items()
-                if name in self._renamed or field not in taken
-            }
-        )
+            rows = []
+            for record in records:
+                if isinstance(record, BadRow):
+                    yield record
+                elif self._key in record.cells:
+                    rows.append(record.cells)
+                else:
+                    reason = "product without docid"
+                    yield BadRow(file=record.file, line=record.line, reason=reason)
+            if rows:
+                docids.append(pa.array([row[self._key] for row in rows], _TEXT))
+                self._parts.append(self._part(rows))
+        self._docids = pa.concat_arrays(docids)
         self.repeated = len(self._docids) - pc.count_distinct(self._docids).as_py()
 
     def find(self, docids: Sequence[str | None]) -> list[dict[str, str] | None]:
         """The fields of each docid's product, without the empty ones; None where there is none."""
-        wanted = pa.array(docids, _TEXT)
-        index = pc.index_in(wanted, value_set=self._docids, skip_nulls=True)
-        found = pc.is_valid(index).to_pylist()
-        if not self._fields.num_columns:
-            return [{} if known else None for known in found]
-        rows = self._fields.take(index).to_pylist()
-        return [
-            {name: text for name, text in row.items() if text} if known else None
-            for row, known in zip(rows, found, strict=True)
-        ]
+        matches = pc.index_in(pa.array(docids, _TEXT), value_set=self._docids, skip_nulls=True)
+        index = pc.fill_null(matches, -1).to_numpy()
+        order = np.argsort(index, kind="stable")
+        firsts = np.cumsum([0, *map(len, self._parts)])
+        bounds = np.searchsorted(index, firsts, sorter=order)
+        found: list[dict[str, str] | None] = [None] * len(docids)
+        # Part by part: Arrow takes rows from a table of several by copying all of it.
+        for part, first, start, stop in zip(self._parts, firsts, bounds, bounds[1:], strict=False):
+            places = order[start:stop]
+            rows = part.take(pa.array(index[places] - first)).to_pylist()
+            for place, row in zip(places.tolist(), rows, strict=True):
+                found[place] = {name: text for name, text in row.items() if name and text}
+        return found
 
-    def _field(self, column: str) -> str:
-        return self._renamed.get(column, column.removeprefix(PRODUCT))
-
-
-def _text_table(rows: Sequence[Mapping[str, str]]) -> pa.Table:
-    names = dict.fromkeys(name for row in rows for name in row)
-    return pa.table({name: pa.array([row.get(name) for row in rows], _TEXT) for name in names})
+    def _part(self, rows: Sequence[Mapping[str, str]]) -> pa.Table:
+        """Some products as columns: the docid under "", the others under their field's name."""
+        names = {name: None for row in rows for name in row}
+        fields = {name: name.removeprefix(PRODUCT) for name in names}
+        fields |= {n: field for n, field in self._renamed.items() if n in names}
+        taken = set(self._renamed.values())  # a field that is named wins over one of its name
+        fields = {n: f for n, f in fields.items() if n in self._renamed or f not in taken}
+        fields[self._key] = ""
+        return pa.table(
+            {field: pa.array([row.get(n) for row in rows], _TEXT) for n, field in fields.items()}
+        )
