@@ -1,30 +1,33 @@
 """Chains for the cold start on data sets with labels but without rationales (ESCI, WANDS, JSONL).
 
-A chain is written from the gold label and the product's fields. It names nothing that neither the
-query nor a field contains, and its verdicts agree with the label.
+A chain says what a rule can know, in the pair's language, and no more: its verdicts come from the
+label and the given steps, and its texts quote the query, the product's fields, and words that a
+field contains or that none does.
 
 Reconstruction: the parts of the paper (arXiv 2510.07972) that could be obtained do not say how its
 first chains were written. Templates with several phrasings take their place.
 """
 
-import re
-import unicodedata
 from collections.abc import Mapping
 
 import numpy as np
 
 from she_jax.cot import DEFAULT_LABELS, LABEL_STEP, UNSTATED, CotSchema
+from she_jax.data.languages import language_of
+from she_jax.data.word_claims import compare, is_negated, query_terms
 from she_jax.types import Example, Label
 
-_MAX_TERMS = 4  # query terms that are compared one by one
-_STOP = re.compile(
-    "an?|and|as|at|by|for|from|in|is|of|on|or|that|the|to|what|which|with|"
-    "con|del?|e|el|en|las?|los|o|para|por|una?|y"
+_MAX_TERMS, _MAX_MISSING = 4, 2  # query terms that are named in a chain, and missing ones of them
+_FORMATS = (
+    ("{} in the {}", "{} in no field"),
+    ("{} ({})", "{} (no field)"),
+    ("{} named in the {}", "{} not named"),
 )
-_NEGATION = re.compile("not?|non|without|except|sin|excepto")
-# Scripts written without spaces between words: Thai to Khmer, kana, Han.
-_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
-_UNSPACED_NEGATION = re.compile("な[しい]|無し|不要|以外")
+_SILENT = {  # where no word can be named: what the verdict says already, or nothing
+    "met": ("nothing is lacking", "nothing speaks against it", "all as asked"),
+    "conflict": ("one demand is contradicted", "the offer contradicts a demand"),
+    "unstated": ("left open", "nothing more is known", "undecided"),
+}
 _EDGES = " ,;:.!?/|-–—()[]{}\"'、。・【】「」『』（）"
 
 
@@ -108,14 +111,16 @@ def _verdicts(label: Label, steps: Mapping[str, str], schema: CotSchema) -> dict
 
 def _query_text(example: Example, rng: np.random.Generator) -> str:
     query = _head(example.query, 10, 60)
-    terms = "; ".join(_terms(example.query)[:6]) or query
-    return _pick(rng, query, terms, f"asks for {query}", f"wanted: {terms}")
+    if rng.integers(4) or is_negated(example.query):
+        return _pick(rng, query, f"asks for {query}", f"wanted: {query}")
+    terms = [term.text for term in query_terms(example.query)[:6]]
+    return f"words: {'; '.join(terms)}" if terms else query
 
 
 def _product_text(example: Example, rng: np.random.Generator) -> str:
     title = _head(example.product["title"], 8, 48)
-    brand = _head(example.product.get("brand", ""), 3, 24)
-    color = _head(example.product.get("colour", example.product.get("color", "")), 2, 16)
+    brand = _short(example.product.get("brand", ""), 24)
+    color = _short(example.product.get("colour", example.product.get("color", "")), 24)
     brand, color = ("" if v.casefold() in title.casefold() else v for v in (brand, color))
     if rng.integers(2):
         return "; ".join(filter(None, [title, brand, color]))
@@ -133,105 +138,39 @@ def _category_text(example: Example, rng: np.random.Generator) -> str:
 def _attributes_text(
     example: Example, verdicts: Mapping[str, str], rng: np.random.Generator
 ) -> str:
-    """Compares the terms of the query with the product's fields, in line with the verdicts."""
+    """Names words of the query that the product has or lacks, or repeats the verdict."""
     if verdicts.get("category") == "mismatch":
-        return _pick(rng, "another kind of thing", "nothing to compare", "not compared")
+        return _pick(rng, "not compared", "no comparison", "left uncompared")
     attributes = verdicts.get("attributes", UNSTATED)
-    matched, unmatched = [], []
-    for term in _terms(example.query):
-        for part, field in _match(term, example.product):
-            (matched if field else unmatched).append((part, field))
-    # Parts are shown as met only if a field contains them, and as missing only if none does.
-    shown = matched[:_MAX_TERMS] if attributes == "met" else unmatched[:2] + matched[:2]
-    missing = "unstated" if attributes == "unstated" else "not offered"
-    if not shown or (attributes != "met" and not unmatched):
-        if attributes == "met":
-            return _pick(rng, "nothing is lacking", "nothing speaks against it", "all as asked")
-        if attributes == "conflict":
-            return _pick(rng, "the words agree, the offer does not", "one demand is contradicted")
-        return _pick(rng, "the words agree, not every demand", "not every demand is settled")
-    form = int(rng.integers(3))
-    met_format = ("{} / {} met", "{} in the {} met", "{} ({}) met")[form]
-    missing_format = ("{} / {}", "{} {}", "{} ({})")[form]
-    return "; ".join(
-        met_format.format(part, field) if field else missing_format.format(part, missing)
-        for part, field in shown
+    claims = compare(
+        example.query,
+        example.product,
+        language_of(example.query, example.product),
+        most=_MAX_TERMS,
+        most_missing=0 if attributes == "met" else _MAX_MISSING,
     )
-
-
-def _terms(query: str) -> list[str]:
-    """The distinct words of a query without stop words, each negation joined to its word."""
-    terms, negation = [], ""
-    for word in (raw.strip(_EDGES) for raw in query.split()):
-        if _NEGATION.fullmatch(word.casefold()):
-            negation = f"{word} "
-        elif word and not _STOP.fullmatch(word.casefold()):
-            terms.append(negation + _head(word, 1, 20))
-            negation = ""
-    return list(dict.fromkeys(terms))
-
-
-def _match(term: str, product: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Parts of a term, each with the name of the first field that contains it, or "".
-
-    Words are matched whole. A term of a script without spaces is split into the longest pieces, of
-    at least two characters, that a field contains. A negated one is not split, since its parts do
-    not have the meaning of the whole.
-    """
-    if not _UNSPACED.search(term):
-        return [(term, next((name for name, v in product.items() if _contains(v, term)), ""))]
-    if _UNSPACED_NEGATION.search(term):
-        folded = term.casefold()
-        return [(term, next((k for k, v in product.items() if folded in v.casefold()), ""))]
-    parts, unmatched, start = [], "", 0
-    while start < len(term):
-        field, end = _longest_match(term, start, product)
-        if field and unmatched:
-            parts.append((unmatched, ""))
-        unmatched = "" if field else unmatched + term[start]
-        parts += [(term[start:end], field)] if field else []
-        start = end if field else start + 1
-    return [*parts, (unmatched, "")] if unmatched else parts
-
-
-def _longest_match(term: str, start: int, product: Mapping[str, str]) -> tuple[str, int]:
-    """The first field with the longest piece of a term from ``start`` on, and the piece's end."""
-    for end in range(len(term), start + 1, -1):  # two characters or more
-        piece = term[start:end].casefold()
-        for field, value in product.items():
-            if piece in value.casefold():
-                return field, end
-    return "", start
-
-
-def _contains(text: str, term: str) -> bool:
-    """Whether a text contains the words of a term in sequence, ignoring plurals and accents."""
-    term_words = [_singular(word) for word in _fold(term).split()]
-    words = [_singular(word.strip(_EDGES)) for word in _fold(text).split()]
-    n = len(term_words)
-    return any(words[i : i + n] == term_words for i in range(len(words) - n + 1))
-
-
-def _fold(text: str) -> str:
-    if not text.isascii():
-        text = "".join(
-            c for c in unicodedata.normalize("NFD", text) if not unicodedata.combining(c)
-        )
-    return text.casefold()
-
-
-def _singular(word: str) -> str:
-    return word.removesuffix("s").removesuffix("'").removesuffix("’") if len(word) > 2 else word
+    if not claims.found:
+        return _pick(rng, *_SILENT.get(attributes, _SILENT[UNSTATED]))
+    found_format, missing_format = _FORMATS[int(rng.integers(len(_FORMATS)))]
+    texts = [missing_format.format(text) for text in claims.missing]
+    return "; ".join(texts + [found_format.format(text, field) for text, field in claims.found])
 
 
 def _head(text: str, words: int, chars: int) -> str:
-    """The first words of a text, limited to ``chars`` characters."""
+    """The first words of a text, limited to ``chars`` characters; "..." stands for the rest."""
     head = " ".join(text.split()[:words])
     if len(head) > chars:
         cut = head[: chars + 1]
         whole_words = cut.rpartition(" ")[0]
         head = whole_words if len(whole_words) > chars // 2 else cut[:chars]
-    return head.strip(_EDGES) or head
+    is_cut = len(head) < len(" ".join(text.split()))
+    head = head.strip(_EDGES) or head
+    return f"{head} ..." if is_cut else head
+
+
+def _short(text: str, chars: int) -> str:
+    """A text that is short enough, or nothing."""
+    return text.strip(_EDGES) if len(text) <= chars else ""
 
 
 def _pick(rng: np.random.Generator, *phrasings: str) -> str:

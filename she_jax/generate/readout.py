@@ -20,7 +20,7 @@ def label_tokens(
 ) -> tuple[Int[np.ndarray, "B"], Int[np.ndarray, "B K W"]]:
     """Where each chain's label begins, and the tokens that would write each of the labels there.
 
-    Labels of one character are one token each, W = 1. Longer ones (``10``, ``fair``) have several,
+    Where labels of one character are one token each, W = 1. Others (``10``, ``fair``) have several,
     and the token that ends their line, since one may begin like another.
 
     Args:
@@ -38,12 +38,14 @@ def label_tokens(
     mask = np.asarray(rollout.completion_mask)[:count]
     token_steps = step_ids(tokens[:count], mask, prompts.newlines(int(tokens.max()) + 1), padded)
     texts = prompts.schema.labels.texts
-    find = _one_token if all(len(text) == 1 for text in texts) else _several_tokens
-    places: list[tuple[int, list[list[int]]]] = []
+    single = all(len(text) == 1 for text in texts)
+    places: list[tuple[int, list[list[int]]]] = [(0, [])] * count
     for row, chain in enumerate(chains):
+        if chain.label is None:
+            continue
         columns = np.flatnonzero(token_steps[row] == prompts.schema.label_index)
-        known = chain.label is not None and prompts.schema.label_index >= 0
-        places.append(find(prompts, tokens[row], columns, str(chain.label)) if known else (0, []))
+        place = prompts, tokens[row], columns, str(chain.label)
+        places[row] = (single and _one_token(*place)) or _several_tokens(*place)
     width = max((len(ids) for _, labels in places for ids in labels), default=1)
     starts = np.zeros(len(tokens), np.int32)
     label_ids = np.full((len(tokens), len(texts), width), -1, np.int32)
@@ -56,7 +58,7 @@ def label_tokens(
 
 def _one_token(
     prompts: PromptFormat, tokens: np.ndarray, columns: np.ndarray, label: str
-) -> tuple[int, list[list[int]]]:
+) -> tuple[int, list[list[int]]] | None:
     """The last token with the label in it, and the token with each of the labels in its place."""
     for column in columns[::-1]:
         piece = prompts.token_bytes[tokens[column]]
@@ -64,7 +66,7 @@ def _one_token(
         ids = [prompts.token_ids.get(piece, -1) for piece in pieces]
         if label.encode() in piece and min(ids) >= 0:
             return int(column), [[i] for i in ids]
-    return 0, []
+    return None
 
 
 def _several_tokens(
@@ -128,11 +130,11 @@ def _continuation_logps(
 ) -> Float[Array, "B"]:
     """Log-probability of writing some tokens in place of all from ``starts`` on."""
     width = ids.shape[1]
-    columns = starts[:, None] + jnp.arange(width)
+    columns = starts[:, None] + jnp.arange(width)[None]
     rows = jnp.arange(len(starts))[:, None]
     tokens = jnp.pad(rollout.tokens, ((0, 0), (0, width)))
     real = jnp.pad(rollout.prompt_mask | rollout.completion_mask, ((0, 0), (0, width)))
-    real &= jnp.arange(real.shape[1]) < starts[:, None]
+    real &= jnp.arange(real.shape[1])[None] < starts[:, None]
     tokens = tokens.at[rows, columns].set(jnp.maximum(ids, 0))
     real = real.at[rows, columns].set(ids >= 0)
     output = lm.model.forward(params, tokens, _positions(real))

@@ -54,10 +54,14 @@ def completion_batch(
     completions: Int[np.ndarray, "B C"],
     mask: Bool[np.ndarray, "B C"],
 ) -> tuple[SftBatch, int]:
-    """A batch of prompts and completions, trained on the latter; and the number of cut prompts."""
+    """A batch of prompts and completions, trained on the latter; and the number of cut prompts.
+
+    A completion that was cut, and so has no end token, is not trained on.
+    """
     prompt, cut = prompts.encode_prompts(examples)
+    ended = (np.isin(completions, prompts.eos_ids) & mask).any(axis=1, keepdims=True)
     real = np.concatenate([prompt.mask, mask], axis=1)
-    trained = np.concatenate([np.zeros_like(prompt.mask), mask], axis=1)
+    trained = np.concatenate([np.zeros_like(prompt.mask), mask & ended], axis=1)
     batch = SftBatch(
         tokens=jnp.asarray(np.concatenate([prompt.tokens, completions], axis=1)),
         positions=jnp.asarray(positions(real)),
