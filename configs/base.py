@@ -3,6 +3,7 @@
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can follow
@@ -22,16 +23,34 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
 
     # The pairs.
     config.data = ConfigDict()
-    # shopworld | esci | wands | jsonl | prepared, or package.module:Class with examples(split)
+    # shopworld | esci | wands | table | trec | prepared, or package.module:Class with
+    # examples(split); jsonl is another name of table
     config.data.name = "shopworld"
-    config.data.path = ""  # folder (esci, wands; prepared: of a prepared data set) or file (jsonl)
+    # esci, wands: the folder; prepared: of a prepared data set; table, trec: the judgments, a file
+    # (.csv, .tsv, .parquet, .jsonl, each also .gz), a folder of its parts or a pattern
+    config.data.path = ""
+    # Of table and trec: the products and the queries in tables of their own, which the columns
+    # docid and qid of the judgments find.
+    config.data.products = ""
+    config.data.queries = ""
+    # Which column is read as what: query=q,docid=sku,label=rating,title=name,brand=supplier,
+    # raters=rater_1+rater_2. Of the judgments no other column reaches a prompt.
+    config.data.columns = ""
+    config.data.locales = ""  # of esci: any of us,jp,es; "" for all
+    config.data.subset = "all"  # of esci: all | small | large
+    # Shares of the queries that go to validation and, if the set has no test split, to test. A
+    # column ``split`` comes first. With three queries or more no split with a share is empty.
+    config.data.validation_share = 0.1
+    config.data.test_share = 0.2
+    config.data.markup = True  # read HTML in the products' fields: tags go, entities are read
     config.data.dir = ""  # where the TFDS data set is written; "" for <workdir>/data
     # The labels, worst to best: 0-3 | 5-1 | binary | esci | poor,fair,good | a file with a line
     # "value: meaning" for each. "" for 1-4, or what the pairs' own data set says.
     config.data.labels = ""
     config.data.good = ""  # the labels that count as relevant, such as 2,3; "" for the upper half
     config.data.max_bad_share = 0.05  # largest share of rows that may be unusable
-    config.data.balance = False  # draw the classes in equal shares while training
+    # Draw the classes in equal shares while training; None: where the labels are real.
+    config.data.balance = placeholder(bool)
     config.data.eval_split = "test"  # split that is evaluated before and after
     config.data.eval_pairs = 0  # evaluate this many pairs of it, evenly spaced; 0 for all
 

@@ -16,7 +16,7 @@ from she_jax.recipes import base
 
 CHOICES = {
     "model": ("scratch", "smollm2"),
-    "data": ("shopworld", "esci", "wands", "jsonl"),
+    "data": ("shopworld", "esci", "wands", "table", "jsonl", "trec"),
 }
 
 
@@ -44,8 +44,6 @@ def get_config(arg: str = "") -> Any:
     config.filter.high = 0.9  # to seven of eight
     if config.model.name == "smollm2":
         _smollm2(config)
-    if config.data.name != "shopworld":
-        config.data.balance = True  # real labels are unbalanced
     return config
 
 

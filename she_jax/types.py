@@ -38,6 +38,7 @@ class Example:
       annotations: names of the steps that a human annotated. Besides the label, the verifier has
         ground truth for these only.
       rationale: a whole chain for the cold start to imitate, correct or not; None if there is none.
+      raters: the labels that single raters gave the pair, in the order of their columns.
     """
 
     uid: str
@@ -48,6 +49,7 @@ class Example:
     kind: str = ""
     annotations: tuple[str, ...] = ()
     rationale: str | None = None
+    raters: tuple[Label, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

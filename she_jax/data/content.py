@@ -129,6 +129,7 @@ class ExampleConfig(tfds.core.BuilderConfig):
     Attributes:
       max_chars: longer fields are cut to this many characters, and counted.
       max_bad_share: largest allowed share of unusable rows, in [0, 1].
+      markup: read HTML in the fields of products: tags go, entities become their character.
       locations: names of the fields that say where the sources are, not what is in them.
     """
 
@@ -136,6 +137,7 @@ class ExampleConfig(tfds.core.BuilderConfig):
     name: str = ""
     max_chars: int = 2_000
     max_bad_share: float = 0.05
+    markup: bool = True
 
     def __post_init__(self):
         if not self.name and not self.missing_sources():

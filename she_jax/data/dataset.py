@@ -23,7 +23,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -40,12 +40,12 @@ from she_jax.data.content import (
     preparing,
     remember_paths,
 )
-from she_jax.data.intake import Intake, Row, query_hash
+from she_jax.data.intake import Intake, Row
 from she_jax.types import BadRow, Example, Label, UserError
 
 # Scalars and text only: TFDS takes twice as long to read nested features and four times as long to
-# write them. So product and steps are JSON objects, annotations a JSON list, and the label is a
-# JSON number or text. "" means none.
+# write them. So product and steps are JSON objects, annotations and raters JSON lists, and the
+# label is a JSON number or text. "" means none.
 FEATURES = tfds.features.FeaturesDict(
     {
         "uid": tfds.features.Text(),
@@ -56,6 +56,7 @@ FEATURES = tfds.features.FeaturesDict(
         "kind": tfds.features.Text(),
         "annotations": tfds.features.Text(),
         "rationale": tfds.features.Text(),
+        "raters": tfds.features.Text(),
     }
 )
 
@@ -76,6 +77,7 @@ def encode(example: Example) -> dict[str, bytes]:
         "kind": example.kind,
         "annotations": _json(list(example.annotations)) if example.annotations else "",
         "rationale": example.rationale or "",
+        "raters": _json(list(example.raters)) if example.raters else "",
     }
     return {k: v.encode(errors="surrogatepass") for k, v in texts.items()}
 
@@ -92,43 +94,12 @@ def decode(record: Mapping[str, Any]) -> Example:
         kind=texts["kind"],
         annotations=tuple(json.loads(texts["annotations"])) if texts["annotations"] else (),
         rationale=texts["rationale"] or None,
+        raters=tuple(json.loads(texts["raters"])) if texts.get("raters") else (),
     )
 
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-@dataclass(kw_only=True, eq=False)
-class HashSplitConfig(ExampleConfig):
-    """Options of a data set without official splits, which is split by ``query_hash``.
-
-    Attributes:
-      validation_share, test_share: shares of the queries, each in [0, 1), with a sum below 1.
-    """
-
-    validation_share: float = 0.1
-    test_share: float = 0.2
-
-    def __post_init__(self):
-        if min(self.validation_share, self.test_share) < 0 or not 0 < self.train_share <= 1:
-            raise UserError(
-                f"validation_share={self.validation_share}, test_share={self.test_share}: expected "
-                "two shares from 0 on that leave something for training"
-            )
-        super().__post_init__()
-
-    @property
-    def train_share(self) -> float:
-        """The share of the queries that is left for training."""
-        return 1 - self.validation_share - self.test_share
-
-    def split_of(self, query: str) -> str:
-        """The split a query belongs to."""
-        beyond_train = query_hash(query) - self.train_share
-        if beyond_train < 0:
-            return "train"
-        return "validation" if beyond_train < self.validation_share else "test"
 
 
 def evenly_spaced_rows(size: int, limit: int) -> list[int]:
@@ -169,11 +140,15 @@ class ExampleBuilder(tfds.core.DatasetBuilder, skip_registration=True):
     to different rows. Unlike in TFDS's ``GeneratorBasedBuilder``, the rows of all splits form one
     stream and are written in its order. The source is read once, and there is no shuffle buffer,
     which would need TensorFlow from 1 GiB on.
+
+    Attributes:
+      notes: what the user should know of the whole set, in sentences; ``rows`` sets it.
     """
 
     VERSION = tfds.core.Version("2.0.0")
     builder_config: ExampleConfig
     intake: Intake
+    notes: Sequence[str] = ()
     on_progress: Callable[[int], None] | None = None
 
     def __init__(self, *, data_dir: str | Path, config: ExampleConfig, **options: Any):
@@ -219,6 +194,7 @@ class ExampleBuilder(tfds.core.DatasetBuilder, skip_registration=True):
                 max_chars=self.builder_config.max_chars,
                 max_bad_share=self.builder_config.max_bad_share,
                 labels=self.builder_config.label_set,
+                markup=self.builder_config.markup,
                 needs_title=self.builder_config.needs_title,
             )
             for row in admitted:
@@ -235,6 +211,8 @@ class ExampleBuilder(tfds.core.DatasetBuilder, skip_registration=True):
             "splits": dict(counts),
             "bad_rows": dict(self.intake.bad),
             "cut_fields": self.intake.cut,
+            "notes": list(self.notes),
+            "labels": self.builder_config.label_set.text,
             "options": self.builder_config.options(),
             "paths": [[str(path) for path in self.builder_config.sources()]],
         }
@@ -273,6 +251,8 @@ class PreparedDataset:
       cut_fields: number of fields that were longer than ``max_chars``.
       fingerprint: identifies its options and the content of its sources.
       reused: whether it existed already.
+      notes: what the user should know of the whole set, in sentences.
+      labels: its label set, for ``LabelSet.parse``.
     """
 
     path: Path
@@ -281,6 +261,8 @@ class PreparedDataset:
     cut_fields: int
     fingerprint: str
     reused: bool
+    notes: Sequence[str] = ()
+    labels: str = "1-4"
 
 
 def prepare(

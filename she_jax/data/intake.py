@@ -6,6 +6,8 @@ reason.
 
 import dataclasses
 import hashlib
+import html
+import html.entities
 import json
 import re
 import unicodedata
@@ -27,6 +29,10 @@ _TO_NOTHING = re.compile(
     "[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff\ufff9-\ufffb]"
 )
 
+_TAG = re.compile(r"<!--.*?-->|<(script|style)\b.*?</\1\s*>|</?[a-z][^<>]*>", re.I | re.S)
+_ENTITY = re.compile(r"&(#\d+;?|#x[\da-f]+;?|[a-z][a-z\d]*;)", re.I)
+_MAX_MARKUP = 20_000  # characters that fields with tags are cut to, to bound the search
+
 
 def normalize_text(text: str) -> str:
     """Text as it is stored: NFC, one line, no control or bidirectional characters.
@@ -38,6 +44,21 @@ def normalize_text(text: str) -> str:
         return " ".join(text.split())
     text = _TO_NOTHING.sub("", _TO_SPACE.sub(" ", text))
     return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def strip_markup(text: str) -> str:
+    """The text without HTML: tags become a space, entities the character they stand for.
+
+    An entity ends in a semicolon or is a number: "drink&notebook" holds none.
+    """
+    if "<" in text:
+        text = _TAG.sub(" ", text[:_MAX_MARKUP])
+    return _ENTITY.sub(_character, text) if "&" in text else text
+
+
+def _character(entity: re.Match[str]) -> str:
+    known = entity[1].startswith("#") or entity[1] in html.entities.html5
+    return html.unescape(entity[0]) if known else entity[0]
 
 
 def query_hash(query: str) -> float:
@@ -83,6 +104,7 @@ class Intake:
         max_chars: int,
         max_bad_share: float,
         labels: LabelSet = DEFAULT_LABELS,
+        markup: bool = False,
         needs_title: bool = True,
     ) -> Iterator[Row]:
         """Yields the usable rows, cleaned, and writes the others to ``bad_file`` as JSON lines.
@@ -93,6 +115,7 @@ class Intake:
           max_chars: longer fields are cut to this many characters.
           max_bad_share: largest allowed share of rejected rows, in [0, 1].
           labels: the labels that rows may have; what stands for one of them becomes it.
+          markup: read HTML in the fields of products, see ``strip_markup``.
           needs_title: a row whose product has no title cannot be used.
 
         Raises:
@@ -101,6 +124,8 @@ class Intake:
         """
         seen_uids: set[int] = set()
         for row in rows:
+            if markup and isinstance(row, Row):
+                row = _without_markup(row)
             checked = self._check(row, max_chars, seen_uids, labels, needs_title)
             if isinstance(checked, BadRow):
                 self.bad[checked.reason.partition(":")[0]] += 1
@@ -146,8 +171,15 @@ class Intake:
             raise UserError(
                 f"{bad} of {total} rows cannot be used, more than the allowed share of "
                 f"{max_share:g}: {reasons}. The first:\n  {first}\n"
-                "Correct them, or raise max_bad_share."
+                "Correct them, or raise data.max_bad_share."
             )
+
+
+def _without_markup(row: Row) -> Row:
+    product = {name: strip_markup(text) for name, text in row.example.product.items()}
+    if product == row.example.product:
+        return row
+    return dataclasses.replace(row, example=dataclasses.replace(row.example, product=product))
 
 
 def _clean(example: Example, max_chars: int, label: Label | None) -> tuple[Example, int]:
@@ -165,14 +197,14 @@ def _clean(example: Example, max_chars: int, label: Label | None) -> tuple[Examp
     fields = example.product.items()
     product = {clean(name): text for name, value in fields if (text := clean(value))}
     steps, rationale = example.steps, example.rationale
-    cleaned = Example(
+    cleaned = dataclasses.replace(
+        example,
         uid=clean(example.uid),
         query=clean(example.query),
         product=product,
         label=label,
         steps=None if steps is None else {name: clean(text) for name, text in steps.items()},
         kind=clean(example.kind),
-        annotations=example.annotations,
         # The lines of a rationale are its steps, so line breaks are kept.
         rationale="\n".join(map(clean, rationale.split("\n"))) if rationale else None,
     )

@@ -5,14 +5,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from she_jax.cot import LabelSet
 from she_jax.data.dataset import ExampleBuilder
 from she_jax.data.readers.custom import Custom, CustomConfig
 from she_jax.data.readers.esci import Esci, EsciConfig
-from she_jax.data.readers.jsonl import Jsonl, JsonlConfig
+from she_jax.data.readers.judgments import TableConfig
+from she_jax.data.readers.tables import Tables
 from she_jax.data.readers.wands import Wands, WandsConfig
 from she_jax.data.shopworld.builder import ShopWorld, ShopWorldConfig, World
 
-SETS = ("shopworld", "esci", "wands", "jsonl", "prepared")
+TABLES = ("table", "jsonl", "trec")  # the pairs of users; jsonl is an older name of table
+SETS = ("shopworld", "esci", "wands", *TABLES, "prepared")
+_OPTIONS = {  # which sets read an option that most do not
+    "path": ("esci", "wands", *TABLES, "prepared"),
+    "products": TABLES,
+    "queries": TABLES,
+    "columns": TABLES,
+    "locales": ("esci",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,21 +32,36 @@ class DataConfig:
     Attributes:
       name: one of ``SETS``; ``prepared`` is a data set that is on disk already.
       folder: where the TFDS data set is written.
-      path: the source: a folder (esci, wands, prepared) or a file (jsonl).
+      path: the source: a folder (esci, wands, prepared) or a user's table.
+      products: a user's table of products.
+      queries: a user's table of queries.
+      columns: what the columns of a user's tables are; see ``readers.columns.find_columns``.
+      locales: of ESCI; empty for all.
+      subset: of ESCI: ``all``, ``small`` or ``large``.
+      validation_share, test_share: shares of the queries, where the set does not say.
+      markup: read HTML in the fields of products.
       max_bad_share: largest share of rows that may be unusable.
       world: of ShopWorld.
       chain: the arguments of ``CotSchema.build``, the labels among them.
-      evaluation: put every row of a JSONL file into ``test``.
+      evaluation: put every row of a table into ``test``.
       pairs: a user's class, named in ``name`` as ``package.module:Class``.
       digest: of its source.
 
     Raises:
-      ValueError: for an unknown name, or a missing path.
+      ValueError: for an unknown name, a missing path, or an option that the set does not read.
     """
 
     name: str
     folder: Path
     path: str = ""
+    products: str = ""
+    queries: str = ""
+    columns: str = ""
+    locales: tuple[str, ...] = ()
+    subset: str = "all"
+    validation_share: float = 0.1
+    test_share: float = 0.2
+    markup: bool = True
     max_bad_share: float = 0.05
     world: World | None = None
     chain: Mapping[str, Any] = field(default_factory=dict)
@@ -45,14 +70,33 @@ class DataConfig:
     digest: str = ""
 
     def __post_init__(self):
-        if self.pairs is not None:
-            return
-        if self.name not in SETS:
+        if self.pairs is None and self.name not in SETS:
             raise ValueError(
                 f"data.name={self.name!r}: expected one of {SETS}, or package.module:Class"
             )
-        if self.name != "shopworld" and not self.path:
+        for option, sets in _OPTIONS.items():
+            if (value := getattr(self, option)) and self.name not in sets:
+                raise ValueError(
+                    f"data.{option}={value!r}: data.name={self.name!r} does not read it; it is for "
+                    f"data.name={' | '.join(sets)}"
+                )
+        if self.name in _OPTIONS["path"] and not self.path:
             raise ValueError(f"data.name={self.name!r} needs --config.data.path")
+        if self.name == "trec" and not (self.products and self.queries):
+            raise ValueError(
+                "data.name='trec' needs --config.data.queries and --config.data.products, tables "
+                "that the qids and docids of the judgments find"
+            )
+        if self.name in ("esci", "wands") and self.labels not in ("1-4", "esci"):
+            raise ValueError(
+                f"data.labels={self.labels!r}: data.name={self.name!r} has its labels; expected "
+                "none, or 1-4 or esci"
+            )
+
+    @property
+    def labels(self) -> str:
+        """The label set, as ``LabelSet.parse`` takes it."""
+        return LabelSet.parse(self.chain.get("labels", "1-4")).text
 
     @property
     def shuffled(self) -> bool:
@@ -74,23 +118,42 @@ def make_builder(config: DataConfig) -> ExampleBuilder:
       ValueError: if its options do not fit together.
       FileNotFoundError: if its files are missing.
     """
+    folder, chain = config.folder, dict(config.chain)
+    common = {"max_bad_share": config.max_bad_share, "markup": config.markup}
     if config.pairs is not None:
-        options = CustomConfig(
-            pairs=config.name,
-            digest=config.digest,
-            chain=dict(config.chain),
-            max_bad_share=config.max_bad_share,
-        )
-        builder = Custom(data_dir=config.folder, config=options)
+        options = CustomConfig(pairs=config.name, digest=config.digest, chain=chain, **common)
+        builder = Custom(data_dir=folder, config=options)
         builder.pairs = config.pairs
         return builder
-    source = {"path": config.path, "max_bad_share": config.max_bad_share}
-    if config.name == "esci":
-        return Esci(data_dir=config.folder, config=EsciConfig(**source))
+    if config.name in TABLES:
+        return Tables(data_dir=folder, config=table_config(config))
+    if config.name == "shopworld":
+        assert config.world is not None
+        return ShopWorld(data_dir=folder, config=ShopWorldConfig(world=config.world))
+    source = common | {
+        "path": config.path,
+        "labels": config.labels,
+        "validation_share": config.validation_share,
+    }
     if config.name == "wands":
-        return Wands(data_dir=config.folder, config=WandsConfig(**source))
-    if config.name == "jsonl":
-        options = JsonlConfig(evaluation=config.evaluation, chain=dict(config.chain), **source)
-        return Jsonl(data_dir=config.folder, config=options)
-    assert config.world is not None
-    return ShopWorld(data_dir=config.folder, config=ShopWorldConfig(world=config.world))
+        options = WandsConfig(test_share=config.test_share, **source)
+        return Wands(data_dir=folder, config=options)
+    options = EsciConfig(locales=config.locales, subset=config.subset, **source)
+    return Esci(data_dir=folder, config=options)
+
+
+def table_config(config: DataConfig) -> TableConfig:
+    """The options of a user's tables."""
+    return TableConfig(
+        path=config.path,
+        products=config.products,
+        queries=config.queries,
+        columns=config.columns,
+        qrels=config.name == "trec",
+        evaluation=config.evaluation,
+        chain=dict(config.chain),
+        validation_share=config.validation_share,
+        test_share=config.test_share,
+        max_bad_share=config.max_bad_share,
+        markup=config.markup,
+    )

@@ -265,26 +265,45 @@ def chain_options(recipe: Mapping[str, Any] | Recipe) -> dict[str, Any]:
     return chain | labels | {"steps": list(chain.get("steps", ()))}
 
 
+def data_config(recipe: Recipe, workdir: Path, pairs: Plugin | None = None) -> DataConfig:
+    """The pairs of a recipe.
+
+    Args:
+      recipe: the recipe.
+      workdir: the run's folder.
+      pairs: a user's class, if ``data.name`` is one.
+    """
+    data = recipe.data
+    names = ("products", "queries", "columns", "subset", "validation_share", "test_share", "markup")
+    return DataConfig(
+        name=data.name,
+        path=data.path,
+        folder=Path(data.dir or workdir / "data"),
+        max_bad_share=data.max_bad_share,
+        locales=tuple(name.strip() for name in data.locales.split(",") if name.strip()),
+        world=_world(recipe) if data.name == "shopworld" else None,
+        evaluation=recipe.kind == "evaluate",
+        pairs=None if pairs is None else pairs.value,
+        digest="" if pairs is None else pairs.digest,
+        chain=chain_options(recipe),
+        **{name: data[name] for name in names},
+    )
+
+
+def _balance(recipe: Recipe) -> bool:
+    """Whether the classes are drawn in equal shares: if nobody says, where the labels are real."""
+    balance = recipe.data.balance
+    return recipe.data.name != "shopworld" if balance is None else balance
+
+
 def _common(recipe: Recipe, workdir: Path, plugins: Mapping[str, Plugin]) -> dict[str, Any]:
     """The attributes of ``RunConfig``."""
-    data, chain = recipe.data, chain_options(recipe)
-    pairs = plugins.get("data.name")
     return {
         "recipe": plain(recipe),
         "kind": recipe.kind,
         "seed": recipe.seed,
-        "chain": chain,
-        "data": DataConfig(
-            name=data.name,
-            path=data.path,
-            folder=Path(data.dir or workdir / "data"),
-            max_bad_share=data.max_bad_share,
-            world=_world(recipe) if data.name == "shopworld" else None,
-            evaluation=recipe.kind == "evaluate",
-            pairs=None if pairs is None else pairs.value,
-            digest="" if pairs is None else pairs.digest,
-            chain=chain,
-        ),
+        "chain": chain_options(recipe),
+        "data": data_config(recipe, workdir, plugins.get("data.name")),
         "model": LanguageModelConfig(**recipe.model.to_dict()),
         "mesh": MeshConfig(**recipe.mesh.to_dict()),
         "plugins": plugins,
@@ -358,7 +377,7 @@ def _train(recipe: Recipe, common: dict[str, Any]) -> TrainConfig:
         export=recipe.export,
         init_from=recipe.init_from,
         method=recipe.method,
-        balance=recipe.data.balance,
+        balance=_balance(recipe),
         evaluation=_evaluation(recipe, reward.outcome),
         sft=_sft(recipe.sft, recipe.seed),
         online=OnlineConfig(
@@ -379,7 +398,7 @@ def _train(recipe: Recipe, common: dict[str, Any]) -> TrainConfig:
             steps=rl.steps,
             seed=recipe.seed,
             difficulty=rl.difficulty,
-            balance=recipe.data.balance,
+            balance=_balance(recipe),
             unsolved_share=rl.unsolved_share,
             init_from=recipe.init_from,
         ),

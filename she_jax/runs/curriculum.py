@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from she_jax.evaluation.report import before_after_table
 from she_jax.runs.config import Recipe, TrainConfig, parse, plain
+from she_jax.runs.resolve import resolve
 from she_jax.runs.validate import check_front, validate
 from she_jax.training.files import write_json
 from she_jax.training.logging import log, show
@@ -75,7 +76,8 @@ def run_prerequisite(recipe: Recipe, workdir: Path, run: Run) -> None:
     validate(parse(standalone(recipe), workdir))
     folder = Path(recipe.init_from).absolute().parent.parent
     finished = (folder / "summary.json").is_file()
-    if (folder / "config.json").is_file() and read_recipe(folder) != plain(recipe.prerequisite):
+    wanted = resolve(recipe.prerequisite, folder)
+    if (folder / "config.json").is_file() and read_recipe(folder) != plain(wanted):
         difference = "its options are not the recipe's" + (
             "" if finished else ", and it has not ended"
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from she_jax.cot import LabelSet
 from she_jax.data.dataset import (
     ExampleBuilder,
     ExampleConfig,
@@ -42,10 +43,23 @@ class Filtered(ExampleBuilder):
 
 @dataclass(kw_only=True, eq=False)
 class FilteredConfig(ExampleConfig):
-    """What it was made of: the fingerprint of the pairs, and a digest of the rows that stay."""
+    """What it was made of: the fingerprint of the pairs, and a digest of the rows that stay.
+
+    Their texts have been cleaned, and their labels are of the set ``labels``.
+    """
 
     origin: str = ""
     kept: str = ""
+    labels: str = "1-4"
+    markup: bool = False
+
+    @property
+    def label_set(self) -> LabelSet:
+        return LabelSet.parse(self.labels)
+
+    @property
+    def needs_title(self) -> bool:
+        return False
 
 
 def filter_run(config: FilterRunConfig, workdir: Path) -> None:
@@ -64,7 +78,9 @@ def filter_run(config: FilterRunConfig, workdir: Path) -> None:
             if kept is None:
                 return
             digest = sha256(json.dumps(kept.rows).encode()).hexdigest()[:16]
-            options = FilteredConfig(origin=fingerprint(dataset), kept=digest)
+            options = FilteredConfig(
+                origin=fingerprint(dataset), kept=digest, labels=dataset.labels
+            )
             builder = Filtered(data_dir=workdir / "filtered", config=options)
             builder.origin, builder.kept = dataset, kept.rows
             with Progress("writing the filtered set", total=None) as progress:

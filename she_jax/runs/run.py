@@ -14,6 +14,7 @@ from she_jax.runs.plugins import record_plugins
 from she_jax.runs.policy import train
 from she_jax.runs.predict import predict
 from she_jax.runs.process_reward import train_prm
+from she_jax.runs.resolve import resolve
 from she_jax.runs.validate import validate
 from she_jax.training.workdir import check_local, claim_workdir, lock_workdir
 from she_jax.types import UserError
@@ -45,6 +46,7 @@ def run(recipe: Recipe, workdir: Path) -> None:
         return
     if recipe.kind in ("reward_model", "scalar_reward", "filter"):
         recipe = inherit(recipe)
+    recipe = resolve(recipe, workdir)
     if recipe.get("prerequisite") and recipe.init_from:
         run_prerequisite(recipe, workdir, run)
     config = parse(recipe, workdir)

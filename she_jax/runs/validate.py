@@ -82,7 +82,10 @@ def check_splits(dataset: PreparedDataset, eval_split: str) -> None:
         if not dataset.splits.get(split):
             raise UserError(
                 f"no pairs in the split {split!r}, only in {sorted(dataset.splits)}: a run trains "
-                "on train, selects its checkpoint on validation and reports on data.eval_split"
+                "on train, selects its checkpoint on validation and reports on data.eval_split. "
+                "Where no column 'split' says it, whole queries are divided by "
+                "data.validation_share and data.test_share: with at least three queries and shares "
+                "above 0 no split is empty"
             )
 
 

@@ -48,6 +48,8 @@ def prepare_dataset(config: DataConfig) -> PreparedDataset:
             progress.print(f"rows set aside: {reasons}; see {dataset.path / 'bad_rows.jsonl'}")
         if dataset.cut_fields:
             progress.print(f"fields cut for their length: {dataset.cut_fields}")
+        for note in dataset.notes:
+            progress.print(note)
     return dataset
 
 

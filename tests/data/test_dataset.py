@@ -18,7 +18,6 @@ from she_jax.data import dataset
 from she_jax.data.dataset import (
     FEATURES,
     ExampleConfig,
-    HashSplitConfig,
     decode,
     encode,
     open_split,
@@ -26,6 +25,7 @@ from she_jax.data.dataset import (
     shuffled_rows,
 )
 from she_jax.data.intake import Row
+from she_jax.data.splits import HashSplitConfig
 from she_jax.types import BadRow, Example
 
 TEXT = st.text(st.characters(exclude_categories=()), max_size=40)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recipes import EXAMPLE, good_rows
 
-from she_jax.data.intake import Intake, Row, normalize_text, query_hash
+from she_jax.data.intake import Intake, Row, normalize_text, query_hash, strip_markup
 from she_jax.types import BadRow
 
 TEXT = st.text(st.characters(exclude_categories=()), max_size=40)
@@ -46,6 +46,26 @@ def test_normalize_text_is_idempotent_and_returns_storable_text(text):
 )
 def test_normalize_text_cleans_and_keeps_three_languages(dirty, clean):
     assert normalize_text(dirty) == clean
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        (
+            "<p>10&nbsp;cm</p><br/>A &amp; B<script>var x = '<b>';</script><!-- no --> 5 < 6 <3",
+            "10 cm A & B 5 < 6 <3",
+        ),
+        ("Crayons&copybooks, drink&notebook set", "Crayons&copybooks, drink&notebook set"),
+        ("&copybooks; &copy; &#233;t&#xE9 AT&T; &lt;b&gt;", "&copybooks; © été AT&T; <b>"),
+    ],
+)
+def test_markup_goes_and_entities_are_read_where_they_are_some(text, clean):
+    assert normalize_text(strip_markup(text)) == clean
+    (row,) = good_rows(1, product={"title": text})
+    for markup, title in ((True, clean), (False, normalize_text(text))):
+        options = {"max_chars": 2_000, "max_bad_share": 0.0, "markup": markup}
+        (kept,) = Intake().admit([row], io.StringIO(), **options)
+        assert kept.example.product["title"] == title
 
 
 def test_bad_rows_are_set_aside_with_file_line_and_reason():

@@ -352,7 +352,7 @@ def test_pairs_are_prepared_for_the_chain_of_the_policy(done, tmp_path, monkeypa
 
 def test_the_recipe_takes_its_argument():
     recipe = stage1.get_config("model=smollm2,data=esci")
-    assert (recipe.model.name, recipe.data.name, recipe.data.balance) == ("smollm2", "esci", True)
+    assert (recipe.model.name, recipe.data.name, recipe.data.balance) == ("smollm2", "esci", None)
     with pytest.raises(ValueError, match=r"expected model=scratch\|smollm2"):
         stage1.get_config("model=gpt")
 

@@ -7,8 +7,6 @@ products, so pairs are held in memory as numeric columns and product texts are s
 """
 
 import contextlib
-import html
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +17,11 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
+from she_jax.cot import LabelSet
 from she_jax.data.dataset import ExampleBuilder, ExampleConfig
 from she_jax.data.intake import Row, query_hash
 from she_jax.data.rationales import implied_steps
+from she_jax.data.readers.table_files import open_table
 from she_jax.types import BadRow, Example, UserError
 
 pc: Any = pyarrow.compute  # defines its functions at import, where type checkers miss them
@@ -53,8 +53,6 @@ _PRODUCT_COLUMNS = {"product_id": "text", "product_locale": "text"} | {
     name: "text" for name in _FIELDS.values()
 }
 _BATCH = 2_000  # products decoded at once
-_TAG = re.compile(r"<!--.*?-->|<(script|style)\b.*?</\1\s*>|</?[a-z][^<>]*>", re.I | re.S)
-_MAX_MARKUP = 20_000  # characters that fields with tags are cut to, to bound the search
 
 
 @dataclass(kw_only=True, eq=False)
@@ -66,12 +64,18 @@ class EsciConfig(ExampleConfig):
       locales: any of ``us``, ``jp``, ``es``; empty for all.
       subset: ``small`` (the harder queries), ``large``, or ``all`` for every row.
       validation_share: share of the official training queries, in [0, 1), that goes to validation.
+      labels: the set that the labels become part of: ``1-4`` or ``esci``.
     """
 
     path: str
     locales: tuple[str, ...] = ()
     subset: str = "all"
     validation_share: float = 0.1
+    labels: str = "1-4"
+
+    @property
+    def label_set(self) -> LabelSet:
+        return LabelSet.parse(self.labels)
 
     def __post_init__(self):
         if self.subset not in SUBSETS:
@@ -137,7 +141,7 @@ class _Pairs:
         example = Example(
             uid="" if uid is None else str(uid),
             query=query,
-            product={field: _strip_html(product[name] or "") for field, name in _FIELDS.items()},
+            product={field: product[name] or "" for field, name in _FIELDS.items()},
             label=ESCI_LABELS[letter],
             steps=steps,
             kind=values["product_locale"] or "",
@@ -151,10 +155,14 @@ class _Pairs:
 
 def _read_pairs(path: Path, config: EsciConfig) -> tuple[_Pairs, pa.Array]:
     """Reads the pairs that the config selects, and the keys that join them to their products."""
-    with _explain_errors(path):
+    with _explain_errors(path), open_table(path):
         file = pq.ParquetFile(path)
         _check_columns(file, path, _EXAMPLE_COLUMNS)
         table = file.read(columns=list(_EXAMPLE_COLUMNS))
+        # Categories become text again, and the doubles of a column with gaps whole numbers.
+        types = {"text": pa.large_string(), "integer": pa.int64()}
+        fields = [pa.field(name, types[kind]) for name, kind in _EXAMPLE_COLUMNS.items()]
+        table = table.cast(pa.schema(fields))
     table = table.append_column("line", pa.array(np.arange(1, len(table) + 1)))
     if config.locales:
         locales = set(pc.unique(table["product_locale"]).to_pylist())
@@ -169,7 +177,7 @@ def _read_pairs(path: Path, config: EsciConfig) -> tuple[_Pairs, pa.Array]:
 
 
 def _read_keys(path: Path) -> pa.Array:
-    with _explain_errors(path):
+    with _explain_errors(path), open_table(path):
         file = pq.ParquetFile(path)
         _check_columns(file, path, _PRODUCT_COLUMNS)
         return _join_keys(file.read(columns=["product_locale", "product_id"]))
@@ -183,7 +191,8 @@ def _product_batches(path: Path) -> Iterator[tuple[int, pa.RecordBatch]]:
         file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
         batches = file.iter_batches(_BATCH, columns=list(_FIELDS.values()), use_threads=False)
         for batch in batches:
-            yield first, batch
+            texts = [pc.cast(column, pa.large_string()) for column in batch.columns]
+            yield first, pa.record_batch(texts, names=batch.schema.names)
             first += len(batch)
 
 
@@ -210,9 +219,13 @@ def _explain_errors(path: Path) -> Iterator[None]:
 
 def _check_columns(file: pq.ParquetFile, path: Path, expected: dict[str, str]):
     types = {f.name: f.type for f in file.schema_arrow}
+    for name, kind in types.items():
+        if pa.types.is_dictionary(kind):  # a category of pandas
+            types[name] = kind.value_type
+    texts = (pa.string(), pa.large_string(), pa.string_view())
     type_checks = {
-        "text": lambda t: pa.types.is_string(t) or pa.types.is_large_string(t),
-        "integer": pa.types.is_integer,
+        "text": lambda kind: kind in texts,
+        "integer": lambda kind: pa.types.is_integer(kind) or pa.types.is_floating(kind),
     }
     wrong = [
         f"{name} ({types.get(name, 'missing')})"
@@ -226,10 +239,3 @@ def _check_columns(file: pq.ParquetFile, path: Path, expected: dict[str, str]):
             f"{', '.join(f'{name} ({kind})' for name, kind in expected.items())}; found "
             f"{', '.join(f'{name} ({t})' for name, t in types.items())}"
         )
-
-
-def _strip_html(text: str) -> str:
-    """The text without HTML: tags become a space, entities the character they stand for."""
-    if "<" in text:
-        text = _TAG.sub(" ", text[:_MAX_MARKUP])
-    return html.unescape(text) if "&" in text else text

@@ -5,15 +5,17 @@ Partial and Irrelevant become 4, 3 and 1, so no pair has class 2. Products (43 t
 memory, and labels are streamed.
 """
 
-import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from she_jax.data.dataset import ExampleBuilder, HashSplitConfig
+from she_jax.cot import LabelSet
+from she_jax.data.dataset import ExampleBuilder
 from she_jax.data.intake import Row
 from she_jax.data.rationales import implied_steps
+from she_jax.data.readers.delimited import read_delimited, read_header
+from she_jax.data.splits import HashSplitConfig, split_bounds
 from she_jax.types import BadRow, Example, UserError
 
 WANDS_LABELS = {"Exact": 4, "Partial": 3, "Irrelevant": 1}
@@ -29,9 +31,19 @@ _FIELDS = {
 
 @dataclass(kw_only=True, eq=False)
 class WandsConfig(HashSplitConfig):
-    """Options of WANDS: ``path`` is the folder with the three files."""
+    """Options of WANDS.
+
+    Attributes:
+      path: the folder with the three files.
+      labels: the set that the labels become part of: ``1-4`` or ``esci``.
+    """
 
     path: str
+    labels: str = "1-4"
+
+    @property
+    def label_set(self) -> LabelSet:
+        return LabelSet.parse(self.labels)
 
     def sources(self) -> tuple[Path, ...]:
         return tuple(Path(self.path) / f"{name}.csv" for name in ("query", "product", "label"))
@@ -55,6 +67,7 @@ class Wands(ExampleBuilder):
                 yield row
             else:
                 products[row.cells[0]] = dict(zip(_FIELDS, row.cells[1:], strict=True))
+        bounds = split_bounds(queries.values(), self.builder_config)
         for row in _read_cells(label_file, ("id", "query_id", "product_id", "label")):
             if isinstance(row, BadRow):
                 yield row
@@ -64,7 +77,7 @@ class Wands(ExampleBuilder):
             except ValueError as error:
                 yield BadRow(file=str(label_file), line=row.line, reason=str(error))
                 continue
-            split = self.builder_config.split_of(example.query)
+            split = self.builder_config.split_of(example.query, bounds)
             yield Row(split=split, example=example, file=str(label_file), line=row.line)
 
 
@@ -106,24 +119,11 @@ def _read_cells(path: Path, columns: tuple[str, ...]) -> Iterator[_Cells | BadRo
     Raises:
       UserError: if a column is missing; lists the existing ones.
     """
-    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-        reader = csv.reader(file, delimiter="\t")
-        header = next(reader, [])
-        if missing := [name for name in columns if name not in header]:
-            raise UserError(f"{path}: no column {missing}; expected {columns}, found {header}")
-        indices = [header.index(name) for name in columns]
-        while True:
-            try:
-                row = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                # For example a cell of more than 131,072 characters after an unclosed quote.
-                reason = f"not readable: {error}"
-                yield BadRow(file=str(path), line=reader.line_num, reason=reason)
-                continue
-            if len(row) == len(header):
-                yield _Cells(reader.line_num, [row[i] for i in indices])
-            elif row:
-                reason = f"wrong number of cells: {len(row)}, expected {len(header)}"
-                yield BadRow(file=str(path), line=reader.line_num, reason=reason)
+    header = read_header(path)
+    if missing := [name for name in columns if name not in header]:
+        raise UserError(f"{path}: no column {missing}; expected {columns}, found {header}")
+    for row in read_delimited(path):
+        if isinstance(row, BadRow):
+            yield row
+        else:
+            yield _Cells(row.line, [row.cells.get(name, "") for name in columns])

@@ -69,22 +69,29 @@ def test_rows_that_cannot_be_used_are_set_aside(tmp_path):
     assert good.example.uid == "5"
 
 
-def test_a_cell_that_is_too_long_is_a_bad_row(tmp_path):
-    """Python's csv has a limit of 131,072 characters; the rows after it are still read."""
+def test_a_quote_that_was_not_closed_costs_its_product_alone(tmp_path):
+    """The product file is written without quoting: readers of CSV take three products for one."""
     rest = "\tc\tc\td\tf\t1\t1\t1\n"
-    write(tmp_path, "1\t0\t8\tExact\n", products=f"7\t{'x' * 200_000}{rest}8\tVanity{rest}")
-    bad, good = read(tmp_path)
-    assert isinstance(bad, BadRow)
-    assert bad.reason.startswith("not readable: field larger than field limit")
-    assert good.example.product["title"] == "Vanity"
+    titles = ("Spa chair", '"round mirror', "Vanity", '"the classic" fan', 'desk, 24"')
+    products = "".join(f"{n}\t{title}{rest}" for n, title in enumerate(titles, start=7))
+    write(tmp_path, "".join(f"{n}\t0\t{n}\tExact\n" for n in range(7, 12)), products=products)
+    product, *rows = read(tmp_path)
+    assert (product.file, product.line) == (str(tmp_path / "product.csv"), 3)
+    assert product.reason.startswith("a quote was not closed")
+    assert rows.pop(1).reason == "no such product: '8'"
+    read_titles = [row.example.product["title"] for row in rows]
+    assert read_titles == ["Spa chair", "Vanity", "the classic fan", 'desk, 24"']
+    assert {row.example.product["description"] for row in rows} == {"d"}
 
 
 def test_missing_files_and_columns_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"query\.csv.*product\.csv.*label\.csv"):
         read(tmp_path)
     write(tmp_path)
-    (tmp_path / "label.csv").write_text("id,query_id,product_id,label\n1,0,7,Exact\n")
-    with pytest.raises(ValueError, match=r"label\.csv: no column .*'product_id'.*found \['id,quer"):
+    (tmp_path / "label.csv").write_text("id,query_id,product,label\n1,0,7,Exact\n")
+    with pytest.raises(
+        ValueError, match=r"label\.csv: no column \['product_id'\].*found \('id', 'q"
+    ):
         read(tmp_path)
 
 

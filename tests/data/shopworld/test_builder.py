@@ -44,7 +44,8 @@ def test_the_worlds_of_published_results_never_change(chains, digest):
             world = dataclasses.replace(world, pairs=(300, 40, 40, 40))
             for split in SPLITS:
                 for example in generate(world, split):
-                    pairs.update(json.dumps(vars(example)).encode())
+                    known = {k: v for k, v in vars(example).items() if k != "raters"}
+                    pairs.update(json.dumps(known).encode())
     assert pairs.hexdigest() == digest
 
 

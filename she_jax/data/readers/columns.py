@@ -1,0 +1,153 @@
+"""Which columns of a user's tables are read, and as what: ``data.columns``."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from she_jax.data.readers.records import PRODUCT
+from she_jax.types import UserError
+
+# What a pair has besides its product: a column of this name is read as that.
+FIELDS = ("query", "qid", "docid", "uid", "label", "raters", "kind", "split", "rationale", "steps")
+STEP = "steps."  # how the columns of annotated steps begin
+_OTHER_NAMES = {"label": ("rating",)}  # Quepid's export
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """The columns of two tables, by what they are read as.
+
+    Attributes:
+      pair: of the judgments: a field of ``FIELDS`` or ``steps.NAME`` to its column.
+      raters: of the judgments: the columns with the labels of single raters.
+      judged: of the judgments: a product field to its column.
+      key: of the products: the column that ``docid`` of a judgment finds; "" without such a table.
+      renamed: of the products: a column to the field that it becomes, where the names differ.
+    """
+
+    pair: Mapping[str, str]
+    raters: tuple[str, ...]
+    judged: Mapping[str, str]
+    key: str = ""
+    renamed: Mapping[str, str]
+
+    @property
+    def read(self) -> set[str]:
+        """The columns of the judgments that are read."""
+        return {*self.pair.values(), *self.raters, *self.judged.values()}
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """The mapping ``field=column,field=column`` of a recipe.
+
+    Raises:
+      UserError: if a part is not of this form, or a field is named twice.
+    """
+    mapping: dict[str, str] = {}
+    for part in filter(str.strip, text.split(",")):
+        field, equals, column = (piece.strip() for piece in part.partition("="))
+        if not (field and equals and column) or field in mapping:
+            raise UserError(
+                f"data.columns: {part.strip()!r}: expected field=column for each field once, with "
+                "commas between them, such as label=rating,title=name"
+            )
+        mapping[field] = column
+    return mapping
+
+
+def find_columns(
+    text: str, judgments: tuple[str, Sequence[str]], products: tuple[str, Sequence[str]] | None
+) -> Columns:
+    """Finds what a recipe names, and what bears a field's name, in the tables.
+
+    A field that ``FIELDS`` lacks belongs to the product. It is looked for in the products' table,
+    if there is one, then among the judgments. ``docid=a+b`` reads the column of either name, and
+    ``raters=a+b`` reads both.
+
+    Args:
+      text: ``data.columns``.
+      judgments: path and columns of the judgments' table.
+      products: the same of the products' table, if there is one.
+
+    Raises:
+      UserError: if there is no such column; names the nearest one and all.
+    """
+    mapping, columns = parse_columns(text), judgments[1]
+    docid = [name.strip() for name in mapping.pop("docid", "").split("+") if name.strip()]
+    for column in docid:
+        if not (products and column in products[1]):
+            _existing("docid", column, judgments)
+    docid.append("docid")
+    raters = mapping.pop("raters", "raters" if "raters" in columns else "")
+    pair = {field: field for field in FIELDS if field in columns and field != "raters"}
+    pair |= {name: name for name in columns if name.startswith(STEP)}
+    pair |= {
+        field: name
+        for field, names in _OTHER_NAMES.items()
+        for name in names
+        if name in columns and not {field, name} & {*pair, *mapping, *mapping.values()}
+    }
+    judged = {name[len(PRODUCT) :]: name for name in columns if name.startswith(PRODUCT)}
+    judged |= {"title": "title"} if "title" in columns else {}
+    renamed = {}
+    for field, column in mapping.items():
+        if field in FIELDS or field.startswith(STEP):
+            pair[field] = _existing(field, column, judgments)
+        elif products and column in products[1]:
+            renamed[column] = field
+        elif f"{PRODUCT}{column}" in columns:
+            judged = {k: v for k, v in judged.items() if k != column}
+            judged[field] = f"{PRODUCT}{column}"
+        else:
+            where = judgments if not products or column in columns else products
+            judged[field] = _existing(field, column, where)
+    if present := [name for name in docid if name in columns]:
+        pair["docid"] = present[0]
+    return Columns(
+        pair=pair,
+        raters=tuple(_existing("raters", n, judgments) for n in raters.split("+") if n),
+        judged=judged,
+        key=_key(docid, pair, judgments, products) if products else "",
+        renamed={column: field for column, field in renamed.items() if column != field},
+    )
+
+
+def _key(
+    names: Sequence[str],
+    pair: Mapping[str, str],
+    judgments: tuple[str, Sequence[str]],
+    products: tuple[str, Sequence[str]],
+) -> str:
+    """The column of the products that the judgments' docid is looked up in."""
+    if "docid" not in pair:
+        _existing("docid", names[0], judgments)
+    key = next((name for name in names if name in products[1]), "")
+    return key or _existing("docid", names[0], products)
+
+
+def _existing(field: str, column: str, table: tuple[str, Sequence[str]]) -> str:
+    """A column of a table.
+
+    Raises:
+      UserError: if the table does not have it.
+    """
+    path, columns = table
+    column = column.strip()
+    if column in columns:
+        return column
+    near = difflib.get_close_matches(column, columns, n=1, cutoff=0.0)
+    nearest = f"; the nearest is {near[0]!r}" if near else ""
+    raise UserError(
+        f"{path} has no column {column!r} for {field}{nearest}; it has {', '.join(columns)}. Say "
+        f"which one it is: --config.data.columns={field}=COLUMN"
+    )
+
+
+def need_column(field: str, columns: Mapping[str, str], table: tuple[str, Sequence[str]]) -> None:
+    """Checks that a field has a column.
+
+    Raises:
+      UserError: if there is none.
+    """
+    if field not in columns:
+        _existing(field, field, table)

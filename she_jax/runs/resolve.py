@@ -1,0 +1,75 @@
+"""What a recipe leaves to the user's files is read there once, and kept in ``config.json``."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from she_jax.data.dataset import open_prepared
+from she_jax.data.label_choice import resolve_labels
+from she_jax.data.sources import TABLES
+from she_jax.runs.config import Recipe, data_config
+from she_jax.training.workdir import ARTIFACTS, read_recipe
+from she_jax.types import UserError
+
+
+def resolve(recipe: Recipe, workdir: Path) -> Recipe:
+    """The recipe with its label set as text: of a file with meanings, or found in the pairs.
+
+    A run that has begun keeps the set that it began with, so that its source may be gone.
+
+    Raises:
+      FileNotFoundError: if the file that ``data.labels`` names is missing.
+      UserError: if the pairs do not say which set their labels are of.
+    """
+    text = recipe.data.labels
+    if recipe.data.name == "prepared" and not text:
+        return _with_labels(recipe, open_prepared(recipe.data.path).labels)
+    from_file = bool(re.fullmatch(r"[^\n]*(/[^\n]*|\.(txt|md|labels))", text))
+    from_pairs = (
+        recipe.data.name in TABLES
+        and recipe.kind != "evaluate"  # there the pairs follow the chain of the policy
+        and text.lower() in ("", "binary")
+    )
+    if not (from_file or from_pairs):
+        return recipe
+    labels = _stored(recipe, workdir)
+    if labels is None and from_file:
+        labels = _read(Path(text))
+    elif labels is None:
+        try:
+            labels = resolve_labels(data_config(recipe, workdir), text)
+        except UserError:
+            raise
+        except ValueError as error:  # a dataclass's check of itself
+            raise UserError(str(error)) from error
+    return _with_labels(recipe, labels)
+
+
+def _with_labels(recipe: Recipe, labels: str) -> Recipe:
+    resolved: Any = ConfigDict(recipe.to_dict())
+    resolved.data.labels = labels
+    return resolved.lock()
+
+
+def _stored(recipe: Recipe, workdir: Path) -> str | None:
+    """The set that a run has begun with, if its pairs are those of the recipe."""
+    if not any((workdir / name).exists() for name in ARTIFACTS):
+        return None
+    if not (workdir / "config.json").is_file():
+        return None
+    data = read_recipe(workdir).get("data", {})
+    same = all(data.get(k) == recipe.data[k] for k in ("name", "path", "products", "columns"))
+    return data.get("labels") or None if same else None
+
+
+def _read(path: Path) -> str:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"data.labels={path} is not UTF-8: {error}") from error
+    labels = "\n".join(" ".join(line.split()) for line in lines if line.strip())
+    if ":" not in labels:
+        raise UserError(f"data.labels={path}: expected a line 'value: meaning' for each label")
+    return labels
