@@ -83,8 +83,11 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     config.model.name = "scratch"  # scratch | smollm2 | a directory, .gguf file or hub name
     config.model.dtype = "float32"  # of the computation; the parameters are float32
     config.model.remat = True  # recompute layers in the backward pass: less memory, not slower here
-    config.model.prompt_length = 32  # tokens; longer products are cut, and counted
-    config.model.completion_length = 72  # tokens, the end included
+    # Tokens; longer products are cut, and counted. 0: as many as 95% of the training prompts need,
+    # at most 64 from scratch and 256 otherwise; 32 for ShopWorld.
+    config.model.prompt_length = 0
+    # Tokens, the end included. 0: as many as 99% of the chains need; 72 for ShopWorld.
+    config.model.completion_length = 0
     # enable_thinking of a chat template that knows it. A thought counts as text outside the chain.
     config.model.thinking = False
     config.model.vocab_size = 1_280  # from scratch only, like all below

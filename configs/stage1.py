@@ -51,8 +51,6 @@ def _smollm2(config: ConfigDict) -> None:
     """SmolLM2-135M-Instruct: longer texts, lower rates, fewer and smaller updates."""
     config.update_from_flattened_dict(
         {
-            "model.prompt_length": 256,
-            "model.completion_length": 128,
             "cpu_devices": 1,  # a second one would hold another copy of the parameters
             "sft.learning_rate": 1e-4,
             "sft.batch_size": 16,

@@ -1,6 +1,6 @@
 """A language model without its parameters: architecture, prompts and devices."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jax.sharding import Mesh
 
@@ -18,8 +18,8 @@ class LanguageModelConfig:
     Attributes:
       name: ``scratch``, or a model as ``she_jax.models.hub.locate_model`` takes it.
       dtype, remat: see ``ModelConfig``.
-      prompt_length: P, tokens a prompt may have.
-      completion_length: C, tokens a completion may have, its end included.
+      prompt_length: P, tokens a prompt may have; 0 for as many as the pairs need.
+      completion_length: C, tokens a completion may have, its end included; 0 as above.
       thinking: ``enable_thinking`` of the model's chat template.
       vocab_size: of the tokenizer, at most; from here on for ``scratch`` only.
       dim, layers, heads, kv_heads, head_dim, ffn: see ``ModelConfig``.
@@ -53,6 +53,20 @@ class LanguageModel:
     model: Model
     prompts: PromptFormat
     mesh: Mesh
+
+
+UNLIMITED = 1 << 20  # a length that is not chosen yet
+
+
+def with_lengths(lm: LanguageModel, prompt_length: int, completion_length: int) -> LanguageModel:
+    """The language model with other lengths.
+
+    Raises:
+      UserError: if they are beyond the model's context, or the prompt has no room for a product.
+    """
+    check_context(lm.model.config, prompt_length + completion_length)
+    lengths = {"prompt_length": prompt_length, "completion_length": completion_length}
+    return replace(lm, prompts=replace(lm.prompts, **lengths))
 
 
 def check_context(model: ModelConfig, length: int) -> None:

@@ -6,20 +6,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
 from she_jax.cot import CotSchema
-from she_jax.data.dataset import PreparedDataset
-from she_jax.generate.language_model import PROMPT_FILE, LanguageModel
+from she_jax.data.dataset import PreparedDataset, open_split
+from she_jax.generate.language_model import (
+    PROMPT_FILE,
+    LanguageModel,
+    LanguageModelConfig,
+    with_lengths,
+)
+from she_jax.generate.lengths import Sizes, check_lengths, choose_lengths, measure
 from she_jax.runs.config import RunConfig, TrainConfig, read_run
 from she_jax.training.checkpoint import Checkpoints
+from she_jax.training.logging import log
 from she_jax.training.setup import (
     make_language_model,
     read_tokenizer,
     run_tokenizer,
     split_mesh,
 )
-from she_jax.training.workdir import read_recipe
+from she_jax.training.workdir import keep_settings, read_recipe
 from she_jax.types import UserError
 
 PHASES = ("policy", "sft")  # of a policy's run, the later one first
@@ -37,9 +45,49 @@ def new_policy(
     if config.model.name == "scratch":
         size = config.model.vocab_size
         tokenizer = run_tokenizer(workdir, dataset, size, config.init_from)
-    return make_language_model(
+    lm, params = make_language_model(
         config.model, config.schema, mesh, seed=config.seed, tokenizer=tokenizer
     )
+    if config.data.name == "shopworld" and not _unmeasured(config.model):
+        return lm, params
+    sizes = measure(lm.prompts, open_split(dataset.path, "train"))
+    if _unmeasured(config.model):
+        lm = fit_lengths(lm, config.model, sizes)
+        lengths = {
+            "prompt_length": lm.prompts.prompt_length,
+            "completion_length": lm.prompts.completion_length,
+        }
+        keep_settings(workdir, {"model": lengths})
+    if config.sft.steps and not config.init_from:
+        check_lengths(sizes, lm.prompts.completion_length)
+    return lm, params
+
+
+def _unmeasured(model: LanguageModelConfig) -> bool:
+    return 0 in (model.prompt_length, model.completion_length)
+
+
+def fit_lengths(lm: LanguageModel, config: LanguageModelConfig, sizes: Sizes) -> LanguageModel:
+    """The language model with the lengths that a config leaves to the pairs, and says them.
+
+    Args:
+      lm: made of ``config``.
+      config: a length other than 0 is kept.
+      sizes: of the pairs.
+    """
+    prompt, completion = choose_lengths(
+        lm.prompts,
+        sizes,
+        pretrained=config.name != "scratch",
+        context=lm.model.config.max_positions,
+    )
+    prompt, completion = config.prompt_length or prompt, config.completion_length or completion
+    fits = 1 - np.mean(np.array(sizes.prompts) > prompt)
+    log(
+        f"lengths, by the pairs: model.prompt_length={prompt} ({fits:.0%} of the prompts fit, the "
+        f"others lose their end), model.completion_length={completion}"
+    )
+    return with_lengths(lm, prompt, completion)
 
 
 def load_policy(

@@ -197,8 +197,8 @@ def _reuse_evaluation(config: TrainConfig, workdir: Path, dataset: PreparedDatas
     run, phase = Path(config.init_from).absolute().parent.parent, Path(config.init_from).name
     step = 0 if phase == "sft" else _best_step(workdir, run)
     metrics = run / "eval" / ("before.json" if phase == "sft" else "after.json")
-    earlier = read_recipe(run)
-    alike = all(earlier.get(key) == config.recipe[key] for key in ("seed", "eval", "model"))
+    earlier, recipe = read_recipe(run), read_recipe(workdir)
+    alike = all(earlier.get(key) == recipe[key] for key in ("seed", "eval", "model"))
     if not alike or step is None or not metrics.is_file():
         return
     before = json.loads(metrics.read_text(encoding="utf-8"))

@@ -1,6 +1,7 @@
 """Predicts labels for a data set with a checkpoint."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from she_jax.data.dataset import PreparedDataset, evenly_spaced_rows, fingerprin
 from she_jax.evaluation.metrics import score
 from she_jax.evaluation.unread import Unread
 from she_jax.generate.generator import Generator
-from she_jax.generate.language_model import LanguageModel
+from she_jax.generate.language_model import UNLIMITED, LanguageModel
+from she_jax.generate.lengths import measure
 from she_jax.generate.prompts import PromptFormat
 from she_jax.generate.readout import label_tokens, make_readout
 from she_jax.runs.config import PredictConfig
-from she_jax.runs.load import load_policy
+from she_jax.runs.load import fit_lengths, load_policy
 from she_jax.training.checkpoint import params_digest
 from she_jax.training.files import write_json
 from she_jax.training.logging import Progress, log
@@ -40,6 +42,9 @@ def predict(config: PredictConfig, workdir: Path) -> None:
     lm, params, source = load_policy(config, config.checkpoint, mesh)
     # The data set follows the policy's chain.
     dataset = prepare_dataset(config.data.for_chain(lm.prompts.schema.options))
+    if lm.prompts.prompt_length == UNLIMITED or lm.prompts.completion_length == UNLIMITED:
+        sizes = measure(lm.prompts, open_split(dataset.path, config.evaluation.split))
+        lm = fit_lengths(lm, replace(config.model, name=config.checkpoint), sizes)
     inputs = {"pairs": str(dataset.path), "checkpoint": source}
     content = {"pairs": fingerprint(dataset), "checkpoint": params_digest(params)}
     if final.is_file():

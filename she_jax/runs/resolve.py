@@ -13,16 +13,20 @@ from she_jax.runs.config import Recipe, data_config
 from she_jax.training.workdir import ARTIFACTS, read_recipe
 from she_jax.types import UserError
 
+SHOPWORLD = {"prompt_length": 32, "completion_length": 72}  # a few of its prompts are cut
+
 
 def resolve(recipe: Recipe, workdir: Path) -> Recipe:
-    """The recipe with its label set as text: of a file with meanings, or found in the pairs.
+    """The recipe with its label set as text, and with the lengths that are known already.
 
-    A run that has begun keeps the set that it began with, so that its source may be gone.
+    The set is that of a file with meanings, or found in the pairs. A run that has begun keeps the
+    set and the lengths that it began with, so that its source may be gone.
 
     Raises:
       FileNotFoundError: if the file that ``data.labels`` names is missing.
       UserError: if the pairs do not say which set their labels are of.
     """
+    recipe = _lengths(recipe, workdir)
     text = recipe.data.labels
     if recipe.data.name == "prepared" and not text:
         return _with_labels(recipe, open_prepared(recipe.data.path).labels)
@@ -45,6 +49,25 @@ def resolve(recipe: Recipe, workdir: Path) -> Recipe:
         except ValueError as error:  # a dataclass's check of itself
             raise UserError(str(error)) from error
     return _with_labels(recipe, labels)
+
+
+def _lengths(recipe: Recipe, workdir: Path) -> Recipe:
+    """The recipe with the lengths of ShopWorld, or those that this run or ``init_from`` found."""
+    if recipe.kind != "train":
+        return recipe
+    earlier = Path(recipe.init_from or "none").absolute().parent.parent
+    is_small = recipe.data.name == "shopworld" and recipe.model.name == "scratch"
+    found = dict(SHOPWORLD) if is_small else {}
+    for folder in (earlier, workdir):
+        has_results = any((folder / name).exists() for name in ARTIFACTS)
+        if has_results and (folder / "config.json").is_file():
+            found |= {name: read_recipe(folder).get("model", {}).get(name, 0) for name in SHOPWORLD}
+    if not found or all(recipe.model[name] for name in SHOPWORLD):
+        return recipe
+    resolved: Any = ConfigDict(recipe.to_dict())
+    for name, length in found.items():
+        resolved.model[name] = resolved.model[name] or length
+    return resolved.lock()
 
 
 def _with_labels(recipe: Recipe, labels: str) -> Recipe:

@@ -11,7 +11,12 @@ from tokenizers import Tokenizer
 from she_jax.cot import CotSchema
 from she_jax.data.dataset import PreparedDataset, open_prepared, open_split, prepare
 from she_jax.data.sources import DataConfig, make_builder
-from she_jax.generate.language_model import LanguageModel, LanguageModelConfig, check_context
+from she_jax.generate.language_model import (
+    UNLIMITED,
+    LanguageModel,
+    LanguageModelConfig,
+    check_context,
+)
 from she_jax.generate.prompts import EOS, PAD, PromptFormat, tokenizer_corpus, train_tokenizer
 from she_jax.models.decoder import ModelConfig, build_model, init_params
 from she_jax.models.sharding import MeshConfig, make_mesh, shardings
@@ -84,7 +89,7 @@ def make_language_model(
     """The model of a config and its initial parameters, laid out on the mesh.
 
     Args:
-      config: which model.
+      config: which model; with a length of 0 it has none yet (see ``with_lengths``).
       schema: the steps of its chains.
       mesh: the devices.
       seed: of new parameters; read for ``scratch`` only, as is the next.
@@ -108,7 +113,8 @@ def make_language_model(
         params, vocabulary = loaded.params, loaded.vocabulary
         for note in loaded.notes:
             log(f"model: {note}")
-    check_context(model, config.prompt_length + config.completion_length)
+    if config.prompt_length and config.completion_length:
+        check_context(model, config.prompt_length + config.completion_length)
     prompts = _prompt_format(config, schema, vocabulary)
     params = jax.device_put(params, shardings(params, mesh))
     return LanguageModel(model=build_model(model), prompts=prompts, mesh=mesh), params
@@ -121,8 +127,8 @@ def _prompt_format(
         prompts = PromptFormat(
             **vars(vocabulary),
             schema=schema,
-            prompt_length=config.prompt_length,
-            completion_length=config.completion_length,
+            prompt_length=config.prompt_length or UNLIMITED,
+            completion_length=config.completion_length or UNLIMITED,
             thinking=config.thinking,
         )
     except UserError as error:

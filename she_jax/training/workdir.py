@@ -21,7 +21,10 @@ ARTIFACTS = ("checkpoints", "predictions.jsonl", "step_queries", "chains", "filt
 LOCK = ".lock"
 CONTENTS = "contents.json"  # digests of what the recipe's settings in MOVABLE name
 # Settings that say where something is. It may move as long as its content stays ...
-MOVABLE = ("data.path", "model.name", "checkpoint", "init_from", "reward.prm", "reward.orm")
+MOVABLE = (
+    *("data.path", "data.products", "data.queries"),
+    *("model.name", "checkpoint", "init_from", "reward.prm", "reward.orm"),
+)
 UNCHECKED = ("data.dir", "filter.records")  # ... and what these name, a run checks when it reads it
 SCHEMA = 2  # of config.json: raised when keys are renamed, so that old folders are refused
 
@@ -142,6 +145,15 @@ def _ends_in(key: str, settings: Sequence[str]) -> bool:
 
 def _content(path: Any) -> str | None:
     return content_digest(Path(path), MANIFEST) if path and isinstance(path, str) else None
+
+
+def keep_settings(workdir: Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes values that a run has found into its ``config.json``, by section."""
+    path = workdir / "config.json"
+    recipe = json.loads(path.read_text(encoding="utf-8"))
+    for section, values in settings.items():
+        recipe[section] |= values
+    write_json(path, recipe)
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:

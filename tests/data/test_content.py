@@ -13,7 +13,8 @@ from recipes import good_rows, make_dataset
 
 from she_jax.data.content import ExampleConfig, content_digest, preparing
 from she_jax.data.dataset import fingerprint, open_prepared, prepare
-from she_jax.data.readers.jsonl import Jsonl, JsonlConfig
+from she_jax.data.readers.judgments import TableConfig
+from she_jax.data.readers.tables import Tables
 
 PAIR = {"query": "red mug", "product": {"title": "Mug, red"}, "label": 4}
 
@@ -26,7 +27,7 @@ def pairs(tmp_path):
 
 
 def prepared(tmp_path, path, **options):
-    return prepare(Jsonl(data_dir=tmp_path / "data", config=JsonlConfig(path=str(path), **options)))
+    return prepare(Tables(data_dir=tmp_path / "data", config=TableConfig(path=str(path), **options)))
 
 
 def touch(path):

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from she_jax.cot import CotSchema, LabelSet
 from she_jax.data.readers.columns import Columns, find_columns, need_column
@@ -32,6 +32,7 @@ class TableConfig(HashSplitConfig):
       chain: the arguments of ``CotSchema.build`` for the run's chain, with its labels.
     """
 
+    locations: ClassVar[tuple[str, ...]] = ("path", "products", "queries")
     path: str
     products: str = ""
     queries: str = ""
