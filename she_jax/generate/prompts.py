@@ -158,6 +158,16 @@ class PromptFormat:
         Returns:
           The batch, and the number of prompts that were cut.
         """
+        prompts, cut = self._cut(examples)
+        tokens = np.full((len(examples), self.prompt_length), self.pad_id, np.int32)
+        mask = np.zeros(tokens.shape, bool)
+        for row, ids in enumerate(prompts):
+            tokens[row, -len(ids) :] = ids
+            mask[row, -len(ids) :] = True
+        return PromptBatch(tokens=tokens, mask=mask), cut  # pyright: ignore[reportArgumentType]
+
+    def _cut(self, examples: Sequence[Example]) -> tuple[list[list[int]], int]:
+        """The token ids of prompts, none longer than P, and how many of them were cut."""
         texts = [(query_text(example), product_text(example)) for example in examples]
         prompts = self._framed(texts)
         too_long = [row for row, ids in enumerate(prompts) if len(ids) > self.prompt_length]
@@ -171,12 +181,7 @@ class PromptFormat:
             for row, text, ids in zip(too_long, shorter, self._framed(shorter), strict=True):
                 texts[row], prompts[row] = text, ids
             too_long = [row for row in too_long if len(prompts[row]) > self.prompt_length]
-        tokens = np.full((len(examples), self.prompt_length), self.pad_id, np.int32)
-        mask = np.zeros(tokens.shape, bool)
-        for row, ids in enumerate(prompts):
-            tokens[row, -len(ids) :] = ids
-            mask[row, -len(ids) :] = True
-        return PromptBatch(tokens=tokens, mask=mask), cut  # pyright: ignore[reportArgumentType]
+        return prompts, cut
 
     def prompt_sizes(self, examples: Sequence[Example]) -> Int[np.ndarray, "N"]:
         """The number of tokens that each prompt takes, however long."""

@@ -1,4 +1,4 @@
-"""The console script: ``she-jax train|evaluate|predict|filter|export``.
+"""The console script: ``she-jax train|check|evaluate|predict|filter|export``.
 
 Each command becomes a recipe and its flags, which ``she_jax.runs.launch`` runs; so does
 ``launch.py`` in a checkout. Exit codes are those of ``she_jax.runs.launch``.
@@ -8,7 +8,7 @@ import argparse
 import ast
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,13 +20,15 @@ RECIPES = Path(renamed.__file__).parent  # in a checkout configs/
 NO_RECIPES = ("__init__", "base", "renamed")
 HELP = {"-h", "-help", "--help"}
 
-TABLE = re.compile(r"\.(csv|tsv|parquet|jsonl)(\.gz)?$")
-READERS = {".jsonl": "jsonl"}  # a table's suffix to data.name
+TABLE = re.compile(r"\.(csv|tsv|tab|txt|parquet|pq|jsonl|ndjson|json)(\.gz)?$")
 
 # What a first run changes; configs/base.py has every key.
 KEYS = {
-    "data.name": "shopworld, esci, wands, jsonl, prepared, or a class of your own",
+    "data.name": "shopworld, esci, wands, table, trec, prepared, or a class of your own",
     "data.path": "the file or folder of the pairs",
+    "data.products": "a table of products, which docid finds",
+    "data.columns": "label=rating,title=name,...: which column is what",
+    "data.labels": "0-3, binary, poor,fair,good, ...: worst to best",
     "model.name": "scratch, smollm2, a Hugging Face directory, a .gguf file, or ORGANIZATION/MODEL",
     "model.dtype": "float32, or bfloat16 on an accelerator",
     "seed": "of parameters, data order and sampling",
@@ -45,6 +47,8 @@ EXAMPLES = """\
 examples:
   she-jax train stage1
   she-jax train stage1 --config.rl.estimator=grpo --config.rl.steps=40 --workdir=runs/grpo
+  she-jax check judgments.csv --config.data.products=products.csv --config.data.labels=0-3
+  she-jax train judgments.csv --config.data.products=products.csv --config.data.labels=0-3
   she-jax train pairs.jsonl --config.model.name=smollm2
   she-jax predict pairs.jsonl --checkpoint=runs/stage1
   she-jax train reward_model --config.checkpoint=runs/stage1
@@ -88,21 +92,16 @@ def find_recipe(target: str) -> str:
     (nearest,) = difflib.get_close_matches(name, names, n=1, cutoff=0)
     raise ValueError(
         f"{target}: neither a recipe's name or file (.py) nor a table (.csv, .tsv, .parquet, "
-        f".jsonl); the nearest recipe is {nearest}"
+        f".jsonl, also .gz); the nearest recipe is {nearest}"
     )
 
 
-def recipe_of(table: str) -> tuple[str, str]:
-    """The recipe for a table, and the ``data.name`` that reads it.
-
-    Raises:
-      ValueError: if no reader takes such a file.
-    """
-    match = TABLE.search(table)
-    suffix = match[0] if match else Path(table).suffix
-    if suffix not in READERS:
-        raise ValueError(f"{table}: expected a table in a file that ends in {', '.join(READERS)}")
-    return "stage1", READERS[suffix]
+def recipe_for(flags: Sequence[str]) -> str:
+    """The recipe for a table, with the sizes and rates of a pretrained model if one is named."""
+    prefix = "--config.model.name="
+    models = [flag.removeprefix(prefix) for flag in flags if flag.startswith(prefix)]
+    pretrained = ",model=smollm2" if models and models[-1] != "scratch" else ""
+    return f"stage1:data=table{pretrained}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -121,9 +120,13 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run, command=name)
         return command
 
-    train = add("train", _train, "run a recipe, or the recipe for a table of pairs")
-    train.add_argument("target", metavar="RECIPE_OR_TABLE")
-    train.add_argument("--workdir", metavar="DIR", help="the run's folder; runs/NAME if not given")
+    for name, about in (
+        ("train", "run a recipe, or the recipe for a table of pairs"),
+        ("check", "look at the pairs of a recipe or a table before anything is trained"),
+    ):
+        command = add(name, _train, about)
+        command.add_argument("target", metavar="RECIPE_OR_TABLE")
+        command.add_argument("--workdir", metavar="DIR", help="the run's folder, or runs/NAME")
     for name, about in (
         ("evaluate", "a checkpoint's metrics on a table with labels, and its predictions"),
         ("predict", "a checkpoint's predictions for a table, with or without labels"),
@@ -156,12 +159,13 @@ class _Parser(argparse.ArgumentParser):
 
 def _train(options: argparse.Namespace, flags: list[str]) -> None:
     target, workdir, data = options.target, options.workdir, []
+    if options.command == "check":
+        data = ["--config.kind=check"]
     try:
         if TABLE.search(target):
-            recipe, reader = recipe_of(target)
             workdir = workdir or f"runs/{TABLE.sub('', Path(target).name)}"
-            data = [f"--config.data.path={target}"]
-            target = f"{recipe}:data={reader}"
+            data = [*data, f"--config.data.path={target}"]
+            target = recipe_for(flags)
         recipe = find_recipe(target)
     except ValueError as error:
         exit_with(str(error), 2)
@@ -171,16 +175,12 @@ def _train(options: argparse.Namespace, flags: list[str]) -> None:
 
 def _predict(options: argparse.Namespace, flags: list[str]) -> None:
     table = options.table
-    try:
-        _, reader = recipe_of(table)
-    except ValueError as error:
-        exit_with(str(error), 2)
     stem = TABLE.sub("", Path(table).name)
     given = {
         "config": RECIPES / "evaluate.py",
         "workdir": options.workdir or f"runs/{options.command}-{stem}",
         "config.checkpoint": options.checkpoint,
-        "config.data.name": reader,
+        "config.data.name": "table",
         "config.data.path": table,
     }
     launch(["she-jax", *(f"--{name}={value}" for name, value in given.items()), *flags], {})

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from she_jax.runs.check import check
 from she_jax.runs.config import Recipe, inherit, parse
 from she_jax.runs.curriculum import run_prerequisite, run_stages
 from she_jax.runs.filter import filter_run
@@ -19,7 +20,7 @@ from she_jax.runs.validate import validate
 from she_jax.training.workdir import check_local, claim_workdir, lock_workdir
 from she_jax.types import UserError
 
-KINDS = ("train", "curriculum", "filter", "evaluate", "reward_model", "scalar_reward")
+KINDS = ("train", "check", "curriculum", "filter", "evaluate", "reward_model", "scalar_reward")
 
 
 def run(recipe: Recipe, workdir: Path) -> None:
@@ -55,6 +56,7 @@ def run(recipe: Recipe, workdir: Path) -> None:
     record_plugins(workdir, config.plugins)
     runs: dict[str, Callable[[Any, Path], None]] = {
         "train": train,
+        "check": check,
         "filter": filter_run,
         "evaluate": predict,
         "reward_model": train_prm,

@@ -104,8 +104,7 @@ def make_language_model(
         shape["max_positions"] = max(ModelConfig.max_positions, length)
         model = ModelConfig(**shape)
         params = init_params(model, jax.random.PRNGKey(seed))
-        ids = tokenizer.get_vocab()
-        vocabulary = Vocabulary(tokenizer=tokenizer, eos_ids=(ids[EOS],), pad_id=ids[PAD])
+        vocabulary = _trained_vocabulary(tokenizer)
     else:
         log(f"model: loading {config.name}")
         loaded = load_model(config.name)  # in float32: smaller types lose small updates
@@ -118,6 +117,24 @@ def make_language_model(
     prompts = _prompt_format(config, schema, vocabulary)
     params = jax.device_put(params, shardings(params, mesh))
     return LanguageModel(model=build_model(model), prompts=prompts, mesh=mesh), params
+
+
+def make_prompts(
+    config: LanguageModelConfig, schema: CotSchema, tokenizer: Tokenizer | None = None
+) -> tuple[PromptFormat, int]:
+    """The prompt format of a config's model, and its context, without the model on a device."""
+    if config.name == "scratch":
+        assert tokenizer is not None
+        return _prompt_format(
+            config, schema, _trained_vocabulary(tokenizer)
+        ), ModelConfig.max_positions
+    loaded = load_model(config.name)
+    return _prompt_format(config, schema, loaded.vocabulary), loaded.config.max_positions
+
+
+def _trained_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
+    ids = tokenizer.get_vocab()
+    return Vocabulary(tokenizer=tokenizer, eos_ids=(ids[EOS],), pad_id=ids[PAD])
 
 
 def _prompt_format(

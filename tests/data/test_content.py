@@ -27,7 +27,9 @@ def pairs(tmp_path):
 
 
 def prepared(tmp_path, path, **options):
-    return prepare(Tables(data_dir=tmp_path / "data", config=TableConfig(path=str(path), **options)))
+    return prepare(
+        Tables(data_dir=tmp_path / "data", config=TableConfig(path=str(path), **options))
+    )
 
 
 def touch(path):

@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from she_jax.cot import CotSchema
 from she_jax.generate.prompts import PromptFormat, instruction, positions, train_tokenizer
@@ -61,6 +63,23 @@ def test_trap_8_long_prompts_are_cut_by_a_stated_rule_and_counted():
     assert "title:" in text
     with pytest.raises(ValueError, match="prompt_length=10: the instruction takes"):
         dataclasses.replace(FORMAT, prompt_length=10)
+
+
+@given(st.lists(st.sampled_from(["red", "shoes", "velora", "x1", "'s", "?", "-"]), min_size=1))
+def test_without_a_chat_template_prompts_are_cut_token_by_token(words):
+    """They are those of the pieces, encoded apart and cut."""
+    pair = dataclasses.replace(
+        PAIR, query=" ".join(words), product={"title": " ".join(words[::-1])}
+    )
+    texts = ["query:", f" {pair.query}", f"\ntitle: {pair.product['title']}", "\n\n"]
+    opening, query, product, closing = (TOKENIZER.encode(text).ids for text in texts)
+    for length in (16, 20, 48):
+        room = length - len(opening) - len(closing)
+        kept = query[: max(room - len(product), room // 2)]
+        batch, cut = dataclasses.replace(FORMAT, prompt_length=length).encode_prompts([pair])
+        ids = [*opening, *kept, *product[: room - len(kept)], *closing]
+        assert batch.tokens[0][batch.mask[0]].tolist() == ids
+        assert cut == (len(query) + len(product) > room)
 
 
 def test_a_chain_ends_with_the_end_of_sequence_or_is_counted_as_cut():

@@ -187,7 +187,7 @@ def test_the_error_names_a_truncated_file(tmp_path, share):
 
 
 def test_the_error_names_a_missing_or_foreign_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.gguf: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.gguf: expected a directory"):
         load_model(tmp_path / "nowhere.gguf")
     (tmp_path / "text.gguf").write_text("not a model at all, but long enough to have a header")
     with pytest.raises(ValueError, match=r"text\.gguf: damaged or not GGUF"):

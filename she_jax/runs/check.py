@@ -1,0 +1,213 @@
+"""A look at a user's pairs before anything is trained: what they are read as, what they allow."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from rich import box
+from rich.table import Column, Table
+
+from she_jax.cot import CotSchema
+from she_jax.data.dataset import PreparedDataset, evenly_spaced_rows, open_split
+from she_jax.data.rationales import write_chain
+from she_jax.data.readers.judgments import Judgments
+from she_jax.data.sources import TABLES, table_config
+from she_jax.evaluation.floor import LabeledPairs, floor
+from she_jax.evaluation.pairs import (
+    contradictions,
+    languages,
+    query_counts,
+    rater_agreement,
+    spelled_share,
+    telling_fields,
+)
+from she_jax.generate.language_model import LanguageModelConfig
+from she_jax.generate.lengths import PERCENTILES, Sizes, choose_lengths, measure
+from she_jax.generate.prompts import PromptFormat, product_text, query_text
+from she_jax.runs.config import TrainConfig
+from she_jax.runs.validate import check_splits
+from she_jax.training.files import printable
+from she_jax.training.logging import cell, log, show
+from she_jax.training.setup import make_prompts, prepare_dataset, run_tokenizer
+from she_jax.types import Example
+
+SHOWN = 10  # rows as the model sees them
+MOST = 20_000  # pairs of a split that are looked at, evenly spaced
+FEW = 500  # training pairs below which a regression is the better judge
+MANY = 20_000  # training pairs from which a small model from scratch may learn real text
+FLOOR = ("macro_f1", "good_macro_f1", "quadratic_kappa", "good_auc")
+
+
+def check(config: TrainConfig, workdir: Path) -> None:
+    """Prints what a training run would read, see and have to beat. Nothing is compiled or trained.
+
+    Raises:
+      UserError: if the pairs cannot be read, or a split is empty.
+    """
+    dataset = prepare_dataset(config.data)
+    check_splits(dataset, config.evaluation.split)
+    splits = {name: _examples(dataset, name) for name in dataset.splits}
+    pairs = [example for examples in splits.values() for example in examples]
+    if config.data.name in TABLES:
+        _show_columns(Judgments(table_config(config.data)))
+    _show_labels(config.schema, splits)
+    _show_pairs(config.schema, splits, pairs)
+    tokenizer = None
+    if config.model.name == "scratch":
+        size = config.model.vocab_size
+        tokenizer = run_tokenizer(workdir, dataset, size, config.init_from)
+    prompts, context = make_prompts(config.model, config.schema, tokenizer)
+    sizes = measure(prompts, splits["train"])
+    chosen = choose_lengths(prompts, sizes, pretrained=tokenizer is None, context=context)
+    lengths = config.model.prompt_length or chosen[0], config.model.completion_length or chosen[1]
+    _show_lengths(prompts, sizes, lengths, splits["train"])
+    _show_rows(prompts, lengths, splits["train"])
+    if config.schema.label_index >= 0:
+        _show_floor(config.schema, splits["train"], splits[config.evaluation.split])
+    log(outlook(config.model, len(splits["train"]), config.data.name))
+
+
+def _examples(dataset: PreparedDataset, split: str) -> list[Example]:
+    source = open_split(dataset.path, split)
+    return [source[row] for row in evenly_spaced_rows(len(source), MOST)]
+
+
+def _show_columns(judgments: Judgments) -> None:
+    columns = judgments.columns
+    read = {**columns.pair, **columns.judged}
+    read |= {"raters": ", ".join(columns.raters)} if columns.raters else {}
+    log("\ncolumns of the judgments: " + "; ".join(f"{k} from {v}" for k, v in read.items()))
+    if columns.key:
+        renamed = "; ".join(f"{field} from {name}" for name, field in columns.renamed.items())
+        log(f"products, joined by {columns.key}: all other columns are fields; {renamed}")
+    if unread := judgments.unread():
+        log(f"not read: {', '.join(unread)}")
+
+
+def _show_labels(schema: CotSchema, splits: Mapping[str, Sequence[Example]]) -> None:
+    labels = schema.labels
+    counts = {name: Counter(e.label for e in examples) for name, examples in splits.items()}
+    table = _table("label, worst to best", *splits)
+    for n, value in enumerate(labels.values):
+        meaning = f"  {labels.meanings[n]}" if labels.meanings else ""
+        good = "  (good)" if value in labels.good else ""
+        figures = [f"{counts[name][value]:,}" for name in splits]
+        table.add_row(cell(f"{value}{meaning}{good}"), *figures)
+    if any(count[None] for count in counts.values()):
+        table.add_row("none", *[f"{counts[name][None]:,}" for name in splits])
+    for title, index in (("pairs", 0), ("queries", 1)):
+        figures = [f"{count[index]:,}" for count in query_counts(splits).values()]
+        table.add_row(title, *figures)
+    show(table)
+
+
+def _show_pairs(
+    schema: CotSchema, splits: Mapping[str, Sequence[Example]], pairs: Sequence[Example]
+) -> None:
+    if agreement := rater_agreement(pairs, schema.labels):
+        log(
+            f"raters: {agreement.pairs:,} pairs have two or more; two give the same label to "
+            f"{agreement.same:.0%}, quadratic kappa {agreement.kappa:.2f}"
+        )
+    counts = languages(pairs).most_common()
+    shares = ", ".join(f"{name} {n / len(pairs):.0%}" for name, n in counts)
+    log(f"languages, by script and known words: {shares}")
+    if twice := contradictions(pairs):
+        first, second = twice[0]
+        log(
+            f"{len(twice):,} pairs repeat another one with a different label, such as "
+            f"{printable(first.uid)} ({first.label}) and {printable(second.uid)} ({second.label})"
+        )
+    held_out = [e for name in splits if name != "train" for e in splits[name]]
+    labeled = [[e for e in part if e.label is not None] for part in (splits["train"], held_out)]
+    for field, share, majority in telling_fields(*labeled):
+        log(
+            f"WARNING: the field {field!r} alone gives the label of {share:.0%} of the held-out "
+            f"pairs (the commonest label: {majority:.0%}). If it was made from the labels, leave "
+            "it out"
+        )
+
+
+def _show_lengths(
+    prompts: PromptFormat, sizes: Sizes, lengths: tuple[int, int], train: Sequence[Example]
+) -> None:
+    table = _table("tokens", *(f"{p}%" for p in PERCENTILES[:-1]), "length", "longer")
+    given = {"prompt": (sizes.prompts, lengths[0]), "completion": (sizes.chains, lengths[1])}
+    for name, percentiles in sizes.percentiles().items():
+        measured, length = given[name]
+        longer = f"{np.mean(np.array(measured) > length):.1%}"
+        table.add_row(name, *map(str, percentiles[:-1]), str(length), longer)
+    show(table)
+    texts = [query_text(e) + product_text(e) for e in train[:1000]]
+    if (share := spelled_share(prompts, texts)) > 0.01:
+        log(f"{share:.0%} of the tokens are parts of characters that the tokenizer does not know")
+
+
+def _show_rows(prompts: PromptFormat, lengths: tuple[int, int], train: Sequence[Example]) -> None:
+    log(f"\n{SHOWN} rows as the model sees them (prompt | chain of the cold start):")
+    rows = [train[row] for row in evenly_spaced_rows(len(train), SHOWN)]
+    rng = np.random.default_rng(0)
+    fitted = replace(prompts, prompt_length=lengths[0], completion_length=lengths[1])
+    batch, _ = fitted.encode_prompts(rows)
+    for example, ids, mask in zip(rows, batch.tokens, batch.mask, strict=True):
+        pieces = [prompts.token_bytes[index] for index in np.asarray(ids)[np.asarray(mask)]]
+        text = b"".join(pieces).decode(errors="replace")
+        try:
+            chain = write_chain(example, prompts.schema, rng)
+        except ValueError as error:
+            chain = f"no chain: {error}"
+        log(f"--- {printable(example.uid)}\n{text.strip()}\n| " + chain.replace("\n", "\n| "))
+
+
+def _show_floor(schema: CotSchema, train: Sequence[Example], test: Sequence[Example]) -> None:
+    labels = schema.labels
+    parts = []
+    for examples in (train, test):
+        known = [e for e in examples if e.label is not None]
+        parts.append(
+            LabeledPairs(
+                queries=[e.query for e in known],
+                products=[e.product for e in known],
+                labels=[labels.index(e.label) for e in known],
+            )
+        )
+    if not all(part.labels for part in parts):
+        return
+    good = [labels.index(value) for value in labels.good]
+    baselines = floor(*parts, classes=len(labels.values), good=good)
+    names = [name.replace("_", " ") for name in FLOOR]
+    table = _table("the floor, by query", *names)
+    for name, baseline in baselines.items():
+        table.add_row(
+            name.replace("_", " "), *(cell(str(baseline.metrics[metric])) for metric in FLOOR)
+        )
+    log("\nwhat a judge has to beat, fitted on train and scored on the same test pairs:")
+    show(table)
+
+
+def outlook(model: LanguageModelConfig, pairs: int, data: str) -> str:
+    """An honest word on what can be hoped for."""
+    if data == "shopworld":
+        return "outlook: the recipe is sized for these procedural pairs; see docs/results.md"
+    words = []
+    if pairs < FEW:
+        words.append(
+            f"{pairs:,} training pairs are few: expect no more than the word-overlap regression "
+            "above; more labels help more than any setting"
+        )
+    if model.name == "scratch" and pairs < MANY:
+        words.append(
+            f"the recipe's model is sized for ShopWorld and starts from nothing: on {pairs:,} real "
+            "pairs it learns little of the language. Take a pretrained one, such as "
+            "--config.model.name=smollm2"
+        )
+    words.append("no run of this project on real labels has beaten the floor yet: docs/results.md")
+    return "outlook: " + "; ".join(words)
+
+
+def _table(*columns: str) -> Table:
+    first, *rest = columns
+    headings = [Column(cell(name), justify="right") for name in rest]
+    return Table(Column(cell(first)), *headings, box=box.SIMPLE, padding=(0, 1, 0, 0))
