@@ -15,7 +15,5 @@ def get_config() -> ConfigDict:
     """The recipe."""
     config = base.get_config()
     config.kind = "evaluate"
-    config.model.prompt_length = 384  # for a model in files
-    config.model.completion_length = 160
     config.eval.batch_size = 64
     return config

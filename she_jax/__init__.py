@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         make_sft_step,
         make_update_step,
     )
+    from she_jax.runs.api import Judge, load_judge, train
     from she_jax.types import (
         Advantages,
         BadRow,
@@ -84,6 +85,7 @@ _NAMES = {  # by the module that has them
     "she_jax.rl.losses": (
         "LossConfig dpo_loss loss_denominators policy_loss sft_loss token_weights"
     ),
+    "she_jax.runs.api": "Judge load_judge train",
     "she_jax.rl.steps": "step_ids step_token_counts",
     "she_jax.rl.update": "jit_update_step make_dpo_step make_scorer make_sft_step make_update_step",
     "she_jax.types": (
@@ -104,6 +106,7 @@ __all__ = [
     "CotSchema",
     "DpoBatch",
     "Example",
+    "Judge",
     "LMOutput",
     "LabelSet",
     "LossConfig",
@@ -129,6 +132,7 @@ __all__ = [
     "init_params",
     "jit_update_step",
     "label_reward",
+    "load_judge",
     "load_model",
     "loss_denominators",
     "make_dpo_step",
@@ -149,6 +153,7 @@ __all__ = [
     "token_advantages",
     "token_logps",
     "token_weights",
+    "train",
 ]
 
 

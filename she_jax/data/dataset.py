@@ -323,9 +323,10 @@ def open_prepared(path: str | Path) -> PreparedDataset:
             "pairs, such as runs/filter/filtered/<name>/<options>/<version>"
         )
     summary = json.loads(file.read_text(encoding="utf-8"))
-    counts = {key: summary[key] for key in ("splits", "bad_rows", "cut_fields")}
+    known = ("splits", "bad_rows", "cut_fields", "notes", "labels")
+    values = {key: summary[key] for key in known if key in summary}
     fingerprint = name_of(summary["options"])
-    return PreparedDataset(path=Path(path), fingerprint=fingerprint, reused=True, **counts)
+    return PreparedDataset(path=Path(path), fingerprint=fingerprint, reused=True, **values)
 
 
 class ExampleSource:

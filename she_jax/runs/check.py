@@ -112,7 +112,8 @@ def _show_pairs(
             f"{agreement.same:.0%}, quadratic kappa {agreement.kappa:.2f}"
         )
     counts = languages(pairs).most_common()
-    shares = ", ".join(f"{name} {n / len(pairs):.0%}" for name, n in counts)
+    named = [(name, n / len(pairs)) for name, n in counts if n >= 0.005 * len(pairs)]
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in named)
     log(f"languages, by script and known words: {shares}")
     if twice := contradictions(pairs):
         first, second = twice[0]

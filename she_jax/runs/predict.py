@@ -1,6 +1,7 @@
 """Predicts labels for a data set with a checkpoint."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 
 from she_jax.cot import Chain
-from she_jax.data.dataset import PreparedDataset, evenly_spaced_rows, fingerprint, open_split
+from she_jax.data.dataset import ExampleSource, evenly_spaced_rows, fingerprint, open_split
 from she_jax.evaluation.metrics import score
 from she_jax.evaluation.unread import Unread
 from she_jax.generate.generator import Generator
@@ -58,7 +59,10 @@ def predict(config: PredictConfig, workdir: Path) -> None:
         return
     write_json(sources, inputs | {"content": content})
     draft, unread = workdir / "predictions.jsonl.part", Unread(lm.prompts.completion_length)
-    labeled = _write_predictions(config, lm, params, dataset, draft, unread)
+    examples = open_split(dataset.path, config.evaluation.split)
+    rows = evenly_spaced_rows(len(examples), config.evaluation.pairs)
+    predictor = Predictor(lm, params, config.evaluation.batch_size)
+    labeled = predictor.write(examples, rows, draft, unread, config.data.name)
     if labeled:
         chains, pairs = zip(*labeled, strict=True)
         metrics = score(chains, pairs, lm.prompts.schema)
@@ -70,38 +74,53 @@ def predict(config: PredictConfig, workdir: Path) -> None:
     log(f"predictions: {final}" + (f", metrics: {workdir / 'summary.json'}" if labeled else ""))
 
 
-def _write_predictions(
-    config: PredictConfig,
-    lm: LanguageModel,
-    params: Any,
-    dataset: PreparedDataset,
-    path: Path,
-    unread: Unread,
-) -> list[tuple[Chain, Example]]:
-    """Writes the predictions; returns the chains of the labeled pairs, counts the unreadable."""
-    examples = open_split(dataset.path, config.evaluation.split)
-    rows = evenly_spaced_rows(len(examples), config.evaluation.pairs)
-    generator = Generator(lm, config.evaluation.batch_size, warn=log)
-    read_out = jax.jit(make_readout(lm))
-    labeled: list[tuple[Chain, Example]] = []
-    with (
-        path.open("w", encoding="utf-8") as file,
-        Progress(f"evaluating {config.data.name}", total=len(rows)) as progress,
-    ):
-        done = 0
-        for part, rollout, chains in generator.greedy_rollouts(params, examples, rows):
-            starts, label_ids = label_tokens(lm.prompts, rollout, chains)
-            by_row = np.asarray(read_out(params, rollout, starts, label_ids)[0])
-            texts, cut = lm.prompts.decode(rollout), lm.prompts.truncated(rollout)
-            for n, (example, chain) in enumerate(zip(part, chains, strict=True)):
-                unread.add(chain, texts[n], bool(cut[n]))
-                line = _prediction(example, chain, by_row[n] if starts[n] else None, lm.prompts)
-                line["text"] = None if chain.well_formed else texts[n]
-                file.write(json.dumps(line) + "\n")
-            labeled += [(c, e) for c, e in zip(chains, part, strict=True) if e.label is not None]
-            done += len(part)
-            progress.update(done)
-    return labeled
+class Predictor:
+    """Writes a policy's predictions; what it compiles serves all of its data sets.
+
+    Args:
+      lm: model and prompts.
+      params: of the policy.
+      batch_size: pairs at a time.
+    """
+
+    def __init__(self, lm: LanguageModel, params: Any, batch_size: int):
+        self.lm, self._params = lm, params
+        self._generator = Generator(lm, batch_size, warn=log)
+        self._read_out = jax.jit(make_readout(lm))
+
+    def write(
+        self, examples: ExampleSource, rows: Sequence[int], path: Path, unread: Unread, title: str
+    ) -> list[tuple[Chain, Example]]:
+        """Writes a JSON line for each row; returns the chains of the labeled pairs.
+
+        Args:
+          examples: the pairs.
+          rows: those to predict.
+          path: of the file.
+          unread: counts the chains that cannot be read.
+          title: of the data set, for the progress bar.
+        """
+        labeled: list[tuple[Chain, Example]] = []
+        prompts, done = self.lm.prompts, 0
+        with (
+            path.open("w", encoding="utf-8") as file,
+            Progress(f"evaluating {title}", total=len(rows)) as progress,
+        ):
+            batches = self._generator.greedy_rollouts(self._params, examples, rows)
+            for part, rollout, chains in batches:
+                starts, label_ids = label_tokens(prompts, rollout, chains)
+                by_row = np.asarray(self._read_out(self._params, rollout, starts, label_ids)[0])
+                texts, cut = prompts.decode(rollout), prompts.truncated(rollout)
+                for n, (example, chain) in enumerate(zip(part, chains, strict=True)):
+                    unread.add(chain, texts[n], bool(cut[n]))
+                    line = _prediction(example, chain, by_row[n] if starts[n] else None, prompts)
+                    line["text"] = None if chain.well_formed else texts[n]
+                    file.write(json.dumps(line) + "\n")
+                    if example.label is not None:
+                        labeled.append((chain, example))
+                done += len(part)
+                progress.update(done)
+        return labeled
 
 
 def _prediction(

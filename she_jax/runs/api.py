@@ -1,0 +1,197 @@
+"""Training and using a judge from Python: ``she_jax.train``, ``she_jax.load_judge``."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from she_jax.data.dataset import PreparedDataset, open_split
+from she_jax.evaluation.unread import Unread
+from she_jax.generate.language_model import UNLIMITED
+from she_jax.recipes import evaluate as evaluate_recipe
+from she_jax.recipes import stage1
+from she_jax.runs.config import parse
+from she_jax.runs.load import load_policy
+from she_jax.runs.predict import Predictor
+from she_jax.runs.run import run
+from she_jax.training.files import write_text
+from she_jax.training.setup import prepare_dataset, split_mesh
+from she_jax.types import UserError
+
+Pairs = Any  # an iterable of mappings, a pandas DataFrame, or the path of a table
+
+
+class Judge:
+    """A policy that judges query-product pairs.
+
+    Attributes:
+      folder: the run's folder, a Hugging Face directory or a .gguf file.
+      metrics: of the run (``summary.json``); empty for other models.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        """Finds the judge; it is loaded when it first predicts.
+
+        Raises:
+          FileNotFoundError: if there is nothing at ``folder``.
+        """
+        self.folder = Path(folder)
+        if not self.folder.exists():
+            raise FileNotFoundError(f"{self.folder}: there is no run and no model")
+
+    def __repr__(self) -> str:
+        return f"Judge({str(self.folder)!r})"
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The metrics that the run ended with."""
+        summary = self.folder / "summary.json"
+        return json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
+
+    def predict(self, pairs: Pairs, *, columns: str = "") -> list[dict[str, Any]]:
+        """The judge's labels of pairs, with its reasons, in their order.
+
+        Args:
+          pairs: as for ``train``; labels are not needed.
+          columns: as for ``train``.
+
+        Returns:
+          For each pair ``uid``, ``label`` (None if the judge wrote none), ``probabilities``,
+          ``well_formed``, ``steps`` and ``text`` as in ``predictions.jsonl``. For a pair that
+          cannot be read ``label`` None and ``error``, the reason.
+        """
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            count = _write_pairs(pairs, folder / "pairs.jsonl")
+            if not count:
+                return []
+            settings = {
+                "checkpoint": str(self.folder),
+                "data.name": "table",
+                "data.path": str(folder / "pairs.jsonl"),
+                "data.columns": columns,
+                "data.max_bad_share": 1.0,
+            }
+            config: Any = parse(_recipe(evaluate_recipe.get_config(), settings), folder)
+            prompts = self._predictor.lm.prompts
+            dataset = prepare_dataset(config.data.for_chain(prompts.schema.options))
+            lines, examples = folder / "predictions.jsonl", open_split(dataset.path, "test")
+            unread = Unread(prompts.completion_length)
+            self._predictor.write(examples, range(len(examples)), lines, unread, "pairs")
+            with lines.open(encoding="utf-8") as file:
+                predictions = iter([json.loads(line) for line in file])
+            bad = _bad_rows(dataset)
+            return [
+                {"label": None, "error": bad[line]} if line in bad else next(predictions)
+                for line in range(1, count + 1)
+            ]
+
+    @cached_property
+    def _predictor(self) -> Predictor:
+        recipe = _recipe(evaluate_recipe.get_config(), {"checkpoint": str(self.folder)})
+        config: Any = parse(recipe, self.folder)
+        lm, params, _ = load_policy(config, str(self.folder), split_mesh(config.mesh, 0)[0])
+        if UNLIMITED in (lm.prompts.prompt_length, lm.prompts.completion_length):
+            raise UserError(
+                f"{self.folder}: a model that no run of she_jax has trained or exported: train it "
+                f"first, with she_jax.train(pairs, model={str(self.folder)!r})"
+            )
+        return Predictor(lm, params, config.evaluation.batch_size)
+
+
+def train(
+    pairs: Pairs,
+    *,
+    workdir: str | os.PathLike = "runs/judge",
+    model: str = "scratch",
+    labels: str = "",
+    columns: str = "",
+    steps: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Judge:
+    """Trains a judge on labeled pairs, as ``she-jax train TABLE`` does.
+
+    The same call goes on with a run that was stopped, and returns one that is done.
+
+    Args:
+      pairs: mappings such as ``{"query": "red mug", "product": {"title": "Mug"}, "label": 3}``, a
+        pandas DataFrame, or the path of a table.
+      workdir: the run's folder.
+      model: ``scratch``, ``smollm2``, or a model's path or name on the Hugging Face hub.
+      labels: the label set, worst to best, such as ``0-3``; see ``LabelSet.parse``.
+      columns: ``field=column,...`` where the columns have other names.
+      steps: updates of the cold start; None for the recipe's.
+      settings: other keys of the recipe with their values, such as ``{"rl.steps": 20}``.
+
+    Returns:
+      The trained judge.
+
+    Raises:
+      UserError: for pairs or settings that cannot be trained on.
+    """
+    folder = Path(workdir)
+    given: dict[str, Any] = {"data.labels": labels, "data.columns": columns}
+    given |= {} if steps is None else {"sft.steps": steps}
+    recipe = stage1.get_config("data=table" + ("" if model == "scratch" else ",model=smollm2"))
+    given |= {"model.name": model, "data.path": _stored(pairs, folder)}
+    run(_recipe(recipe, given | dict(settings or {})), folder)
+    return Judge(folder)
+
+
+def load_judge(folder: str | os.PathLike) -> Judge:
+    """The judge of a run's folder, a Hugging Face directory or a .gguf file."""
+    return Judge(folder)
+
+
+def _recipe(recipe: ConfigDict, settings: Mapping[str, Any]) -> ConfigDict:
+    unlocked: Any = ConfigDict(recipe.to_dict())
+    for key, value in settings.items():
+        section, name = unlocked, key
+        while "." in name:
+            first, _, name = name.partition(".")
+            section = section.get(first, {})
+        if name not in section:
+            raise UserError(f"settings: there is no key {key!r}; she_jax/recipes/base.py has all")
+        section[name] = value
+    return unlocked.lock()
+
+
+def _stored(pairs: Pairs, folder: Path) -> str:
+    """The path of the pairs: a table as it is, others in a file beside the run's folder."""
+    if isinstance(pairs, str | os.PathLike):
+        return str(pairs)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    path = folder.with_name(f"{folder.name}.pairs.jsonl")
+    _write_pairs(pairs, path)
+    return str(path)
+
+
+def _write_pairs(pairs: Pairs, path: Path) -> int:
+    """Writes pairs as JSON lines, and returns their number."""
+    if isinstance(pairs, str | os.PathLike):
+        raise UserError(f"{pairs}: expected pairs; a table is read by she-jax predict TABLE")
+    rows: Iterable[Any] = pairs.to_dict("records") if hasattr(pairs, "to_dict") else pairs
+    lines = []
+    for row in rows:
+        if not isinstance(row, Mapping):
+            raise UserError(f"pair {len(lines) + 1}: {type(row).__name__}, expected a mapping")
+        lines.append(json.dumps(dict(row), default=_plain, ensure_ascii=False) + "\n")
+    write_text(path, "".join(lines))
+    return len(lines)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no form for: numbers of numpy, mappings, and anything else as its text."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def _bad_rows(dataset: PreparedDataset) -> dict[int, str]:
+    with (dataset.path / "bad_rows.jsonl").open(encoding="utf-8") as file:
+        return {row["line"]: row["reason"] for row in map(json.loads, file)}
