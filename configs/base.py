@@ -74,7 +74,7 @@ def get_config() -> Any:  # a ConfigDict, whose typed attributes no checker can 
     # A chain of other steps, each as its line in a chain: "name: what to write => yes|no", with a ?
     # behind the name of an optional one. The step "label" takes its verdicts from data.labels.
     config.chain.steps = ()
-    config.chain.instruction = ""  # jinja2 template of the task in the prompt; "" for the default
+    config.chain.instruction = ""  # a file with a jinja2 template of the task in the prompt
     config.chain.label_first = False
     config.chain.checks = 0  # steps for single attributes; ShopWorld takes 0, 2, 4 or 8
 

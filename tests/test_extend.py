@@ -50,7 +50,7 @@ def workplace(tmp_path, monkeypatch):
 
 
 def test_the_page_shows_parts_and_loops_each_short():
-    parts = {"rules.py", "pairs.py", "credit.py", "model.py"}
+    parts = {"rules.py", "pairs.py", "sums.py", "credit.py", "model.py"}
     loops = {"per_token.py", "task.py", *(f"{library}_loop.py" for library in LOOPS)}
     assert set(BLOCKS) == parts | loops
     for name, code in BLOCKS.items():
@@ -85,6 +85,28 @@ def test_a_run_with_a_users_rewards_data_set_and_estimator(workplace, capsys):
         file.write("# another line\n")
     record_plugins(workplace / "run", parse(config(**recipe), workplace / "run").plugins)
     assert "reward.step=rules:check: its source changed" in capsys.readouterr().out
+
+
+def test_a_chain_of_ones_own_without_a_label_trains_by_its_reward(workplace):
+    recipe = {
+        "data__name": "sums:Sums",
+        "reward__outcome": "sums:correct",
+        "chain__steps": ("plan: how", "check: the other way => same|other", "answer: the sum"),
+        "model__completion_length": 0,
+        "rl__steps": 3,
+        "rl__eval_every": 3,
+    }
+    run(config(**recipe), workplace / "run")
+    rows = [line for line in lines(workplace / "run") if line["phase"] == "rl"]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    summary = json.loads((workplace / "run" / "summary.json").read_text())
+    assert 0 <= summary["outcome"] <= 1
+    assert summary["macro_f1"] is None
+    for missing in ({"reward__outcome": ""}, {"method": "sft"}):
+        with pytest.raises(UserError, match=r"no step 'label', so its outcome is not known"):
+            run(config(**recipe | missing), workplace / "other")
+    with pytest.raises(UserError, match=r"no step 'label': set filter.pairs=0"):
+        run(config(**recipe, filter__pairs=8), workplace / "other")
 
 
 def test_the_model_of_the_page_takes_an_update():

@@ -38,12 +38,16 @@ class Frame:
     closed_thought: bool = False
 
 
-def plain_frame(tokenizer: Tokenizer) -> Frame:
-    """The frame for a model without a chat template, which gets no instruction.
+def plain_frame(tokenizer: Tokenizer, instruction: str = "") -> Frame:
+    """The frame for a model without a chat template.
 
     It begins with what the tokenizer's post-processor puts before every text.
+
+    Args:
+      tokenizer: of the model.
+      instruction: before query and product, if there is one.
     """
-    opening, closing = QUERY, "\n\n"
+    opening, closing = f"{instruction}\n\n{QUERY}" if instruction else QUERY, "\n\n"
     return Frame(
         opening=opening,
         closing=closing,

@@ -6,7 +6,7 @@ holds control tokens. A product title that contains ``<|im_end|>`` is encoded as
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from she_jax.cot import LABEL_STEP, CotSchema
 from she_jax.generate.frame import Frame, chat_frame, plain_frame, settled
+from she_jax.models.chat import render
 from she_jax.models.tokenizer import PlainText, token_bytes
 from she_jax.types import Example, PromptBatch, Rollout, UserError
 
 PAD, EOS = "<pad>", "<eos>"
+_TASK = "Judge how well the product answers the query. Write these lines:"
 MIN_TEXT = 8  # tokens that a bucket must leave for the query and the product
 
 
@@ -59,7 +61,15 @@ def product_text(example: Example) -> str:
 
 
 def instruction(schema: CotSchema) -> str:
-    """The description of the task in the prompt of an instruction-tuned model."""
+    """The description of the task in the prompt of an instruction-tuned model.
+
+    A template of one's own (``schema.instruction``) has the variables ``steps`` (each with
+    ``name``, ``meaning``, ``verdicts``, ``optional``), ``labels`` (worst to best, each with
+    ``value`` and ``meaning``), and ``lines``, the steps as the default text has them.
+
+    Raises:
+      UserError: if the template cannot be rendered.
+    """
     labels = schema.labels
     meanings = labels.meanings or ("worst", *[""] * (len(labels.values) - 2), "best")
     described = [
@@ -70,7 +80,17 @@ def instruction(schema: CotSchema) -> str:
         f"{LABEL_STEP}: {scale}" if step.name == LABEL_STEP else step.line.replace("?:", ":", 1)
         for step in schema.steps
     ]
-    return "Judge how well the product answers the query. Write these lines:\n" + "\n".join(lines)
+    if not schema.instruction:
+        return "\n".join([_TASK, *lines])
+    named = zip(labels.values, labels.meanings or [""] * len(labels.values), strict=True)
+    text = render(
+        schema.instruction,
+        "chain.instruction",
+        steps=[asdict(step) for step in schema.steps],
+        labels=[{"value": value, "meaning": meaning} for value, meaning in named],
+        lines=lines,
+    )
+    return text.strip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +104,8 @@ class PromptFormat:
       pad_id: padding token.
       prompt_length: maximum number of tokens in a prompt, P.
       completion_length: maximum number of tokens in a chain, including its end token, C.
-      chat_template: jinja2 source, or None for a model without one, which gets no instruction.
+      chat_template: jinja2 source, or None for a model without one, which gets only an
+        instruction that the schema brings.
       specials: texts of the special tokens that the template uses, by name.
       thinking: whether the template may ask the model to think before it writes its chain.
       frame: what stands around query and product.
@@ -112,7 +133,8 @@ class PromptFormat:
 
     def __post_init__(self):
         if self.chat_template is None:
-            frame = plain_frame(self.tokenizer)
+            own = instruction(self.schema) if self.schema.instruction else ""
+            frame = plain_frame(self.tokenizer, own)
         else:
             frame = chat_frame(
                 self.tokenizer,

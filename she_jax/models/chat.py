@@ -53,12 +53,7 @@ def render_chat(
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=["jinja2.ext.loopcontrols", _GenerationTag],
-        loader=jinja2.DictLoader({}),  # an include fails with a clear error
-    )
+    environment = _sandbox()
 
     # jinja2's own tojson escapes for HTML, which would change the text of tool calls.
     def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
@@ -72,6 +67,27 @@ def render_chat(
         )
     except (jinja2.TemplateError, TypeError) as error:
         raise UserError(f"chat template: {error}") from error
+
+
+def render(template: str, name: str, **variables: Any) -> str:
+    """Renders any other template that may come with a downloaded model, in the same sandbox.
+
+    Raises:
+      UserError: if it is invalid, or does something the sandbox forbids; begins with ``name``.
+    """
+    try:
+        return _sandbox().from_string(template).render(**variables)
+    except (jinja2.TemplateError, TypeError) as error:
+        raise UserError(f"{name}: {error}") from error
+
+
+def _sandbox() -> ImmutableSandboxedEnvironment:
+    return ImmutableSandboxedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.loopcontrols", _GenerationTag],
+        loader=jinja2.DictLoader({}),  # an include fails with a clear error
+    )
 
 
 def turn_end(template: str, specials: Mapping[str, str], tokenizer: Tokenizer) -> int | None:

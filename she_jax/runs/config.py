@@ -294,7 +294,10 @@ def data_config(recipe: Recipe, workdir: Path, pairs: Plugin | None = None) -> D
 def _balance(recipe: Recipe) -> bool:
     """Whether the classes are drawn in equal shares: if nobody says, where the labels are real."""
     balance = recipe.data.balance
-    return recipe.data.name != "shopworld" if balance is None else balance
+    if balance is not None:
+        return balance
+    has_labels = CotSchema.build(**chain_options(recipe)).label_index >= 0
+    return has_labels and recipe.data.name != "shopworld"
 
 
 def _common(recipe: Recipe, workdir: Path, plugins: Mapping[str, Plugin]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def resolve(recipe: Recipe, workdir: Path) -> Recipe:
       FileNotFoundError: if the file that ``data.labels`` names is missing.
       UserError: if the pairs do not say which set their labels are of.
     """
-    recipe = _lengths(recipe, workdir)
+    recipe = _instruction(_lengths(recipe, workdir))
     text = recipe.data.labels
     if recipe.data.name == "prepared" and not text:
         return _with_labels(recipe, open_prepared(recipe.data.path).labels)
@@ -67,6 +67,16 @@ def _lengths(recipe: Recipe, workdir: Path) -> Recipe:
     resolved: Any = ConfigDict(recipe.to_dict())
     for name, length in found.items():
         resolved.model[name] = resolved.model[name] or length
+    return resolved.lock()
+
+
+def _instruction(recipe: Recipe) -> Recipe:
+    """The recipe with the instruction's text in place of its file."""
+    given = recipe.chain.instruction
+    if "\n" in given or not given.endswith((".jinja", ".jinja2", ".j2", ".txt", ".md")):
+        return recipe
+    resolved: Any = ConfigDict(recipe.to_dict())
+    resolved.chain.instruction = Path(given).read_text(encoding="utf-8")
     return resolved.lock()
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from she_jax.cot import CotSchema
 from she_jax.generate.prompts import PromptFormat, instruction, positions, train_tokenizer
-from she_jax.types import Example, Rollout
+from she_jax.types import Example, Rollout, UserError
 
 TEXTS = [
     "query: red running shoes\ntitle: velora crimson running shoes\nbrand: velora\n",
@@ -107,6 +107,22 @@ def test_product_texts_cannot_contain_special_tokens():
     ids = np.asarray(batch.tokens[0])[np.asarray(batch.mask[0])]
     assert not np.isin(ids, [0, 1]).any()
     assert "<eos> <pad>" in decoded(batch.tokens[0], batch.mask[0])
+
+
+def test_an_instruction_of_ones_own_is_a_sandboxed_template():
+    own = "Urteile:\n{% for s in steps %}{{ s['name'] }}? {% endfor %}{{ labels[-1].value }}"
+    schema = dataclasses.replace(CotSchema.build(labels="0-3"), instruction=own)
+    text = instruction(schema)
+    assert text == "Urteile:\nquery? product? category? attributes? label? 3"
+    for template, opening in ((TEMPLATE, f"<|start|>user\n{text}"), (None, text)):
+        chat = dataclasses.replace(FORMAT, chat_template=template, schema=schema, prompt_length=400)
+        batch, _ = chat.encode_prompts([PAIR])
+        ids = np.asarray(batch.tokens[0])[np.asarray(batch.mask[0])]
+        shown = b"".join(chat.token_bytes[t] for t in ids).decode()
+        assert shown.startswith(f"{opening}\n\nquery: red shoes")
+    for bad in ("{{ steps.__class__.__mro__ }}", "{% if %}", "{{ steps.append(1) }}"):
+        with pytest.raises(UserError, match=r"chain\.instruction: "):
+            instruction(dataclasses.replace(schema, instruction=bad))
 
 
 def test_a_chat_template_frames_the_prompt_and_keeps_its_special_tokens():
