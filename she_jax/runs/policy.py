@@ -80,14 +80,11 @@ def _say_where_to_look(config: TrainConfig, workdir: Path) -> None:
     log(f"results: {workdir / 'summary.json'}; curves: {workdir / 'metrics.jsonl'}, tensorboard/")
     if (workdir / "samples").is_dir():
         log(f"rollouts to read, with the reward of each step: {workdir / 'samples'}")
-    log(
-        f"evaluate on other pairs: --config=configs/evaluate.py --config.checkpoint={folder} "
-        "--config.data.name=jsonl --config.data.path=PAIRS.jsonl --workdir=NEW"
-    )
+    log(f"labels for other pairs: she-jax predict PAIRS.csv --checkpoint={folder}")
     if config.export:
         log(f"exported as a Hugging Face directory: {workdir / 'export'}")
     else:
-        log("export as a Hugging Face directory: the same command with --config.export=True")
+        log(f"a Hugging Face directory: she-jax export --checkpoint={folder}")
 
 
 def cold_start(
