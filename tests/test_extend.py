@@ -64,6 +64,7 @@ def test_a_run_with_a_users_rewards_data_set_and_estimator(workplace, capsys):
         "reward__step": "rules:check",
         "reward__outcome": "rules:label_only",
         "rl__estimator": "credit:best_of_group",
+        "model__completion_length": 0,
         "rl__steps": 1,
         "rl__group_size": 2,
         "eval__pass_k": 0,

@@ -260,10 +260,14 @@ def _load_plugins(recipe: Recipe) -> dict[str, Plugin]:
 
 
 def chain_options(recipe: Mapping[str, Any] | Recipe) -> dict[str, Any]:
-    """The keyword arguments of ``CotSchema.build`` that a recipe gives."""
+    """The keyword arguments of ``CotSchema.build`` for the chain that a recipe describes.
+
+    Raises:
+      ValueError: if it describes none.
+    """
     chain, data = dict(recipe["chain"]), recipe["data"]
     labels = {"labels": data.get("labels") or "1-4", "good": data.get("good", "")}
-    return chain | labels | {"steps": list(chain.get("steps", ()))}
+    return CotSchema.build(**chain | labels).options
 
 
 def data_config(recipe: Recipe, workdir: Path, pairs: Plugin | None = None) -> DataConfig:

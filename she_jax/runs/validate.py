@@ -38,8 +38,8 @@ def validate(config: RunConfig) -> None:
     """
     if config.data.name == "prepared":
         open_prepared(config.data.path)
-    else:
-        make_builder(config.data)
+    elif config.kind != "evaluate" or not config.data.folder.is_dir():
+        make_builder(config.data)  # what is evaluated follows the policy's chain: it may be there
     if config.model.name != "scratch":
         locate_model(config.model.name)
     if isinstance(config, FilterRunConfig) and config.measure.pairs < 1:

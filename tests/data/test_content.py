@@ -84,7 +84,7 @@ def test_of_a_lost_source_the_last_state_counts_and_options_must_fit(tmp_path, p
     last = prepared(tmp_path, change(pairs))
     remove(pairs)
     assert fingerprint(prepared(tmp_path, pairs)) == fingerprint(last)
-    for path, options in ((pairs, {"checks": 2}), (tmp_path / "other.jsonl", {})):
+    for path, options in ((pairs, {"columns": "title=name"}), (tmp_path / "other.jsonl", {})):
         with pytest.raises(FileNotFoundError, match=f"missing .*{path.name}"):
             prepared(tmp_path, path, **options)
 

@@ -220,7 +220,8 @@ def half_correct(self, params, examples, k, seed, show):
 def recipe_from(policy, method, **changes):
     """A run that starts from the cold start of a small policy, on pairs with gold chains."""
     start = {"init_from": str(policy / "checkpoints" / "sft"), "method": method}
-    return config(**start | {"shopworld__chains": "gold", "eval__pass_k": 0} | changes)
+    room = {"model__completion_length": 72}  # chains that are cut are not trained on
+    return config(**start | room | {"shopworld__chains": "gold", "eval__pass_k": 0} | changes)
 
 
 @pytest.fixture

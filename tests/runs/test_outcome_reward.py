@@ -120,6 +120,7 @@ def test_chains_are_the_tokens_that_were_sampled(orm_run):
     np.testing.assert_array_equal(rollout.completion_mask.sum(axis=1), lengths)
 
 
+@pytest.mark.slow  # one loop trains everything, and tests/training/test_loop.py resumes it
 def test_a_resumed_run_equals_the_uninterrupted_one(policy, orm_run, tmp_path, monkeypatch):
     monkeypatch.setattr(orm_training, "outcome_reward", random_outcome)
     write = MetricsWriter.write

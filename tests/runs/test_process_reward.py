@@ -176,17 +176,6 @@ def kill_at(monkeypatch, step, phase="rl"):
     monkeypatch.setattr(MetricsWriter, "write", write_and_die)
 
 
-def assert_resumes(changes, done, again, monkeypatch, step):
-    """Checks that a run that is killed and started again equals the uninterrupted one."""
-    with monkeypatch.context() as patch:
-        kill_at(patch, step)
-        with pytest.raises(KeyboardInterrupt):
-            run(config(**changes), again)
-    run(config(**changes), again)
-    assert lines(done) == lines(again)
-    assert (done / "summary.json").read_bytes() == (again / "summary.json").read_bytes()
-
-
 @pytest.mark.usefixtures("readable")
 def test_stage_1_runs_with_a_process_reward_model(warm_start, prm_run, tmp_path):
     """Only the label is annotated: the rewards of all other steps are the reward model's."""
@@ -266,24 +255,37 @@ def test_the_process_reward_model_is_refreshed_and_a_resumed_run_continues_with_
         capsys.readouterr().out
     )
     assert sorted(path.name for path in (done / "checkpoints/prm").iterdir()) == ["1", "2"]
-    with monkeypatch.context() as patch:  # the second update would have other scores
-        kill_at(patch, 2)
+    with monkeypatch.context() as patch:
+        kill_at(patch, 3)
         with pytest.raises(KeyboardInterrupt):
-            run(config(**changes | {"reward__refresh_every": 0}), tmp_path / "stale")
-    scores = [
-        [row["prm"] for row in lines(folder) if row["phase"] == "rl"]
-        for folder in (done, tmp_path / "stale")
-    ]
-    assert scores[0][0] == scores[1][0]
-    assert scores[0][1] != scores[1][1]
-    assert_resumes(changes, done, tmp_path / "again", monkeypatch, 3)
-    (tmp_path / "again/summary.json").unlink()  # as after a kill during the last evaluation
+            run(config(**changes), tmp_path / "again")
     run(config(**changes), tmp_path / "again")
+    assert lines(tmp_path / "again") == lines(done)
+    assert (tmp_path / "again/summary.json").read_bytes() == (done / "summary.json").read_bytes()
     shutil.rmtree(tmp_path / "again/checkpoints/prm")
     (tmp_path / "again/summary.json").unlink()
     shutil.rmtree(tmp_path / "again/checkpoints/policy/3")
     with pytest.raises(UserError, match="as refreshed at update 2 is not in"):
         run(config(**changes), tmp_path / "again")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("readable")
+def test_a_refreshed_process_reward_model_gives_other_scores(
+    warm_start, prm_run, tmp_path, monkeypatch
+):
+    changes = warm_start | {"rl__steps": 3, "reward__prm": str(prm_run)}
+    changes |= {"reward__combine": "model_only", "reward__refresh_steps": 2}
+    scores = []
+    for every in (0, 1):
+        with monkeypatch.context() as patch:
+            kill_at(patch, 2)
+            with pytest.raises(KeyboardInterrupt):
+                run(config(**changes, reward__refresh_every=every), tmp_path / str(every))
+        rows = lines(tmp_path / str(every))
+        scores.append([row["prm"] for row in rows if row["phase"] == "rl"])
+    assert scores[0][0] == scores[1][0]
+    assert scores[0][1] != scores[1][1]
 
 
 def test_a_process_reward_model_may_have_separate_devices(prm_run, tmp_path):

@@ -342,7 +342,7 @@ def test_pairs_are_prepared_for_the_chain_of_the_policy(done, tmp_path, monkeypa
         pass
 
     def prepare(data):
-        raise Prepared(f"{data.checks} checks, {data.world.checks} in the world")
+        raise Prepared(f"{data.chain['checks']} checks, {data.world.checks} in the world")
 
     monkeypatch.setattr(predict, "prepare_dataset", prepare)
     changes = {"kind": "evaluate", "checkpoint": str(done), "chain__checks": 2}
