@@ -204,9 +204,9 @@ def test_values_out_of_range_are_refused(config_class, values, message):
 
 
 def encoded(generator, texts):
-    """Samples with these texts, their tokens cut to what a completion may have."""
-    ids = generator.prompts.encode(texts)
-    return [sample(text, tuple(tokens[-20:])) for text, tokens in zip(texts, ids, strict=True)]
+    """Samples with these texts, their tokens cut to what a completion may have, and their end."""
+    ids, end = generator.prompts.encode(texts), generator.prompts.eos_ids[0]
+    return [sample(text, (*row[-20:], end)) for text, row in zip(texts, ids, strict=True)]
 
 
 def half_correct(self, params, examples, k, seed, show):
@@ -220,8 +220,7 @@ def half_correct(self, params, examples, k, seed, show):
 def recipe_from(policy, method, **changes):
     """A run that starts from the cold start of a small policy, on pairs with gold chains."""
     start = {"init_from": str(policy / "checkpoints" / "sft"), "method": method}
-    room = {"model__completion_length": 72}  # chains that are cut are not trained on
-    return config(**start | room | {"shopworld__chains": "gold", "eval__pass_k": 0} | changes)
+    return config(**start | {"shopworld__chains": "gold", "eval__pass_k": 0} | changes)
 
 
 @pytest.fixture

@@ -30,14 +30,17 @@ def run(monkeypatch):
          "--config=stage1.py:model=smollm2 --workdir=w --config.seed 3"),
         ("train my/recipe.py:a=b", "--config=my/recipe.py:a=b"),
         ("train my/pairs.jsonl --config.data.path=other.jsonl",
-         "--config=stage1.py:data=jsonl --config.data.path=my/pairs.jsonl --workdir=runs/pairs "
+         "--config=stage1.py:data=table --config.data.path=my/pairs.jsonl --workdir=runs/pairs "
          "--config.data.path=other.jsonl"),
+        ("check pairs.csv.gz --config.model.name=some/model",
+         "--config=stage1.py:data=table,model=smollm2 --config.kind=check "
+         "--config.data.path=pairs.csv.gz --workdir=runs/pairs --config.model.name=some/model"),
         ("predict pairs.jsonl --checkpoint=runs/a",
          "--config=evaluate.py --workdir=runs/predict-pairs --config.checkpoint=runs/a "
-         "--config.data.name=jsonl --config.data.path=pairs.jsonl"),
+         "--config.data.name=table --config.data.path=pairs.jsonl"),
         ("evaluate pairs.jsonl --checkpoint=runs/a --workdir=w",
          "--config=evaluate.py --workdir=w --config.checkpoint=runs/a "
-         "--config.data.name=jsonl --config.data.path=pairs.jsonl"),
+         "--config.data.name=table --config.data.path=pairs.jsonl"),
         ("filter --checkpoint=runs/a --workdir=w",
          "--config=filter.py --config.checkpoint=runs/a --workdir=w"),
     ],
@@ -54,8 +57,6 @@ def test_a_command_is_a_recipe_and_its_flags(run, arguments, launched):
         ("train", "required: RECIPE_OR_TABLE; see she-jax train --help"),
         ("train stge2", "stge2: neither a recipe's name or file (.py) nor a table"),
         ("train pairs.xls", "the nearest recipe is"),
-        ("train pairs.csv.gz", "pairs.csv.gz: expected a table in a file that ends in .jsonl"),
-        ("predict pairs.csv --checkpoint=a", "pairs.csv: expected a table in a file that ends in"),
         ("predict pairs.jsonl", "required: --checkpoint"),
         ("filter", "required: --checkpoint"),
         ("export --checkpoint=a --config.seed=1", "unexpected arguments ['--config.seed=1']"),

@@ -69,8 +69,8 @@ def test_the_same_command_again_reports_that_all_is_done(done, capsys):
     for place in (
         "summary.json",
         "samples",
-        f"--config.checkpoint={done} ",
-        "--config.export=True",
+        f"she-jax predict PAIRS.csv --checkpoint={done}",
+        f"she-jax export --checkpoint={done}",
     ):
         assert place in screen
     assert {p: p.stat().st_mtime_ns for p in done.rglob("*") if p.is_file()} == before
