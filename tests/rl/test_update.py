@@ -417,7 +417,10 @@ def on_one_device():
     return two_updates(make_mesh(1, 1, 1, jax.devices()[:1]))
 
 
-@pytest.mark.parametrize("sizes", [(2, 2, 2), (8, 1, 1), (1, 1, 8)])
+SLOW_MESHES = [pytest.param(sizes, marks=pytest.mark.slow) for sizes in ((8, 1, 1), (1, 1, 8))]
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 2), *SLOW_MESHES])
 def test_eight_devices_equal_one(sizes, on_one_device):
     mesh = make_mesh(*sizes)
     state, metrics = two_updates(mesh)

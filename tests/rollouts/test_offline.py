@@ -267,6 +267,7 @@ def test_dpo_leaves_the_files_of_a_run(dpo):
     assert rows[1]["loss"] != rows[0]["loss"]
 
 
+@pytest.mark.slow
 def test_trap_11_a_dpo_run_stopped_while_sampling_and_killed_later_equals_an_uninterrupted_one(
     policy, dpo, tmp_path, sampled, monkeypatch, capsys
 ):

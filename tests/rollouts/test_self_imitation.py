@@ -212,6 +212,7 @@ def test_an_estimator_that_reads_no_steps_stores_rollouts_with_the_correct_label
     assert len(imitation.state) == (estimator == "grpo")
 
 
+@pytest.mark.slow
 def test_trap_11_a_resumed_run_imitates_what_was_stored_before(policy, tmp_path, monkeypatch):
     """The rollouts of so small a policy are all wrong, so here chance decides which are correct."""
     step_batch = collector.step_batch

@@ -89,8 +89,12 @@ def test_a_curriculum_needs_a_folder_without_a_stages_run(done):
         load_checkpoint(done)
 
 
+PLACES = ("evaluation", pytest.param("start filter evaluation", marks=pytest.mark.slow))
+
+
+@pytest.mark.parametrize("places", PLACES)
 def test_trap_11_a_curriculum_stopped_anywhere_equals_the_uninterrupted_one(
-    done, tmp_path, monkeypatch
+    done, tmp_path, monkeypatch, places
 ):
     """A signal in stage 1's last moments keeps stage 2 from starting.
 
@@ -121,11 +125,12 @@ def test_trap_11_a_curriculum_stopped_anywhere_equals_the_uninterrupted_one(
     def at_an_evaluation(generator, dataset, evaluation, folder, params, step):
         return folder.name == "stage2" and step > 0
 
-    for module, name, dies in (
-        (policy, "adopt", before_the_stage),
-        (measure, "write_records", in_the_second_block),
-        (policy, "evaluate_validation", at_an_evaluation),
-    ):
+    killed = {
+        "start": (policy, "adopt", before_the_stage),
+        "filter": (measure, "write_records", in_the_second_block),
+        "evaluation": (policy, "evaluate_validation", at_an_evaluation),
+    }
+    for module, name, dies in map(killed.get, places.split()):
         original = getattr(module, name)
 
         def dying(*arguments, original=original, dies=dies):
@@ -199,6 +204,7 @@ def better_at_once(*args):
     return {"validation/macro_f1": 0.5 if step else 0.4}
 
 
+@pytest.mark.slow  # tests/training/test_loop.py has the plateau itself
 def test_a_plateau_ends_the_stage_which_is_not_resumed(done, tmp_path, monkeypatch, capsys):
     """No evaluation is better than that of update 1: with a patience of 2 that of 3 is the last.
 

@@ -136,6 +136,7 @@ def test_it_learns_from_no_query_of_the_other_splits(prm_run):
     assert all(record["uid"].startswith("train-") for record in step_queries(prm_run, "train"))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_the_uninterrupted_one(policy, prm_run, tmp_path, monkeypatch):
     for phase in ("reference", "reward_model"):
         kill_at(monkeypatch, 3, phase)
@@ -177,17 +178,24 @@ def kill_at(monkeypatch, step, phase="rl"):
 
 
 @pytest.mark.usefixtures("readable")
-def test_stage_1_runs_with_a_process_reward_model(warm_start, prm_run, tmp_path):
-    """Only the label is annotated: the rewards of all other steps are the reward model's."""
+def test_stage_1_runs_with_a_process_reward_model(warm_start, prm_run, tmp_path, capsys):
+    """Only the label is annotated: the rewards of all other steps are the reward model's.
+
+    It is refreshed once, from the annotated labels.
+    """
     changes = warm_start | {
         "rl__steps": 2,
         "rl__eval_every": 2,
         "shopworld__coverage": 0.0,
         "reward__prm": str(prm_run),
         "reward__batch_size": 16,
+        "reward__refresh_every": 1,
+        "reward__refresh_steps": 2,
+        "reward__refresh_batch_size": 8,
     }
     done = tmp_path / "run"
     run(config(**changes), done)
+    assert "step 1: the reward model learned from" in capsys.readouterr().out
     for row in (row for row in lines(done) if row["phase"] == "rl"):
         assert row["prm/queries"] > 0
         assert row["prm/unreadable"] == 0
@@ -231,6 +239,7 @@ def test_rejection_sampling_keeps_what_the_process_reward_model_accepts(
     assert set(record["seen"]) - set(record["unsolved"]) == {scored[0]}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("readable")
 def test_the_process_reward_model_is_refreshed_and_a_resumed_run_continues_with_it(
     warm_start, prm_run, tmp_path, monkeypatch, capsys

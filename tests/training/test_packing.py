@@ -80,7 +80,11 @@ def test_a_packed_row_has_one_of_the_widths_and_keeps_all_tokens(sizes, width):
 
 
 @pytest.mark.parametrize(
-    "sizes", [[(6, 3), (3, 12), (5, 2), (4, 9), (6, 18), (2, 6)], [(6, 17), (6, 17)]]
+    "sizes",
+    [
+        [(6, 3), (3, 12), (5, 2), (4, 9), (6, 18), (2, 6)],
+        pytest.param([(6, 17), (6, 17)], marks=pytest.mark.slow),
+    ],
 )
 def test_a_packed_batch_has_the_same_loss_and_gradient(sizes):
     batch = padded_batch(sizes)
