@@ -81,7 +81,7 @@ class LabelSet:
         """
         text = text.strip()
         bounds = re.fullmatch(r"(\d{1,3})\s*-\s*(\d{1,3})", text)
-        if named := {"1-4": DEFAULT_LABELS, "esci": ESCI_LABELS}.get(text.lower()):
+        if named := {"1-4": FOUR_GRADES, "esci": ESCI_GRADES}.get(text.lower()):
             labels = named
         elif text.lower() == "binary":
             labels = cls(values=(0, 1), meanings=BINARY_MEANINGS)
@@ -105,7 +105,7 @@ class LabelSet:
     @property
     def text(self) -> str:
         """The inverse of ``parse``, without ``good``."""
-        for name, labels in (("1-4", DEFAULT_LABELS), ("esci", ESCI_LABELS)):
+        for name, labels in (("1-4", FOUR_GRADES), ("esci", ESCI_GRADES)):
             if (self.values, self.implied) == (labels.values, labels.implied):
                 return name
         if self.meanings:
@@ -168,7 +168,7 @@ def _is_verdict(text: str) -> bool:
     return bool(text) and len(text) <= 40 and not re.search(r"=>|[,|\n]|\.$", text)
 
 
-DEFAULT_LABELS = LabelSet(
+FOUR_GRADES = LabelSet(
     values=(1, 2, 3, 4),
     meanings=("irrelevant", "mismatch", "related", "excellent"),
     implied={
@@ -179,13 +179,11 @@ DEFAULT_LABELS = LabelSet(
     },
     aliases={"i": 1, "c": 2, "s": 3, "e": 4},
 )
-ESCI_LABELS = LabelSet(
+ESCI_GRADES = LabelSet(
     values=("I", "C", "S", "E"),
     meanings=("irrelevant", "complement", "substitute", "exact"),
-    implied={
-        letter: DEFAULT_LABELS.implied[DEFAULT_LABELS.aliases[letter.lower()]] for letter in "ICSE"
-    },
-    aliases={str(value): letter.upper() for letter, value in DEFAULT_LABELS.aliases.items()},
+    implied={letter: FOUR_GRADES.implied[FOUR_GRADES.aliases[letter.lower()]] for letter in "ICSE"},
+    aliases={str(value): letter.upper() for letter, value in FOUR_GRADES.aliases.items()},
 )
 BINARY_MEANINGS = ("not relevant", "relevant")
 
@@ -298,9 +296,9 @@ class CotSchema:
         _PRODUCT,
         _CATEGORY,
         _ATTRIBUTES,
-        Step(name=LABEL_STEP, verdicts=DEFAULT_LABELS.texts),
+        Step(name=LABEL_STEP, verdicts=FOUR_GRADES.texts),
     )
-    labels: LabelSet = DEFAULT_LABELS
+    labels: LabelSet = FOUR_GRADES
     instruction: str = ""
 
     def __post_init__(self):

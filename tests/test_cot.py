@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from she_jax.cot import ATTRIBUTES, DEFAULT_LABELS, CotSchema, LabelSet, Step
+from she_jax.cot import ATTRIBUTES, FOUR_GRADES, CotSchema, LabelSet, Step
 
 OWN_STEPS = ("Plan: what to compare", "prüfen?: was dafür spricht => ja|nein|unstated", "label")
 SCHEMAS = [
@@ -290,10 +290,10 @@ def test_optional_checks_may_be_missing():
     ("steps", "message"),
     [
         (
-            (Step(name="a"), Step(name="a"), Step(name="label", verdicts=DEFAULT_LABELS.texts)),
+            (Step(name="a"), Step(name="a"), Step(name="label", verdicts=FOUR_GRADES.texts)),
             "only once",
         ),
-        ((Step(name="A b"), Step(name="label", verdicts=DEFAULT_LABELS.texts)), "single words"),
+        ((Step(name="A b"), Step(name="label", verdicts=FOUR_GRADES.texts)), "single words"),
         ((Step(name="a=>b"), Step(name="c/d")), "['a=>b', 'c/d']"),
         ((Step(name="category", verdicts=("near", "Near")),), "cannot be told apart"),
         ((Step(name="label", verdicts=ATTRIBUTES),), "expected the verdicts ('1', '2', '3', '4')"),

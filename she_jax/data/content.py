@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import tensorflow_datasets as tfds
 from filelock import FileLock, Timeout
 
-from she_jax.cot import DEFAULT_LABELS, LabelSet
+from she_jax.cot import FOUR_GRADES, LabelSet
 
 SUMMARY = "made.json"  # of a data set; written last, so its presence marks a finished one
 LOCK = ".lock"
@@ -150,7 +150,7 @@ class ExampleConfig(tfds.core.BuilderConfig):
     @property
     def label_set(self) -> LabelSet:
         """The labels that its rows may have."""
-        return DEFAULT_LABELS
+        return FOUR_GRADES
 
     @property
     def needs_title(self) -> bool:

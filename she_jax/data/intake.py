@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from she_jax.cot import DEFAULT_LABELS, LabelSet
+from she_jax.cot import FOUR_GRADES, LabelSet
 from she_jax.types import BadRow, Example, Label, UserError
 
 _EARLY_CHECK = 1_000  # rows after which a stream of mostly bad rows is aborted
@@ -103,7 +103,7 @@ class Intake:
         *,
         max_chars: int,
         max_bad_share: float,
-        labels: LabelSet = DEFAULT_LABELS,
+        labels: LabelSet = FOUR_GRADES,
         markup: bool = False,
         needs_title: bool = True,
     ) -> Iterator[Row]:

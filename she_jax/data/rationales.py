@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from she_jax.cot import DEFAULT_LABELS, LABEL_STEP, UNSTATED, CotSchema
+from she_jax.cot import FOUR_GRADES, LABEL_STEP, UNSTATED, CotSchema
 from she_jax.data.languages import language_of
 from she_jax.data.word_claims import compare, is_negated, query_terms
 from she_jax.types import Example, Label
@@ -37,7 +37,7 @@ def implied_steps(label: int) -> dict[str, str]:
     The category is a match for 4 (E, Exact) and 3 (S, Partial) and a mismatch for 2 (C) and 1 (I,
     Irrelevant). The attributes are met for 4. Steps that the label does not determine are absent.
     """
-    return dict(DEFAULT_LABELS.implied[label])
+    return dict(FOUR_GRADES.implied[label])
 
 
 def write_chain(example: Example, schema: CotSchema, rng: np.random.Generator) -> str:
@@ -98,7 +98,7 @@ def _verdicts(label: Label, steps: Mapping[str, str], schema: CotSchema) -> dict
         return unknown | {
             s.name: steps[s.name] for s in schema.steps if s.verdicts and s.name in steps
         }
-    label = DEFAULT_LABELS.read(label)
+    label = FOUR_GRADES.read(label)
     category, attributes = steps.get("category"), steps.get("attributes")
     if category is None:
         near = label == 3 and attributes == "met"
