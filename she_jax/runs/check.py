@@ -118,7 +118,7 @@ def _show_pairs(
     if twice := contradictions(pairs):
         first, second = twice[0]
         log(
-            f"{len(twice):,} pairs repeat another one with a different label, such as "
+            f"pairs that repeat another one with a different label: {len(twice):,}, such as "
             f"{printable(first.uid)} ({first.label}) and {printable(second.uid)} ({second.label})"
         )
     held_out = [e for name in splits if name != "train" for e in splits[name]]

@@ -62,6 +62,29 @@ def settings(tables):
     }
 
 
+def test_a_check_shows_what_a_run_would_read_see_and_have_to_beat(tables, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    run(changed(config(kind="check").unlock(), settings(tables)), workdir)
+    screen = " ".join(capsys.readouterr().out.split())
+    for part in (
+        "label from rating; raters from a, b",
+        "brand from supplier",
+        "not read: comment",
+        "3 (good)",
+        "raters: 120 pairs have two or more; two give the same label to",
+        "tokens 50% 90% 95% length longer",
+        "brand: Acme",
+        "word overlap",
+        "outlook: 89 training pairs are few",
+    ):
+        assert part in screen, part
+    assert not (workdir / "checkpoints").exists()
+    # The same folder can then be trained in.
+    recipe = json.loads((workdir / "config.json").read_text())
+    assert recipe["kind"] == "check"
+    run(changed(config(kind="check").unlock(), settings(tables) | {"seed": 3}), workdir)
+
+
 @pytest.fixture(scope="module")
 def done(tables, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("graded") / "run"
