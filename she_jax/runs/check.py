@@ -27,6 +27,7 @@ from she_jax.generate.language_model import LanguageModelConfig
 from she_jax.generate.lengths import PERCENTILES, Sizes, choose_lengths, measure
 from she_jax.generate.prompts import PromptFormat, product_text, query_text
 from she_jax.runs.config import TrainConfig
+from she_jax.runs.timing import log_minutes
 from she_jax.runs.validate import check_splits
 from she_jax.training.files import printable
 from she_jax.training.logging import cell, log, show
@@ -42,6 +43,8 @@ FLOOR = ("macro_f1", "good_macro_f1", "quadratic_kappa", "good_auc")
 
 def check(config: TrainConfig, workdir: Path) -> None:
     """Prints what a training run would read, see and have to beat. Nothing is compiled or trained.
+
+    The kind ``time`` also runs two updates, and says how long the run would take.
 
     Raises:
       UserError: if the pairs cannot be read, or a split is empty.
@@ -67,6 +70,8 @@ def check(config: TrainConfig, workdir: Path) -> None:
     if config.schema.label_index >= 0:
         _show_floor(config.schema, splits["train"], splits[config.evaluation.split])
     log(outlook(config.model, len(splits["train"]), config.data.name))
+    if config.kind == "time":
+        log_minutes(config, workdir, dataset)
 
 
 def _examples(dataset: PreparedDataset, split: str) -> list[Example]:

@@ -127,6 +127,9 @@ def _parser() -> argparse.ArgumentParser:
         command = add(name, _train, about)
         command.add_argument("target", metavar="RECIPE_OR_TABLE")
         command.add_argument("--workdir", metavar="DIR", help="the run's folder, or runs/NAME")
+        if name == "check":
+            about = "also run two updates of each phase, and say how long all would take"
+            command.add_argument("--time", action="store_true", help=about)
     for name, about in (
         ("evaluate", "a checkpoint's metrics on a table with labels, and its predictions"),
         ("predict", "a checkpoint's predictions for a table, with or without labels"),
@@ -160,7 +163,7 @@ class _Parser(argparse.ArgumentParser):
 def _train(options: argparse.Namespace, flags: list[str]) -> None:
     target, workdir, data = options.target, options.workdir, []
     if options.command == "check":
-        data = ["--config.kind=check"]
+        data = [f"--config.kind={'time' if options.time else 'check'}"]
     try:
         if TABLE.search(target):
             workdir = workdir or f"runs/{TABLE.sub('', Path(target).name)}"

@@ -169,6 +169,7 @@ def parse(recipe: Recipe, workdir: Path) -> RunConfig:
     parsers = {
         "train": _train,
         "check": _train,
+        "time": _train,
         "evaluate": _predict,
         "filter": _filter_run,
         "reward_model": _prm_run,

@@ -53,7 +53,7 @@ def resolve(recipe: Recipe, workdir: Path) -> Recipe:
 
 def _lengths(recipe: Recipe, workdir: Path) -> Recipe:
     """The recipe with the lengths of ShopWorld, or those that this run or ``init_from`` found."""
-    if recipe.kind not in ("train", "check"):
+    if recipe.kind not in ("train", "check", "time"):
         return recipe
     earlier = Path(recipe.init_from or "none").absolute().parent.parent
     is_small = recipe.data.name == "shopworld" and recipe.model.name == "scratch"

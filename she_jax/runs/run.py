@@ -20,7 +20,16 @@ from she_jax.runs.validate import validate
 from she_jax.training.workdir import check_local, claim_workdir, lock_workdir
 from she_jax.types import UserError
 
-KINDS = ("train", "check", "curriculum", "filter", "evaluate", "reward_model", "scalar_reward")
+KINDS = (
+    "train",
+    "check",
+    "time",
+    "curriculum",
+    "filter",
+    "evaluate",
+    "reward_model",
+    "scalar_reward",
+)
 
 
 def run(recipe: Recipe, workdir: Path) -> None:
@@ -57,6 +66,7 @@ def run(recipe: Recipe, workdir: Path) -> None:
     runs: dict[str, Callable[[Any, Path], None]] = {
         "train": train,
         "check": check,
+        "time": check,
         "filter": filter_run,
         "evaluate": predict,
         "reward_model": train_prm,
