@@ -14,9 +14,11 @@ import numpy as np
 from jaxtyping import Float
 from threadpoolctl import threadpool_limits
 
+from she_jax.cot import LabelSet
 from she_jax.evaluation.agreement import Judgments, judge_metrics
 from she_jax.evaluation.intervals import Interval
 from she_jax.evaluation.overlap import Overlap
+from she_jax.types import Example
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,26 @@ def floor(
         ),
     }
     return {name: baseline(test, rows, good) for name, rows in probabilities.items()}
+
+
+def labeled_floor(
+    train: Sequence[Example], test: Sequence[Example], labels: LabelSet
+) -> dict[str, Baseline] | None:
+    """The baselines on the labeled ones of some examples; None if a side has none."""
+    parts = []
+    for examples in (train, test):
+        known = [example for example in examples if example.label is not None]
+        parts.append(
+            LabeledPairs(
+                queries=[example.query for example in known],
+                products=[example.product for example in known],
+                labels=[labels.index(example.label) for example in known],
+            )
+        )
+    if not all(part.labels for part in parts):
+        return None
+    good = [labels.index(value) for value in labels.good]
+    return floor(*parts, classes=len(labels.values), good=good)
 
 
 def baseline(

@@ -10,7 +10,8 @@ from she_jax.training.logging import cell
 
 def before_after_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Table:
     """A table of the metrics of ``she_jax.evaluation.metrics.score`` before and after training."""
-    table = Table("", "before", "after", "change")
+    floor = after.get("floor")  # what a regression on word overlap has on the same pairs
+    table = Table("", *(["floor"] if floor else []), "before", "after", "change")
     for column in table.columns[1:]:
         column.justify = "right"
     names = {"macro_f1": "macro F1", "accuracy": "accuracy", "good_f1": "good F1"}
@@ -30,8 +31,11 @@ def before_after_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> T
     rows += [(key.replace("_at_", "@"), before[key], after.get(key)) for key in sampled]
     for title, old, new in rows:
         change = f"{new - old:+.3f}" if old is not None and new is not None else "-"
-        table.add_row(cell(title), _format(old), _format(new), change)
-    table.add_row("pairs", str(before.get("n", "-")), str(after.get("n", "-")), "")
+        key = next((key for key, name in names.items() if name == title), "")
+        first = [_format(floor.get(key))] if floor else []
+        table.add_row(cell(title), *first, _format(old), _format(new), change)
+    counts = str(before.get("n", "-")), str(after.get("n", "-"))
+    table.add_row("pairs", *([""] if floor else []), *counts, "")
     return table
 
 

@@ -14,7 +14,7 @@ from she_jax.data.dataset import PreparedDataset, evenly_spaced_rows, open_split
 from she_jax.data.rationales import write_chain
 from she_jax.data.readers.judgments import Judgments
 from she_jax.data.sources import TABLES, table_config
-from she_jax.evaluation.floor import LabeledPairs, floor
+from she_jax.evaluation.floor import labeled_floor
 from she_jax.evaluation.pairs import (
     contradictions,
     languages,
@@ -27,6 +27,7 @@ from she_jax.generate.language_model import LanguageModelConfig
 from she_jax.generate.lengths import PERCENTILES, Sizes, choose_lengths, measure
 from she_jax.generate.prompts import PromptFormat, product_text, query_text
 from she_jax.runs.config import TrainConfig
+from she_jax.runs.policy import FLOOR_PAIRS
 from she_jax.runs.timing import log_minutes
 from she_jax.runs.validate import check_splits
 from she_jax.training.files import printable
@@ -35,7 +36,6 @@ from she_jax.training.setup import make_prompts, prepare_dataset, run_tokenizer
 from she_jax.types import Example
 
 SHOWN = 10  # rows as the model sees them
-MOST = 20_000  # pairs of a split that are looked at, evenly spaced
 FEW = 500  # training pairs below which a regression is the better judge
 MANY = 20_000  # training pairs from which a small model from scratch may learn real text
 FLOOR = ("macro_f1", "good_macro_f1", "quadratic_kappa", "good_auc")
@@ -76,7 +76,7 @@ def check(config: TrainConfig, workdir: Path) -> None:
 
 def _examples(dataset: PreparedDataset, split: str) -> list[Example]:
     source = open_split(dataset.path, split)
-    return [source[row] for row in evenly_spaced_rows(len(source), MOST)]
+    return [source[row] for row in evenly_spaced_rows(len(source), FLOOR_PAIRS)]
 
 
 def _show_columns(judgments: Judgments) -> None:
@@ -168,21 +168,9 @@ def _show_rows(prompts: PromptFormat, lengths: tuple[int, int], train: Sequence[
 
 
 def _show_floor(schema: CotSchema, train: Sequence[Example], test: Sequence[Example]) -> None:
-    labels = schema.labels
-    parts = []
-    for examples in (train, test):
-        known = [e for e in examples if e.label is not None]
-        parts.append(
-            LabeledPairs(
-                queries=[e.query for e in known],
-                products=[e.product for e in known],
-                labels=[labels.index(e.label) for e in known],
-            )
-        )
-    if not all(part.labels for part in parts):
+    baselines = labeled_floor(train, test, schema.labels)
+    if baselines is None:
         return
-    good = [labels.index(value) for value in labels.good]
-    baselines = floor(*parts, classes=len(labels.values), good=good)
     names = [name.replace("_", " ") for name in FLOOR]
     table = _table("the floor, by query", *names)
     for name, baseline in baselines.items():

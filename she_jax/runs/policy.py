@@ -21,8 +21,10 @@ from she_jax.evaluation.evaluate import (
     evaluate_policy,
     evaluate_validation,
     evaluation_fingerprint,
+    evenly_spaced,
     validation_file,
 )
+from she_jax.evaluation.floor import labeled_floor
 from she_jax.evaluation.report import before_after_table
 from she_jax.generate.generator import Generator
 from she_jax.generate.language_model import PROMPT_FILE, LanguageModel
@@ -44,6 +46,8 @@ from she_jax.training.stop import StopSignal
 from she_jax.training.workdir import read_recipe
 from she_jax.types import SftBatch
 
+FLOOR_PAIRS = 20_000  # of a split, at most, evenly spaced
+
 
 def train(config: TrainConfig, workdir: Path) -> None:
     """Trains and evaluates a policy, as far as that is not done yet; prints before and after.
@@ -62,6 +66,7 @@ def train(config: TrainConfig, workdir: Path) -> None:
             check_front(dataset, config.filter.front if config.measure.pairs else ())
             reference = cold_start(config, workdir, lm, params, dataset, metrics, stop)
             results, params = improve(config, workdir, lm, reference, dataset, metrics, stop)
+            results |= _floor(config, dataset)
             if config.export:
                 export(workdir / "export", lm, params, config.chain)
             write_json(summary, results)
@@ -85,6 +90,20 @@ def _say_where_to_look(config: TrainConfig, workdir: Path) -> None:
         log(f"exported as a Hugging Face directory: {workdir / 'export'}")
     else:
         log(f"a Hugging Face directory: she-jax export --checkpoint={folder}")
+
+
+def _floor(config: TrainConfig, dataset: PreparedDataset) -> dict[str, Any]:
+    """The metrics of a regression on word overlap, for real labels."""
+    if config.data.name == "shopworld" or config.schema.label_index < 0:
+        return {}
+    train, test = (
+        evenly_spaced(dataset, name, FLOOR_PAIRS) for name in ("train", config.evaluation.split)
+    )
+    baselines = labeled_floor(train, test, config.schema.labels)
+    if baselines is None:
+        return {}
+    metrics = baselines["word_overlap"].metrics
+    return {"floor": {name: interval.estimate for name, interval in metrics.items()}}
 
 
 def cold_start(
