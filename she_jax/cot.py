@@ -333,7 +333,7 @@ class CotSchema:
     ) -> "CotSchema":
         """Builds the default schema, with options, or that of a user's own steps.
 
-        If a label implies nothing for other steps, a step that cannot be ``unstated`` is optional.
+        If a label implies nothing for other steps, those with verdicts are optional.
 
         Args:
           label_first: put the label before the reasoning ("post-CoT", TaoSR1, arXiv 2508.12365).
@@ -355,12 +355,14 @@ class CotSchema:
             parsed = [Step.parse(line) for line in steps]
             named = tuple(label if step.name == LABEL_STEP else step for step in parsed)
             return cls(steps=named, labels=label_set, instruction=instruction)
-        category = replace(_CATEGORY, optional=not label_set.implied)
+        category, attributes = (
+            replace(step, optional=not label_set.implied) for step in (_CATEGORY, _ATTRIBUTES)
+        )
         check_steps = tuple(
             Step(name=f"check_{i + 1}", verdicts=ATTRIBUTES, optional=True, meaning=_CHECK)
             for i in range(checks)
         )
-        reasoning = (_QUERY, _PRODUCT, category, *check_steps, _ATTRIBUTES)
+        reasoning = (_QUERY, _PRODUCT, category, *check_steps, attributes)
         return cls(
             steps=(label, *reasoning) if label_first else (*reasoning, label),
             labels=label_set,

@@ -268,11 +268,11 @@ def test_labels_that_are_no_set(text, good, message):
         LabelSet.parse(text, good)
 
 
-def test_only_known_sets_imply_verdicts_and_other_chains_may_leave_the_category_out():
+def test_only_known_sets_imply_verdicts_and_other_chains_may_leave_them_out():
     assert LabelSet.parse("esci").implied["E"] == {"category": "match", "attributes": "met"}
     schema = CotSchema.build(labels="0-3")
     assert not schema.labels.implied
-    assert [step.name for step in schema.steps if step.optional] == ["category"]
+    assert [s.name for s in schema.steps if s.optional] == ["category", "attributes"]
 
 
 def test_optional_checks_may_be_missing():

@@ -63,12 +63,12 @@ def write_chain(example: Example, schema: CotSchema, rng: np.random.Generator) -
     steps = example.steps or {}
     verdicts = {**_verdicts(example.label, steps, schema), LABEL_STEP: str(example.label)}
     query, product = _query_text(example, rng), _product_text(example, rng)
-    texts = {
-        "query": query,
-        "product": product,
-        "category": _category_text(example, rng),
-        "attributes": _attributes_text(example, verdicts, rng),
-    }
+    texts = {"query": query, "product": product}
+    if schema.labels.implied or "attributes" in verdicts:
+        texts["category"] = _category_text(example, rng)
+        texts["attributes"] = _attributes_text(example, verdicts, rng)
+    elif claims := _claims_text(example, UNSTATED, rng):  # nobody said whether they are met
+        texts["product"] = f"{product}; {claims}"
     for name in ("query", "product"):
         if name in example.annotations and steps.get(name):
             texts[name] = steps[name]
@@ -142,6 +142,12 @@ def _attributes_text(
     if verdicts.get("category") == "mismatch":
         return _pick(rng, "not compared", "no comparison", "left uncompared")
     attributes = verdicts.get("attributes", UNSTATED)
+    claims = _claims_text(example, attributes, rng)
+    return claims or _pick(rng, *_SILENT.get(attributes, _SILENT[UNSTATED]))
+
+
+def _claims_text(example: Example, attributes: str, rng: np.random.Generator) -> str:
+    """Names words of the query that the product has or lacks; "" if it has none of them."""
     claims = compare(
         example.query,
         example.product,
@@ -150,7 +156,7 @@ def _attributes_text(
         most_missing=0 if attributes == "met" else _MAX_MISSING,
     )
     if not claims.found:
-        return _pick(rng, *_SILENT.get(attributes, _SILENT[UNSTATED]))
+        return ""
     found_format, missing_format = _FORMATS[int(rng.integers(len(_FORMATS)))]
     texts = [missing_format.format(text) for text in claims.missing]
     return "; ".join(texts + [found_format.format(text, field) for text, field in claims.found])

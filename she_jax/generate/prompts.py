@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from she_jax.cot import LABEL_STEP, CotSchema
+from she_jax.cot import LABEL_STEP, CotSchema, Step
 from she_jax.generate.frame import Frame, chat_frame, plain_frame, settled
 from she_jax.models.chat import render
 from she_jax.models.tokenizer import PlainText, token_bytes
@@ -77,7 +77,7 @@ def instruction(schema: CotSchema) -> str:
     ]
     scale = f"{'|'.join(labels.texts)} ({', '.join(reversed(described))})"
     lines = [
-        f"{LABEL_STEP}: {scale}" if step.name == LABEL_STEP else step.line.replace("?:", ":", 1)
+        f"{LABEL_STEP}: {scale}" if step.name == LABEL_STEP else _described(step)
         for step in schema.steps
     ]
     if not schema.instruction:
@@ -91,6 +91,12 @@ def instruction(schema: CotSchema) -> str:
         lines=lines,
     )
     return text.strip()
+
+
+def _described(step: Step) -> str:
+    """A step's line; the checks are as many as there are attributes, other optional ones say so."""
+    line = step.line.replace("?:", ":", 1)
+    return f"{line} (optional)" if step.optional and not step.name.startswith("check_") else line
 
 
 @dataclass(frozen=True, kw_only=True)
