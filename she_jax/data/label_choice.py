@@ -90,16 +90,12 @@ def _found(counts: Counter[str]) -> str:
 
 
 def _shown(counts: Counter[str]) -> str:
-    ordered = sorted(counts, key=_number) if all(map(_is_number, counts)) else list(counts)
+    ordered = sorted(counts, key=float) if all(map(_is_number, counts)) else list(counts)
     return ", ".join(f"{text[:40]} ({counts[text]:,})" for text in ordered[:12])
 
 
 def _is_number(text: str) -> bool:
     return bool(re.fullmatch(r"-?\d*\.?\d+", text, re.ASCII))
-
-
-def _number(text: str) -> float:
-    return float(text)
 
 
 def label_choices(texts: list[str]) -> list[str]:
@@ -114,7 +110,7 @@ def label_choices(texts: list[str]) -> list[str]:
         fitting.sort(key=lambda pair: (pair[1] - pair[0], -pair[0]))
         choices += [f"{first}-{last}" for first, last in fitting[:4]]
     elif all(map(_is_number, texts)):
-        choices.append(",".join(sorted(texts, key=_number)))
+        choices.append(",".join(sorted(texts, key=float)))
     elif not choices:
         choices.append(",".join(texts))
     return [choice if re.fullmatch(r"[\w.,-]+", choice) else f"'{choice}'" for choice in choices]

@@ -2,9 +2,7 @@
 
 Two baselines are fitted on the training split and scored on the test split: the most frequent
 class, and a logistic regression on how the query's words overlap with the product (``overlap.py``).
-Classes are not balanced. Balanced weights would cost .05 of the AUC of good on either of two real
-sets (Chorus, ESCI, each in part) and .03 of good macro F1 on the first, for .02 of macro F1; and
-probabilities fitted with them are no longer those of the data.
+Classes are not balanced: probabilities fitted with balanced weights are not those of the data.
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -124,6 +124,11 @@ def difference_of_sums(
 
 
 def check_lengths(*arrays: Sequence[Hashable] | np.ndarray) -> None:
+    """Checks that all have a row for each pair.
+
+    Raises:
+      ValueError: if their lengths differ.
+    """
     lengths = [len(array) for array in arrays]
     if len(set(lengths)) > 1:
         raise ValueError(f"{lengths} rows: expected one for each pair in all of them")

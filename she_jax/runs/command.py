@@ -162,11 +162,13 @@ class _Parser(argparse.ArgumentParser):
 
 def _train(options: argparse.Namespace, flags: list[str]) -> None:
     target, workdir, data = options.target, options.workdir, []
-    if options.command == "check":
+    stem = re.sub(r"[^A-Za-z0-9.]+", "-", TABLE.sub("", Path(target).name))
+    if options.command == "check":  # in a folder of its own: that of a run belongs to its recipe
         data = [f"--config.kind={'time' if options.time else 'check'}"]
+        workdir = workdir or f"runs/check-{stem}"
     try:
         if TABLE.search(target):
-            workdir = workdir or f"runs/{TABLE.sub('', Path(target).name)}"
+            workdir = workdir or f"runs/{stem}"
             data = [*data, f"--config.data.path={target}"]
             target = recipe_for(flags)
         recipe = find_recipe(target)

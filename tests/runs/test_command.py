@@ -34,7 +34,8 @@ def run(monkeypatch):
          "--config.data.path=other.jsonl"),
         ("check pairs.csv.gz --config.model.name=some/model",
          "--config=stage1.py:data=table,model=smollm2 --config.kind=check "
-         "--config.data.path=pairs.csv.gz --workdir=runs/pairs --config.model.name=some/model"),
+         "--config.data.path=pairs.csv.gz --workdir=runs/check-pairs "
+         "--config.model.name=some/model"),
         ("predict pairs.jsonl --checkpoint=runs/a",
          "--config=evaluate.py --workdir=runs/predict-pairs --config.checkpoint=runs/a "
          "--config.data.name=table --config.data.path=pairs.jsonl"),
