@@ -69,7 +69,8 @@ class RewardArtifact:
 
         Raises:
           FileNotFoundError: if there is none, or its training has not finished.
-          UserError: if the folder is of another kind of run, or its chain has other steps.
+          UserError: if the folder is of another kind of run, or its chain has other steps or
+            labels.
         """
         setting = f"{self.key}={folder}"
         hint = f"train one with the recipe {self.kind}"
@@ -83,12 +84,18 @@ class RewardArtifact:
                 f"{setting} is not done: start the command that trains it again"
             )
         description = json.loads((folder / self.file).read_text(encoding="utf-8"))
-        steps = CotSchema.build(**description["chain"]).names
-        if steps != schema.names:
+        learned = CotSchema.build(**description["chain"])
+        if learned.names != schema.names:
             raise UserError(
-                f"{setting} is for chains of the steps {steps}, and the policy writes "
+                f"{setting} is for chains of the steps {learned.names}, and the policy writes "
                 f"{schema.names}; {hint} and a policy of this chain"
             )
+        for step, ours in zip(learned.steps, schema.steps, strict=True):
+            if step.verdicts != ours.verdicts:
+                raise UserError(
+                    f"{setting} is for the verdicts {step.verdicts} of the step {step.name!r}, and "
+                    f"the policy writes {ours.verdicts}; {hint} for a policy of these labels"
+                )
         return description
 
     def load(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from recipes import FOUR_STEPS, changed, config, good_rows, lines, make_dataset
 
+from she_jax.cot import CotSchema
 from she_jax.generate.generator import Generator, Sample
 from she_jax.generate.prompts import PromptFormat
 from she_jax.recipes import reward_model
@@ -371,6 +372,8 @@ def test_a_folder_describes_itself_and_keeps_its_tokenizer(prm_run, tmp_path):
         load(folder, tmp_path)
     (folder / PRM.file).symlink_to(prm_run / PRM.file)
     load(folder, tmp_path)  # white space in the tokenizer's file makes no difference
+    with pytest.raises(UserError, match=r"is for the verdicts .* of the step 'label', and the pol"):
+        PRM.check(folder, CotSchema.build(labels="1-5"))
     tokenizer["model"]["merges"].pop()
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(UserError, match="tokenizer is not the one it was trained with"):
