@@ -7,6 +7,7 @@ Each command becomes a recipe and its flags, which ``she_jax.runs.launch`` runs;
 import argparse
 import ast
 import difflib
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -92,16 +93,32 @@ def find_recipe(target: str) -> str:
     (nearest,) = difflib.get_close_matches(name, names, n=1, cutoff=0)
     raise ValueError(
         f"{target}: neither a recipe's name or file (.py) nor a table (.csv, .tsv, .parquet, "
-        f".jsonl, also .gz); the nearest recipe is {nearest}"
+        f".jsonl, also .gz) nor a folder; the nearest recipe is {nearest}"
     )
 
 
-def recipe_for(flags: Sequence[str]) -> str:
-    """The recipe for a table, with the sizes and rates of a pretrained model if one is named."""
+def pairs_reader(target: str) -> str | None:
+    """The ``data.name`` for a table, a folder of its parts, or ESCI's or WANDS's folder.
+
+    Args:
+      target: a path; what is no path, such as a recipe's name, gives None.
+    """
+    if TABLE.search(target):
+        return "table"
+    if not (folder := Path(target)).is_dir():
+        return None
+    if (folder / "shopping_queries_dataset_examples.parquet").exists():
+        return "esci"
+    wands = all((folder / f"{name}.csv").exists() for name in ("query", "product", "label"))
+    return "wands" if wands else "table"
+
+
+def recipe_for(reader: str, flags: Sequence[str]) -> str:
+    """The recipe for pairs, with the sizes and rates of a pretrained model if one is named."""
     prefix = "--config.model.name="
     models = [flag.removeprefix(prefix) for flag in flags if flag.startswith(prefix)]
     pretrained = ",model=smollm2" if models and models[-1] != "scratch" else ""
-    return f"stage1:data=table{pretrained}"
+    return f"stage1:data={reader}{pretrained}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -125,7 +142,9 @@ def _parser() -> argparse.ArgumentParser:
         ("check", "look at the pairs of a recipe or a table before anything is trained"),
     ):
         command = add(name, _train, about)
-        command.add_argument("target", metavar="RECIPE_OR_TABLE")
+        command.add_argument(
+            "target", metavar="RECIPE_OR_TABLE", help="a recipe, a table, or a folder"
+        )
         command.add_argument("--workdir", metavar="DIR", help="the run's folder, or runs/NAME")
         if name == "check":
             about = "also run two updates of each phase, and say how long all would take"
@@ -162,15 +181,16 @@ class _Parser(argparse.ArgumentParser):
 
 def _train(options: argparse.Namespace, flags: list[str]) -> None:
     target, workdir, data = options.target, options.workdir, []
-    stem = re.sub(r"[^A-Za-z0-9.]+", "-", TABLE.sub("", Path(target).name))
+    stem = re.sub(r"[^\w.]+", "-", TABLE.sub("", Path(os.path.abspath(target)).name))
     if options.command == "check":  # in a folder of its own: that of a run belongs to its recipe
         data = [f"--config.kind={'time' if options.time else 'check'}"]
         workdir = workdir or f"runs/check-{stem}"
     try:
-        if TABLE.search(target):
+        is_recipe = target.partition(":")[0] in [path.stem for path in recipe_files()]
+        if not is_recipe and (reader := pairs_reader(target)):
             workdir = workdir or f"runs/{stem}"
             data = [*data, f"--config.data.path={target}"]
-            target = recipe_for(flags)
+            target = recipe_for(reader, flags)
         recipe = find_recipe(target)
     except ValueError as error:
         exit_with(str(error), 2)
@@ -185,7 +205,7 @@ def _predict(options: argparse.Namespace, flags: list[str]) -> None:
         "config": RECIPES / "evaluate.py",
         "workdir": options.workdir or f"runs/{options.command}-{stem}",
         "config.checkpoint": options.checkpoint,
-        "config.data.name": "table",
+        "config.data.name": pairs_reader(table) or "table",
         "config.data.path": table,
     }
     launch(["she-jax", *(f"--{name}={value}" for name, value in given.items()), *flags], {})

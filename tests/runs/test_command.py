@@ -1,5 +1,7 @@
 """The console script: what its commands run, what they refuse, what the help says."""
 
+from pathlib import Path
+
 import pytest
 
 from she_jax.recipes import base
@@ -48,6 +50,24 @@ def run(monkeypatch):
 )  # fmt: skip
 def test_a_command_is_a_recipe_and_its_flags(run, arguments, launched):
     assert run(*arguments.split()) == launched.split()
+
+
+@pytest.mark.parametrize(
+    ("reader", "files"),
+    [
+        ("esci", ["shopping_queries_dataset_examples.parquet"]),
+        ("wands", ["query.csv", "product.csv", "label.csv"]),
+        ("table", ["query.csv", "part-0.csv"]),
+    ],
+)
+def test_a_folder_of_pairs_is_known_by_its_files(run, tmp_path, monkeypatch, reader, files):
+    monkeypatch.chdir(tmp_path)
+    for name in files:
+        Path(name).touch()
+    expected = (
+        f"--config=stage1.py:data={reader} --config.data.path=. --workdir=runs/{tmp_path.name}"
+    )
+    assert run("train", ".") == expected.split()
 
 
 @pytest.mark.parametrize(
