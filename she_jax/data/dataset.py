@@ -203,7 +203,7 @@ class ExampleBuilder(tfds.core.DatasetBuilder, skip_registration=True):
                 if self.intake.good % _BATCH == 0:
                     self._flush(writer, batch)
         self._flush(writer, batch)
-        if not counts:
+        if not counts and self.builder_config.max_bad_share < 1:
             raise UserError(f"{self.name}: no row came in; expected at least one usable pair")
         writer.close_all()
         self.info.set_splits(info.splits)
@@ -389,6 +389,8 @@ def open_split(path: str | Path, split: str) -> ExampleSource:
     if not (Path(path) / SUMMARY).is_file():
         raise FileNotFoundError(f"no data set at {path}: make it with prepare() first")
     builder: Any = tfds.builder_from_directory(str(path))
+    if not builder.info.splits:
+        raise UserError(f"{path} has no pair: every row was set aside, see bad_rows.jsonl in it")
     if split.partition("[")[0] not in builder.info.splits:
         raise UserError(f"no split {split!r} in {path}, only {sorted(builder.info.splits)}")
     if type(builder.info.features["label"]) is not type(FEATURES["label"]):

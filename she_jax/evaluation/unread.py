@@ -39,11 +39,16 @@ class Unread:
         """Share of the completions, in [0, 1]."""
         return self._count / max(self._total, 1)
 
-    def sentence(self) -> str:
-        """What could not be read, for the screen; a metric of 0 may have its cause there."""
+    def sentence(self, measured: bool = True) -> str:
+        """What could not be read, for the screen.
+
+        Args:
+          measured: whether there are metrics, whose 0 may have its cause here.
+        """
         count = "none" if self._count == self._total else f"{self._total - self._count:,}"
         cause = f"{self._cut:,} ran out of tokens (model.completion_length={self._length})"
-        zero = ", which is why all metrics are 0" if self._unlabeled == self._total else ""
+        is_zero = measured and self._unlabeled == self._total
+        zero = ", which is why all metrics are 0" if is_zero else ""
         return (
             f"{count} of {self._total:,} completions can be read as a whole chain, and "
             f"{self._total - self._unlabeled:,} have a label{zero}; {cause}. The first of the "

@@ -10,7 +10,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from she_jax.data.dataset import PreparedDataset, open_split
+from she_jax.data.dataset import PreparedDataset, open_split, prepare
+from she_jax.data.sources import make_builder
 from she_jax.evaluation.unread import Unread
 from she_jax.generate.language_model import UNLIMITED
 from she_jax.recipes import evaluate as evaluate_recipe
@@ -20,7 +21,7 @@ from she_jax.runs.load import load_policy
 from she_jax.runs.predict import Predictor
 from she_jax.runs.run import run
 from she_jax.training.files import write_text
-from she_jax.training.setup import prepare_dataset, split_mesh
+from she_jax.training.setup import split_mesh
 from she_jax.types import UserError
 
 Pairs = Any  # an iterable of mappings, a pandas DataFrame, or the path of a table
@@ -79,13 +80,21 @@ class Judge:
             }
             config: Any = parse(_recipe(evaluate_recipe.get_config(), settings), folder)
             prompts = self._predictor.lm.prompts
-            dataset = prepare_dataset(config.data.for_chain(prompts.schema.options))
-            lines, examples = folder / "predictions.jsonl", open_split(dataset.path, "test")
-            unread = Unread(prompts.completion_length)
-            self._predictor.write(examples, range(len(examples)), lines, unread, "pairs")
+            builder = make_builder(config.data.for_chain(prompts.schema.options))
+            try:
+                dataset = prepare(builder)
+            except UserError as error:
+                raise UserError(str(error).replace(str(folder / "pairs.jsonl"), "pairs")) from error
+            lines, bad = folder / "predictions.jsonl", _bad_rows(dataset)
+            lines.touch()
+            if dataset.splits:  # a pair that can be read
+                examples, unread = (
+                    open_split(dataset.path, "test"),
+                    Unread(prompts.completion_length),
+                )
+                self._predictor.write(examples, range(len(examples)), lines, unread, "pairs")
             with lines.open(encoding="utf-8") as file:
                 predictions = iter([json.loads(line) for line in file])
-            bad = _bad_rows(dataset)
             return [
                 {"label": None, "error": bad[line]} if line in bad else next(predictions)
                 for line in range(1, count + 1)

@@ -69,7 +69,7 @@ def predict(config: PredictConfig, workdir: Path) -> None:
         write_json(workdir / "summary.json", metrics)
         log(f"macro F1 {metrics['macro_f1']:.3f}, accuracy {metrics['accuracy']:.3f}")
     if unread.share:
-        log(unread.sentence())
+        log(unread.sentence(bool(labeled)))
     draft.replace(final)
     log(f"predictions: {final}" + (f", metrics: {workdir / 'summary.json'}" if labeled else ""))
 

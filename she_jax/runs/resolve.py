@@ -87,13 +87,14 @@ def _with_labels(recipe: Recipe, labels: str) -> Recipe:
 
 
 def _stored(recipe: Recipe, workdir: Path) -> str | None:
-    """The set that a run has begun with, if its pairs are those of the recipe."""
+    """The set that a run has begun with, if its pairs are those of the recipe or were moved."""
     if not any((workdir / name).exists() for name in ARTIFACTS):
         return None
     if not (workdir / "config.json").is_file():
         return None
     data = read_recipe(workdir).get("data", {})
-    same = all(data.get(k) == recipe.data[k] for k in ("name", "path", "products", "columns"))
+    there = [key for key in ("path", "products") if Path(recipe.data[key]).exists()]
+    same = all(data.get(key) == recipe.data[key] for key in ("name", "columns", *there))
     return data.get("labels") or None if same else None
 
 

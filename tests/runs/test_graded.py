@@ -146,6 +146,8 @@ def test_an_exported_judge_predicts_in_the_users_values(done):
     judge = she_jax.load_judge(done)
     predictions = judge.predict(rows)
     assert [p.get("error") for p in predictions] == [None, None, "empty query", None, None, None]
+    bad = {"query": "", "title": "mug"}
+    assert judge.predict([bad]) == [{"label": None, "error": "empty query"}]
     assert judge.metrics["n"]
     exported = she_jax.load_judge(export_run(done)).predict(rows)
     assert exported == predictions
