@@ -87,10 +87,11 @@ class DataConfig:
                 "data.name='trec' needs --config.data.queries and --config.data.products, tables "
                 "that the qids and docids of the judgments find"
             )
-        if self.name in ("esci", "wands") and self.labels not in ("1-4", "esci"):
+        known = {"esci": ("1-4", "esci"), "wands": ("1-4", "esci"), "shopworld": ("1-4",)}
+        if self.labels not in (sets := known.get(self.name, (self.labels,))):
             raise ValueError(
                 f"data.labels={self.labels!r}: data.name={self.name!r} has its labels; expected "
-                "none, or 1-4 or esci"
+                f"none, or {' or '.join(sets)}"
             )
 
     @property

@@ -27,6 +27,7 @@ from she_jax.data.sources import DataConfig, make_builder
         ),
         ({"name": "trec", "path": "x", "products": "y"}, "needs --config.data.queries"),
         ({"name": "esci", "path": "x", "chain": {"labels": "0-3"}}, "data.labels='0,1,2,3'"),
+        ({"name": "shopworld", "chain": {"labels": "esci"}}, "expected none, or 1-4"),
     ],
 )
 def test_options_that_nobody_reads_are_refused(options, message):
