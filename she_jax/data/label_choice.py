@@ -8,7 +8,6 @@ import re
 from collections import Counter
 
 from she_jax.cot import BINARY_MEANINGS, LABEL_STEP, CotSchema
-from she_jax.data.readers.columns import FIELDS
 from she_jax.data.readers.judgments import Judgments
 from she_jax.data.sources import DataConfig, table_config
 from she_jax.types import BadRow, UserError
@@ -41,11 +40,10 @@ def resolve_labels(config: DataConfig, text: str) -> str:
     if not counts and rationales:
         return text or "1-4"  # the chains have the labels
     if not counts:
-        known = (*FIELDS, "title", "product")
-        others = [name for name in judgments.names if name.partition(".")[0] not in known]
+        columns = [judgments.columns.pair.get("label", ""), *judgments.columns.raters]
         raise UserError(
-            f"{config.path}: no row has a label; expected a column 'label', found beside the known "
-            f"ones {', '.join(others) or 'none'}. Name it: --config.data.columns=label=COLUMN"
+            f"{config.path}: no row has a label: nothing can be read in the columns "
+            f"{', '.join(filter(None, columns))}"
         )
     try:
         return _binary(counts) if text else _found(counts)

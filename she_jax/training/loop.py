@@ -122,6 +122,8 @@ def fit(
     if start == steps or (evaluate and evaluate.exhausted(host["stale"])):
         metrics.lines = host["lines"]
         return state, host
+    if start:
+        log(f"{source.phase}: goes on at step {start:,} of {steps:,}")
     metrics.keep(host["lines"])
     began = time.perf_counter()
     source.begin(host.get("source"), start)

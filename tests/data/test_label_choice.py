@@ -86,7 +86,7 @@ def test_binary_with_other_labels_is_refused(tmp_path):
 
 
 def test_without_labels_the_unknown_columns_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"no row has a label; .* known ones relevance\."):
+    with pytest.raises(UserError, match=r"no column label, only query, title, relevance\."):
         resolve(tmp_path, "0123", column="relevance")
     assert resolve(tmp_path, "1234", column="relevance", columns="label=relevance") == "1-4"
     assert resolve(tmp_path, "1234", column="rating") == "1-4"  # Quepid's export

@@ -135,7 +135,7 @@ def _existing(field: str, column: str, table: tuple[str, Sequence[str]]) -> str:
     column = column.strip()
     if column in columns:
         return column
-    near = difflib.get_close_matches(column, columns, n=1, cutoff=0.0)
+    near = difflib.get_close_matches(column, columns, n=1)
     nearest = f"; the nearest is {near[0]!r}" if near else ""
     raise UserError(
         f"{path} has no column {column!r} for {field}{nearest}; it has {', '.join(columns)}. Say "
@@ -143,11 +143,59 @@ def _existing(field: str, column: str, table: tuple[str, Sequence[str]]) -> str:
     )
 
 
-def need_column(field: str, columns: Mapping[str, str], table: tuple[str, Sequence[str]]) -> None:
-    """Checks that a field has a column.
+def need_columns(
+    fields: Sequence[str],
+    text: str,
+    judgments: tuple[str, Sequence[str]],
+    products: tuple[str, Sequence[str]] | None = None,
+) -> None:
+    """Checks that fields have a column: one of their name, or one that a recipe names.
+
+    Args:
+      fields: those that are needed; ``docid`` in both tables.
+      text: ``data.columns``.
+      judgments: path and columns of the judgments' table.
+      products: the same of the products' table, if there is one.
 
     Raises:
-      UserError: if there is none.
+      UserError: if some have none; names them all, and the option for them.
     """
-    if field not in columns:
-        _existing(field, field, table)
+    mapping = parse_columns(text)
+    tables = [table for table in (judgments, products) if table]
+    names = {name for _, columns in tables for name in columns}
+    for field, column in mapping.items():
+        if field in names and column in (*FIELDS, "title") and column not in names:
+            raise UserError(
+                f"data.columns: {field}={column}: expected FIELD=COLUMN, and there is no column "
+                f"{column!r}, but {field!r}; is {column}={field} meant?"
+            )
+    missing, where = dict[str, None](), []
+    for path, columns in tables:
+        known = {*columns, *(n.removeprefix(PRODUCT) for n in columns), *mapping}
+        known |= {field for field, names in _OTHER_NAMES.items() if {*names} & {*columns}}
+        wanted = fields if path == judgments[0] else [f for f in fields if f == "docid"]
+        if lacking := [field for field in wanted if field not in known]:
+            missing |= dict.fromkeys(lacking)
+            where.append(f"{path} has no column {', '.join(lacking)}, only {', '.join(columns)}")
+    if missing:
+        named = ",".join((*filter(None, [text]), *(f"{field}=COLUMN" for field in missing)))
+        raise UserError(
+            f"{'; '.join(where)}. Say which one is meant: --config.data.columns={named}"
+        )
+
+
+def columns_there(text: str, *tables: Sequence[str]) -> str:
+    """The part of ``data.columns`` whose columns some tables have and whose fields they lack.
+
+    Args:
+      text: of another table with like columns.
+      tables: the names of each table's columns.
+    """
+    there = {name for columns in tables for name in columns}
+    kept = []
+    for field, column in parse_columns(text).items():
+        names = {name.strip() for name in column.split("+")}
+        found = names & there if field == "docid" else names <= there
+        if found and field not in there:
+            kept.append(f"{field}={column}")
+    return ",".join(kept)

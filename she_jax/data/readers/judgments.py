@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from she_jax.cot import CotSchema, LabelSet
-from she_jax.data.readers.columns import Columns, find_columns, need_column
+from she_jax.data.readers.columns import Columns, find_columns, need_columns, parse_columns
 from she_jax.data.readers.delimited import Record, read_qrels
 from she_jax.data.readers.records import PRODUCT, column_names, read_records
 from she_jax.data.readers.table_files import read_lines, table_kind, table_parts, undecoded
@@ -82,10 +82,20 @@ class Judgments:
         table, products = (config.path, self.names), None
         if config.products:
             products = (config.products, column_names(table_parts(config.products)))
+        need_columns(self._needed(config), config.columns, table, products)
         self.columns = find_columns(config.columns, table, products)
-        need_column("qid" if config.queries else "query", self.columns.pair, table)
-        if products is None and config.needs_title:
-            need_column("title", self.columns.judged, table)
+
+    def _needed(self, config: TableConfig) -> list[str]:
+        """The fields that must have a column."""
+        needed = ["qid" if config.queries else "query"]
+        if config.products:
+            needed.append("docid")
+        elif config.needs_title:
+            needed.append("title")
+        others = {*self.names, *parse_columns(config.columns)} & {"raters", "rationale"}
+        if config.schema.label_index >= 0 and not (config.evaluation or others):
+            needed.append("label")
+        return needed
 
     def records(self, left_out: Counter[str] | None = None) -> Iterator[Record | BadRow]:
         """The rows; ``left_out`` counts what cannot be a cell, by column."""
@@ -124,8 +134,7 @@ def load_queries(path: str, queries: dict[str, str]) -> Iterator[BadRow]:
         first = next((line for line in read_lines(part) if line.strip()), "")
         if table_kind(part) in ("json", "parquet") or "query" in re.split("[,;\t\r\n]", first):
             names = column_names([part])
-            for name in _QUERY_COLUMNS:
-                need_column(name, dict.fromkeys(names, ""), (path, names))
+            need_columns(_QUERY_COLUMNS, "", (path, names))
             records = read_records([part], Counter())
         else:
             records = _tab_separated(part)

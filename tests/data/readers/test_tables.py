@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from recipes import SHARED_DATA
 
 from she_jax.data.dataset import open_split, prepare
+from she_jax.data.readers.columns import columns_there
 from she_jax.data.readers.judgments import TableConfig
 from she_jax.data.readers.tables import Tables
 from she_jax.types import BadRow, Example, UserError
@@ -131,12 +132,27 @@ def test_columns_that_are_not_there_are_named(tmp_path, columns, message):
 
 
 @pytest.mark.parametrize(
-    ("header", "message"),
-    [("a,title", "no column 'query' for query"), ("query,b", "no column 'title' for title")],
-)
-def test_a_table_needs_a_query_and_a_title(tmp_path, header, message):
+    ("columns", "message"),
+    [
+        ("", "no column query, docid, label, only q, sku, stars; .*products.csv has no column "
+         "docid, only sku, name. .*data.columns=query=COLUMN,docid=COLUMN,label=COLUMN"),
+        ("label=stars", "no column query, docid, .*columns=label=stars,query=COLUMN,docid=COLUMN"),
+        ("stars=label,query=q,docid=sku", "is label=stars meant?"),
+    ],
+)  # fmt: skip
+def test_all_columns_that_are_needed_are_named_at_once(tmp_path, columns, message):
+    products = tmp_path / "products.csv"
+    products.write_text("sku,name\n1,Mug\n")
     with pytest.raises(UserError, match=message):
-        read(tmp_path, f"{header}\n1,2\n")
+        read(tmp_path, "q,sku,stars\nmug,1,4\n", products=str(products), columns=columns)
+
+
+def test_columns_of_another_table_are_taken_where_they_are_there():
+    text = "query=q,docid=a+sku,label=stars,raters=x+y,title=name"
+    assert (
+        columns_there(text, ["q", "sku", "x"], ["sku", "name"]) == "query=q,docid=a+sku,title=name"
+    )
+    assert columns_there(text, ["query", "title", "q", "name"]) == ""
 
 
 def test_the_docid_may_have_another_name_in_each_table(tmp_path):
