@@ -16,4 +16,5 @@ def get_config() -> ConfigDict:
     config = base.get_config()
     config.kind = "evaluate"
     config.eval.batch_size = 64
+    config.data.max_bad_share = 1.0  # rows that cannot be read are set aside, however many
     return config

@@ -46,6 +46,12 @@ def rater_agreement(examples: Sequence[Example], labels: LabelSet) -> Agreement 
     return Agreement(pairs=len(rated), same=same, kappa=float(quadratic_kappa(matrix)))
 
 
+def common_fields(examples: Sequence[Example]) -> list[str]:
+    """The product fields that at least half of some pairs have."""
+    counts = Counter(field for example in examples for field in example.product)
+    return sorted(field for field, count in counts.items() if 2 * count >= len(examples))
+
+
 def contradictions(examples: Sequence[Example]) -> list[tuple[Example, Example]]:
     """Pairs that occur twice, the same query with the same product, with different labels."""
     seen: dict[tuple[str, str], Example] = {}

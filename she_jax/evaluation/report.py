@@ -39,5 +39,20 @@ def before_after_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> T
     return table
 
 
+def below_floor(summary: Mapping[str, Any]) -> str:
+    """A sentence if a judge is worse than a regression on word overlap; else "".
+
+    Args:
+      summary: the metrics of its run, with the floor's.
+    """
+    after, floor = summary.get("macro_f1"), summary.get("floor", {}).get("macro_f1")
+    if after is None or floor is None or after >= floor:
+        return ""
+    return (
+        f"below the floor: macro F1 {after:.3f}, where a regression on word overlap has "
+        f"{floor:.3f} on the same pairs. Its labels and reasons are not to be relied on"
+    )
+
+
 def _format(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"

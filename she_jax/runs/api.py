@@ -18,12 +18,22 @@ from she_jax.recipes import evaluate as evaluate_recipe
 from she_jax.recipes import stage1
 from she_jax.runs.config import parse
 from she_jax.runs.load import load_policy
-from she_jax.runs.predict import Predictor
+from she_jax.runs.predict import Predictor, caveats
+from she_jax.runs.resolve import columns_of
 from she_jax.runs.run import run
 from she_jax.training.files import write_text
+from she_jax.training.logging import log
 from she_jax.training.setup import split_mesh
 from she_jax.types import UserError
 
+UNREADABLE = {
+    "uid": None,
+    "label": None,
+    "probabilities": None,
+    "well_formed": False,
+    "steps": [],
+    "text": None,
+}
 Pairs = Any  # an iterable of mappings, a pandas DataFrame, or the path of a table
 
 
@@ -63,19 +73,19 @@ class Judge:
 
         Returns:
           For each pair ``uid``, ``label`` (None if the judge wrote none), ``probabilities``,
-          ``well_formed``, ``steps`` and ``text`` as in ``predictions.jsonl``. For a pair that
-          cannot be read ``label`` None and ``error``, the reason.
+          ``well_formed``, ``steps`` and ``text`` as in ``predictions.jsonl``, and ``error``: None,
+          or why the pair cannot be read, with no ``uid``, no ``label`` and no ``steps``.
         """
         with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            count = _write_pairs(pairs, folder / "pairs.jsonl")
+            folder, file = Path(name), Path(name) / "pairs.jsonl"
+            count = _write_pairs(pairs, file)
             if not count:
                 return []
             settings = {
                 "checkpoint": str(self.folder),
                 "data.name": "table",
-                "data.path": str(folder / "pairs.jsonl"),
-                "data.columns": columns,
+                "data.path": str(file),
+                "data.columns": columns or columns_of(str(self.folder), str(file), ""),
                 "data.max_bad_share": 1.0,
             }
             config: Any = parse(_recipe(evaluate_recipe.get_config(), settings), folder)
@@ -84,7 +94,8 @@ class Judge:
             try:
                 dataset = prepare(builder)
             except UserError as error:
-                raise UserError(str(error).replace(str(folder / "pairs.jsonl"), "pairs")) from error
+                message = str(error).replace(str(file), "the pairs")
+                raise UserError(message.replace("--config.data.columns", "columns")) from error
             lines, bad = folder / "predictions.jsonl", _bad_rows(dataset)
             lines.touch()
             if dataset.splits:  # a pair that can be read
@@ -94,9 +105,9 @@ class Judge:
                 )
                 self._predictor.write(examples, range(len(examples)), lines, unread, "pairs")
             with lines.open(encoding="utf-8") as file:
-                predictions = iter([json.loads(line) for line in file])
+                predictions = iter([json.loads(line) | {"error": None} for line in file])
             return [
-                {"label": None, "error": bad[line]} if line in bad else next(predictions)
+                UNREADABLE | {"error": bad[line]} if line in bad else next(predictions)
                 for line in range(1, count + 1)
             ]
 
@@ -104,12 +115,14 @@ class Judge:
     def _predictor(self) -> Predictor:
         recipe = _recipe(evaluate_recipe.get_config(), {"checkpoint": str(self.folder)})
         config: Any = parse(recipe, self.folder)
-        lm, params, _ = load_policy(config, str(self.folder), split_mesh(config.mesh, 0)[0])
+        lm, params, source = load_policy(config, str(self.folder), split_mesh(config.mesh, 0)[0])
         if UNLIMITED in (lm.prompts.prompt_length, lm.prompts.completion_length):
             raise UserError(
                 f"{self.folder}: a model that no run of she_jax has trained or exported: train it "
                 f"first, with she_jax.train(pairs, model={str(self.folder)!r})"
             )
+        for caveat in caveats(self.folder, source):
+            log(caveat)
         return Predictor(lm, params, config.evaluation.batch_size)
 
 

@@ -25,7 +25,8 @@ from she_jax.evaluation.evaluate import (
     validation_file,
 )
 from she_jax.evaluation.floor import labeled_floor
-from she_jax.evaluation.report import before_after_table
+from she_jax.evaluation.pairs import common_fields
+from she_jax.evaluation.report import before_after_table, below_floor
 from she_jax.generate.generator import Generator
 from she_jax.generate.language_model import PROMPT_FILE, LanguageModel
 from she_jax.rl.update import jit_update_step, make_dpo_step, make_sft_step, make_update_step
@@ -66,7 +67,7 @@ def train(config: TrainConfig, workdir: Path) -> None:
             check_front(dataset, config.filter.front if config.measure.pairs else ())
             reference = cold_start(config, workdir, lm, params, dataset, metrics, stop)
             results, params = improve(config, workdir, lm, reference, dataset, metrics, stop)
-            results |= _floor(config, dataset)
+            results |= _pairs_of_users(config, dataset)
             if config.export:
                 export(workdir / "export", lm, params, config.chain)
             write_json(summary, results)
@@ -76,6 +77,8 @@ def train(config: TrainConfig, workdir: Path) -> None:
         log(f"all is done: the metrics are in {summary}")
     after = json.loads(summary.read_text(encoding="utf-8"))
     show(before_after_table(after["before"], after))
+    if caveat := below_floor(after):
+        log(caveat)
     _say_where_to_look(config, workdir)
 
 
@@ -92,18 +95,18 @@ def _say_where_to_look(config: TrainConfig, workdir: Path) -> None:
         log(f"a Hugging Face directory: she-jax export --checkpoint={folder}")
 
 
-def _floor(config: TrainConfig, dataset: PreparedDataset) -> dict[str, Any]:
-    """The metrics of a regression on word overlap, for real labels."""
+def _pairs_of_users(config: TrainConfig, dataset: PreparedDataset) -> dict[str, Any]:
+    """For real labels: the products' fields, and what a regression on word overlap has on test."""
     if config.data.name == "shopworld" or config.schema.label_index < 0:
         return {}
-    train, test = (
-        evenly_spaced(dataset, name, FLOOR_PAIRS) for name in ("train", config.evaluation.split)
-    )
-    baselines = labeled_floor(train, test, config.schema.labels)
-    if baselines is None:
-        return {}
-    metrics = baselines["word_overlap"].metrics
-    return {"floor": {name: interval.estimate for name, interval in metrics.items()}}
+    train = evenly_spaced(dataset, "train", FLOOR_PAIRS)
+    # Those that the policy is evaluated on.
+    test = evenly_spaced(dataset, config.evaluation.split, config.evaluation.pairs or FLOOR_PAIRS)
+    about: dict[str, Any] = {"fields": common_fields(train)}
+    if baselines := labeled_floor(train, test, config.schema.labels):
+        metrics = baselines["word_overlap"].metrics
+        about["floor"] = {name: interval.estimate for name, interval in metrics.items()}
+    return about
 
 
 def cold_start(

@@ -10,8 +10,16 @@ import jax
 import numpy as np
 
 from she_jax.cot import Chain
-from she_jax.data.dataset import ExampleSource, evenly_spaced_rows, fingerprint, open_split
+from she_jax.data.dataset import (
+    ExampleSource,
+    evenly_spaced_rows,
+    fingerprint,
+    open_split,
+)
+from she_jax.evaluation.evaluate import evenly_spaced
 from she_jax.evaluation.metrics import score
+from she_jax.evaluation.pairs import common_fields
+from she_jax.evaluation.report import below_floor
 from she_jax.evaluation.unread import Unread
 from she_jax.generate.generator import Generator
 from she_jax.generate.language_model import UNLIMITED, LanguageModel
@@ -25,6 +33,8 @@ from she_jax.training.files import write_json
 from she_jax.training.logging import Progress, log
 from she_jax.training.setup import prepare_dataset, split_mesh
 from she_jax.types import Example, UserError
+
+LOOKED_AT = 1_000  # pairs whose products are searched for the fields of the training pairs
 
 
 def predict(config: PredictConfig, workdir: Path) -> None:
@@ -43,6 +53,14 @@ def predict(config: PredictConfig, workdir: Path) -> None:
     lm, params, source = load_policy(config, config.checkpoint, mesh)
     # The data set follows the policy's chain.
     dataset = prepare_dataset(config.data.for_chain(lm.prompts.schema.options))
+    for caveat in caveats(Path(config.checkpoint), source):
+        log(caveat)
+    some = evenly_spaced(dataset, config.evaluation.split, LOOKED_AT)
+    if lacking := lacking_fields(Path(config.checkpoint), some):
+        log(
+            f"the policy was trained on products with {', '.join(lacking)}, which these lack; if "
+            "they have other names here: --config.data.columns=FIELD=COLUMN"
+        )
     if lm.prompts.prompt_length == UNLIMITED or lm.prompts.completion_length == UNLIMITED:
         sizes = measure(lm.prompts, open_split(dataset.path, config.evaluation.split))
         lm = fit_lengths(lm, replace(config.model, name=config.checkpoint), sizes)
@@ -72,6 +90,30 @@ def predict(config: PredictConfig, workdir: Path) -> None:
         log(unread.sentence(bool(labeled)))
     draft.replace(final)
     log(f"predictions: {final}" + (f", metrics: {workdir / 'summary.json'}" if labeled else ""))
+
+
+def caveats(checkpoint: Path, source: str) -> list[str]:
+    """What a user should know before relying on a policy's labels, in sentences.
+
+    Args:
+      checkpoint: a run's folder; of a model in files nothing is known.
+      source: where exactly the policy is from.
+    """
+    if not (checkpoint / "checkpoints").is_dir():
+        return []
+    if not (checkpoint / "summary.json").is_file():
+        return [f"the run has not finished: these are the labels of {source}"]
+    return [sentence] if (sentence := below_floor(_summary(checkpoint))) else []
+
+
+def lacking_fields(checkpoint: Path, examples: Sequence[Example]) -> list[str]:
+    """The product fields that a policy was trained on and that these pairs do not have."""
+    return sorted({*_summary(checkpoint).get("fields", [])} - {*common_fields(examples)})
+
+
+def _summary(run: Path) -> dict[str, Any]:
+    path = run / "summary.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 class Predictor:

@@ -8,8 +8,12 @@ from ml_collections import ConfigDict
 
 from she_jax.data.dataset import open_prepared
 from she_jax.data.label_choice import resolve_labels
+from she_jax.data.readers.columns import columns_there
+from she_jax.data.readers.records import column_names
+from she_jax.data.readers.table_files import table_parts
 from she_jax.data.sources import TABLES
 from she_jax.runs.config import Recipe, data_config
+from she_jax.training.logging import log
 from she_jax.training.workdir import ARTIFACTS, read_recipe
 from she_jax.types import UserError
 
@@ -17,16 +21,17 @@ SHOPWORLD = {"prompt_length": 32, "completion_length": 72}  # a few of its promp
 
 
 def resolve(recipe: Recipe, workdir: Path) -> Recipe:
-    """The recipe with its label set as text, and with the lengths that are known already.
+    """The recipe with its label set as text, and with what is known already.
 
-    The set is that of a file with meanings, or found in the pairs. A run that has begun keeps the
-    set and the lengths that it began with, so that its source may be gone.
+    That are the lengths, and for an evaluation the columns of the policy's run. The set is that of
+    a file with meanings, or found in the pairs. A run that has begun keeps the set and the lengths
+    that it began with, so that its source may be gone.
 
     Raises:
       FileNotFoundError: if the file that ``data.labels`` names is missing.
       UserError: if the pairs do not say which set their labels are of.
     """
-    recipe = _instruction(_lengths(recipe, workdir))
+    recipe = _columns(_instruction(_lengths(recipe, workdir)), workdir)
     text = recipe.data.labels
     if recipe.data.name == "prepared" and not text:
         return _with_labels(recipe, open_prepared(recipe.data.path).labels)
@@ -49,6 +54,36 @@ def resolve(recipe: Recipe, workdir: Path) -> Recipe:
         except ValueError as error:  # a dataclass's check of itself
             raise UserError(str(error)) from error
     return _with_labels(recipe, labels)
+
+
+def columns_of(checkpoint: str, path: str, products: str) -> str:
+    """``data.columns`` of a policy's run, as far as other tables have these columns.
+
+    Args:
+      checkpoint: a run's folder; a model in files has no columns.
+      path: the judgments.
+      products: their products; "" without.
+    """
+    if not (Path(checkpoint) / "config.json").is_file():
+        return ""
+    columns = read_recipe(Path(checkpoint)).get("data", {}).get("columns", "")
+    tables = [column_names(table_parts(table)) for table in (path, products) if table and columns]
+    return columns_there(columns, *tables)
+
+
+def _columns(recipe: Recipe, workdir: Path) -> Recipe:
+    """The recipe of an evaluation with the columns that the policy's run was given."""
+    data = recipe.data
+    if recipe.kind != "evaluate" or data.name not in ("table", "jsonl") or data.columns:
+        return recipe
+    file = workdir / "config.json"
+    if file.is_file():  # found before; the tables may be gone
+        columns = read_recipe(workdir).get("data", {}).get("columns", "")
+    elif columns := columns_of(recipe.checkpoint, data.path, data.products):
+        log(f"columns, as in {recipe.checkpoint}: {columns}")
+    resolved: Any = ConfigDict(recipe.to_dict())
+    resolved.data.columns = columns
+    return resolved.lock()
 
 
 def _lengths(recipe: Recipe, workdir: Path) -> Recipe:

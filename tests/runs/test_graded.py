@@ -7,9 +7,10 @@ import pytest
 from recipes import FOUR_STEPS, SMALL, changed, config, lines
 
 import she_jax
+from she_jax.recipes import evaluate, reward_model
 from she_jax.recipes import filter as filter_recipe
-from she_jax.recipes import reward_model
 from she_jax.runs.export import export_run
+from she_jax.runs.resolve import resolve
 from she_jax.runs.run import run
 from she_jax.training.logging import MetricsWriter
 
@@ -111,6 +112,18 @@ def test_a_run_measures_its_lengths_and_keeps_them(done):
     assert all(row["cut_chains"] == 0 for row in lines(done) if row["phase"] == "sft")
 
 
+def test_the_columns_of_a_run_are_those_of_its_evaluation(done, tables, tmp_path):
+    given = {k: v for k, v in settings(tables).items() if k in ("data.path", "data.products")}
+    given |= {"data.name": "table", "checkpoint": str(done)}
+    resolved = resolve(changed(evaluate.get_config(), given), tmp_path)
+    assert resolved.data.columns == "docid=docid+sku,title=name,brand=supplier,raters=a+b"
+    (tmp_path / "config.json").write_text(resolved.to_json())
+    gone = given | {"data.path": str(tmp_path / "gone.csv")}
+    assert resolve(changed(evaluate.get_config(), gone), tmp_path).data == (
+        changed(resolved.unlock(), gone).data
+    )
+
+
 def test_a_resumed_run_equals_the_uninterrupted_one(done, tables, tmp_path, monkeypatch):
     write = MetricsWriter.write
 
@@ -146,8 +159,15 @@ def test_an_exported_judge_predicts_in_the_users_values(done):
     judge = she_jax.load_judge(done)
     predictions = judge.predict(rows)
     assert [p.get("error") for p in predictions] == [None, None, "empty query", None, None, None]
+    # The columns of the run's tables are known.
+    first = rows[0] | {"brand": "Acme"}
+    named = {"query": rows[0]["query"], "name": rows[0]["title"], "supplier": "Acme"}
+    again, (same,) = judge.predict([first, first]), judge.predict([named])
+    assert again[0] == same | {"uid": "line-1"}, (again, same)
     bad = {"query": "", "title": "mug"}
-    assert judge.predict([bad]) == [{"label": None, "error": "empty query"}]
+    (unread,) = judge.predict([bad])
+    assert unread.keys() == predictions[0].keys()
+    assert (unread["label"], unread["steps"], unread["error"]) == (None, [], "empty query")
     assert judge.metrics["n"]
     exported = she_jax.load_judge(export_run(done)).predict(rows)
     assert exported == predictions

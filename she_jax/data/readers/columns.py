@@ -194,8 +194,8 @@ def columns_there(text: str, *tables: Sequence[str]) -> str:
     there = {name for columns in tables for name in columns}
     kept = []
     for field, column in parse_columns(text).items():
-        names = {name.strip() for name in column.split("+")}
-        found = names & there if field == "docid" else names <= there
-        if found and field not in there:
-            kept.append(f"{field}={column}")
+        names = [name.strip() for name in column.split("+")]
+        found = [name for name in names if name in there]
+        if field == "docid" and found or found == names and field not in there:
+            kept.append(f"{field}={'+'.join(found)}")
     return ",".join(kept)

@@ -149,9 +149,7 @@ def test_all_columns_that_are_needed_are_named_at_once(tmp_path, columns, messag
 
 def test_columns_of_another_table_are_taken_where_they_are_there():
     text = "query=q,docid=a+sku,label=stars,raters=x+y,title=name"
-    assert (
-        columns_there(text, ["q", "sku", "x"], ["sku", "name"]) == "query=q,docid=a+sku,title=name"
-    )
+    assert columns_there(text, ["q", "sku", "x"], ["sku", "name"]) == "query=q,docid=sku,title=name"
     assert columns_there(text, ["query", "title", "q", "name"]) == ""
 
 
