@@ -9,10 +9,12 @@ from recipes import FOUR_STEPS, SMALL, changed, config, lines
 import she_jax
 from she_jax.recipes import evaluate, reward_model
 from she_jax.recipes import filter as filter_recipe
+from she_jax.runs.config import plain
 from she_jax.runs.export import export_run
 from she_jax.runs.resolve import resolve
 from she_jax.runs.run import run
 from she_jax.training.logging import MetricsWriter
+from she_jax.training.workdir import claim_workdir
 
 COLORS = ("red", "blue", "green", "black")
 THINGS = ("mug", "lamp", "chair", "sofa", "kettle")
@@ -117,7 +119,7 @@ def test_the_columns_of_a_run_are_those_of_its_evaluation(done, tables, tmp_path
     given |= {"data.name": "table", "checkpoint": str(done)}
     resolved = resolve(changed(evaluate.get_config(), given), tmp_path)
     assert resolved.data.columns == "docid=docid+sku,title=name,brand=supplier,raters=a+b"
-    (tmp_path / "config.json").write_text(resolved.to_json())
+    claim_workdir(tmp_path, plain(resolved))
     gone = given | {"data.path": str(tmp_path / "gone.csv")}
     assert resolve(changed(evaluate.get_config(), gone), tmp_path).data == (
         changed(resolved.unlock(), gone).data

@@ -196,6 +196,6 @@ def columns_there(text: str, *tables: Sequence[str]) -> str:
     for field, column in parse_columns(text).items():
         names = [name.strip() for name in column.split("+")]
         found = [name for name in names if name in there]
-        if field == "docid" and found or found == names and field not in there:
+        if (found and field == "docid") or (found == names and field not in there):
             kept.append(f"{field}={'+'.join(found)}")
     return ",".join(kept)
