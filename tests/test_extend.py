@@ -72,6 +72,8 @@ def test_a_run_with_a_users_rewards_data_set_and_estimator(workplace, capsys):
     run(config(**recipe), workplace / "run")
     metrics = [line for line in lines(workplace / "run") if line["phase"] == "rl"]
     assert 0 <= metrics[0]["reward"] <= 1
+    tried = r"mean rewards of \d+ chains of the training pairs: query [^,]+, .*outcome \d\.\d\d"
+    assert re.search(tried, " ".join(capsys.readouterr().out.split()))
     plugins = json.loads((workplace / "run/plugins.json").read_text())
     assert plugins["reward.step"]["name"] == "rules:check"
     assert len(plugins["rl.estimator"]["sha256"]) == 64
@@ -108,6 +110,17 @@ def test_a_chain_of_ones_own_without_a_label_trains_by_its_reward(workplace):
             run(config(**recipe | missing), workplace / "other")
     with pytest.raises(UserError, match=r"no step 'label': set filter.pairs=0"):
         run(config(**recipe, filter__pairs=8), workplace / "other")
+    # Another outcome from the same cold start: nothing is taken over, and all is tried at once.
+    (workplace / "broken.py").write_text(
+        "def always(chains, examples):\n    return [1.0] * len(chains)\n\n\n"
+        "def long(chains, examples):\n    return [1.0] * 99\n"
+    )
+    recipe |= {"init_from": str(workplace / "run" / "checkpoints" / "sft"), "rl__steps": 0}
+    run(config(**recipe | {"reward__outcome": "broken:always"}), workplace / "always")
+    assert json.loads((workplace / "always" / "summary.json").read_text())["outcome"] == 1
+    with pytest.raises(UserError, match=r"broken:long returned \[99\], expected \[65\]"):
+        run(config(**recipe | {"reward__outcome": "broken:long"}), workplace / "long")
+    assert not (workplace / "long" / "checkpoints").exists()
 
 
 def test_the_model_of_the_page_takes_an_update():

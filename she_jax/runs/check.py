@@ -27,7 +27,8 @@ from she_jax.generate.language_model import LanguageModelConfig
 from she_jax.generate.lengths import PERCENTILES, Sizes, choose_lengths, measure
 from she_jax.generate.prompts import PromptFormat, product_text, query_text
 from she_jax.runs.config import TrainConfig
-from she_jax.runs.policy import FLOOR_PAIRS
+from she_jax.runs.policy import FLOOR_PAIRS, TRIED
+from she_jax.runs.sources import try_rewards
 from she_jax.runs.timing import log_minutes
 from she_jax.runs.validate import check_splits
 from she_jax.training.files import printable
@@ -67,6 +68,8 @@ def check(config: TrainConfig, workdir: Path) -> None:
     lengths = config.model.prompt_length or chosen[0], config.model.completion_length or chosen[1]
     _show_lengths(prompts, sizes, lengths, splits["train"])
     _show_rows(prompts, lengths, splits["train"])
+    if rewards := try_rewards(config, splits["train"][:TRIED]):
+        log(rewards)
     if config.schema.label_index >= 0:
         _show_floor(config.schema, splits["train"], splits[config.evaluation.split])
     log(outlook(config.model, len(splits["train"]), config.data.name))

@@ -98,6 +98,13 @@ def record_plugins(workdir: Path, plugins: Mapping[str, Plugin]) -> None:
         write_json(path, saved)
 
 
+def recorded(workdir: Path, setting: str) -> dict[str, str]:
+    """Name and hash of the object that a run's setting named; empty for a built-in value."""
+    path = workdir / PLUGIN_FILE
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return saved.get(setting, {})
+
+
 def record_dataset(workdir: Path, path: Path) -> None:
     """Keeps where a run's data set lies if a plugin wrote it, for the runs that build on it."""
     file = workdir / PLUGIN_FILE

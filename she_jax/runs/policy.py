@@ -33,8 +33,8 @@ from she_jax.rl.update import jit_update_step, make_dpo_step, make_sft_step, mak
 from she_jax.runs.config import TrainConfig
 from she_jax.runs.export import export
 from she_jax.runs.load import new_policy
-from she_jax.runs.plugins import record_dataset
-from she_jax.runs.sources import make_source
+from she_jax.runs.plugins import record_dataset, recorded
+from she_jax.runs.sources import make_source, try_rewards
 from she_jax.runs.validate import check_front, check_splits
 from she_jax.training.checkpoint import Checkpoints
 from she_jax.training.files import write_json
@@ -48,6 +48,7 @@ from she_jax.training.workdir import read_recipe
 from she_jax.types import SftBatch
 
 FLOOR_PAIRS = 20_000  # of a split, at most, evenly spaced
+TRIED = 64  # pairs that a user's rewards are tried on
 
 
 def train(config: TrainConfig, workdir: Path) -> None:
@@ -65,6 +66,9 @@ def train(config: TrainConfig, workdir: Path) -> None:
             lm, params = new_policy(config, workdir, dataset)
             check_splits(dataset, config.evaluation.split)
             check_front(dataset, config.filter.front if config.measure.pairs else ())
+            some = evenly_spaced(dataset, "train", TRIED)
+            if rewards := try_rewards(config, some):
+                log(rewards)
             reference = cold_start(config, workdir, lm, params, dataset, metrics, stop)
             results, params = improve(config, workdir, lm, reference, dataset, metrics, stop)
             results |= _pairs_of_users(config, dataset)
@@ -208,7 +212,7 @@ def _reuse_evaluation(config: TrainConfig, workdir: Path, dataset: PreparedDatas
     """Copies the evaluation of the run behind ``init_from`` to ``eval/before.json``.
 
     Only if that run was evaluated with the parameters that this one starts from, on the same pairs,
-    and with the same seed, model and evaluation settings.
+    and with the same seed, model, evaluation settings and outcome rewards.
     """
     folder = workdir / "eval"
     if not config.init_from or (folder / "before.json").is_file():
@@ -218,6 +222,7 @@ def _reuse_evaluation(config: TrainConfig, workdir: Path, dataset: PreparedDatas
     metrics = run / "eval" / ("before.json" if phase == "sft" else "after.json")
     earlier, recipe = read_recipe(run), read_recipe(workdir)
     alike = all(earlier.get(key) == recipe[key] for key in ("seed", "eval", "model"))
+    alike &= recorded(run, "reward.outcome") == recorded(workdir, "reward.outcome")
     if not alike or step is None or not metrics.is_file():
         return
     before = json.loads(metrics.read_text(encoding="utf-8"))

@@ -1,10 +1,15 @@
 """What a policy learns from after its cold start: the batch source of a run's method."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from she_jax.data.dataset import PreparedDataset, fingerprint, open_split
 from she_jax.data.loader import batches
+from she_jax.data.rationales import write_chain
 from she_jax.filtering.measure import filter_prompts
 from she_jax.generate.generator import Generator
 from she_jax.generate.language_model import LanguageModel
@@ -22,6 +27,7 @@ from she_jax.runs.config import TrainConfig
 from she_jax.training.loop import BatchSource
 from she_jax.training.setup import split_mesh
 from she_jax.training.stop import StopSignal
+from she_jax.types import Example
 
 
 def make_source(
@@ -96,6 +102,42 @@ def reward_sources(config: TrainConfig, lm: LanguageModel) -> RewardSources:
         prm=_load_prm(config) if reward.prm else None,
         orm=load_orm(Path(reward.orm), lm, reward.batch_size) if reward.orm else None,
     )
+
+
+def try_rewards(config: TrainConfig, examples: Sequence[Example]) -> str:
+    """What a user's reward functions give to chains of the pairs, before anything is trained.
+
+    They are called with some chains as written for the cold start, and with one of which nothing
+    can be read, as a policy writes them, too.
+
+    Args:
+      config: its ``reward`` has the functions.
+      examples: some of the training pairs.
+
+    Returns:
+      The mean rewards, a sentence; "" if no function is the user's, or no pair has a chain.
+
+    Raises:
+      UserError: if a function raises, or returns other shapes or values than it should.
+    """
+    schema, reward, chains, rng = config.schema, config.reward, [], np.random.default_rng(0)
+    pairs = []
+    for example in examples:
+        with suppress(ValueError):  # it has neither a label nor a chain
+            chains.append(schema.parse(write_chain(example, schema, rng)))
+            pairs.append(example)
+    if not chains or not (reward.step or reward.outcome):
+        return ""
+    all_chains, all_pairs = [*chains, schema.parse("")], [*pairs, pairs[0]]
+    parts = []
+    if reward.step:
+        rewards, known = (rows[:-1] for rows in reward.step(all_chains, all_pairs))
+        for k, name in enumerate(schema.names):
+            mean = f"{rewards[known[:, k], k].mean():.2f}" if known[:, k].any() else "unknown"
+            parts.append(f"{name} {mean}")
+    if reward.outcome:
+        parts.append(f"outcome {reward.outcome(all_chains, all_pairs)[:-1].mean():.2f}")
+    return f"mean rewards of {len(chains)} chains of the training pairs: {', '.join(parts)}"
 
 
 def _load_prm(config: TrainConfig) -> ProcessRewardModel:
