@@ -18,8 +18,9 @@ def score(
 ) -> dict[str, Any]:
     """Computes the metrics of parsed chains against gold labels and step annotations.
 
-    Examples without a gold label are excluded from every metric except ``parse_rate``. A chain
-    without a readable label counts as wrong. A metric over no examples is None.
+    Examples without a gold label are excluded from every metric except ``parse_rate``, unless the
+    schema has no label. A chain without a readable label counts as wrong. A metric over no examples
+    is None.
 
     Args:
       chains: one chain per example, parsed by ``schema``.
@@ -54,6 +55,8 @@ def score(
         raise ValueError(f"{len(chains)} chains for {len(examples)} examples: expected one each")
     parsed = [chain.well_formed for chain in chains]
     labeled = [(c, e) for c, e in zip(chains, examples, strict=True) if e.label is not None]
+    if schema.label_index < 0:
+        return _score_steps(chains, examples, schema)
     labels = schema.labels
     gold = np.array([labels.index(example.label) for _, example in labeled], int)
     predicted = np.array(
@@ -85,6 +88,24 @@ def score(
             }
             for kind in np.unique(kinds)
         },
+    }
+
+
+def _score_steps(
+    chains: Sequence[Chain], examples: Sequence[Example], schema: CotSchema
+) -> dict[str, Any]:
+    """The metrics of chains without a label."""
+    pairs = zip(chains, examples, strict=True)
+    verdicts = [correct_verdicts(chain, example, schema) for chain, example in pairs]
+    return {
+        **dict.fromkeys(("macro_f1", "macro_f1_se", "accuracy", "good_f1")),
+        "f1": {},
+        "step_accuracy": _step_accuracy(verdicts, schema),
+        "right_for_wrong_reason": None,
+        "parse_rate": float(np.mean([chain.well_formed for chain in chains])) if chains else None,
+        "confusion": [],
+        "n": len(chains),
+        "by_kind": {},
     }
 
 

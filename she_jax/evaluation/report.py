@@ -29,6 +29,7 @@ def before_after_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> T
     rows.append(("parse rate", before.get("parse_rate"), after.get("parse_rate")))
     sampled = [key for key in before if key.startswith("pass_at_")]
     rows += [(key.replace("_at_", "@"), before[key], after.get(key)) for key in sampled]
+    rows = [row for row in rows if row[1] is not None or row[2] is not None]
     for title, old, new in rows:
         change = f"{new - old:+.3f}" if old is not None and new is not None else "-"
         key = next((key for key, name in names.items() if name == title), "")

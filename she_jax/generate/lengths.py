@@ -82,6 +82,24 @@ def choose_lengths(
     return min(prompt, limit), completion
 
 
+def longer_prompts(sizes: Sizes, prompt_length: int, context: int) -> str:
+    """How many prompts are longer than a length, and which one most fit in; "" if most fit.
+
+    Args:
+      sizes: of the training pairs.
+      prompt_length: P.
+      context: of the model, positions.
+    """
+    longer = np.mean(np.array(sizes.prompts) > prompt_length) if len(sizes.prompts) else 0.0
+    enough = min(_up(np.percentile(sizes.prompts, 95)), context) if longer else prompt_length
+    if longer <= 0.1 or enough <= prompt_length:
+        return ""
+    return (
+        f"{longer:.0%} of the prompts are longer than {prompt_length} tokens and lose their end; "
+        f"--config.model.prompt_length={enough} fits 95%, and takes more time"
+    )
+
+
 def check_lengths(sizes: Sizes, completion_length: int) -> None:
     """Checks that nearly all chains of the training pairs fit, since a cut one teaches nothing.
 

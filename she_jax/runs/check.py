@@ -24,7 +24,7 @@ from she_jax.evaluation.pairs import (
     telling_fields,
 )
 from she_jax.generate.language_model import LanguageModelConfig
-from she_jax.generate.lengths import PERCENTILES, Sizes, choose_lengths, measure
+from she_jax.generate.lengths import PERCENTILES, Sizes, choose_lengths, longer_prompts, measure
 from she_jax.generate.prompts import PromptFormat, product_text, query_text
 from she_jax.runs.config import TrainConfig
 from she_jax.runs.policy import FLOOR_PAIRS, TRIED
@@ -38,6 +38,7 @@ from she_jax.types import Example
 
 SHOWN = 10  # rows as the model sees them
 FEW = 500  # training pairs below which a regression is the better judge
+RARE = 10  # pairs of a class in a split below which its F1 says little
 MANY = 20_000  # training pairs from which a small model from scratch may learn real text
 FLOOR = ("macro_f1", "good_macro_f1", "quadratic_kappa", "good_auc")
 
@@ -56,7 +57,8 @@ def check(config: TrainConfig, workdir: Path) -> None:
     pairs = [example for examples in splits.values() for example in examples]
     if config.data.name in TABLES:
         _show_columns(Judgments(table_config(config.data)))
-    _show_labels(config.schema, splits)
+    if config.schema.label_index >= 0:
+        _show_labels(config.schema, splits)
     _show_pairs(config.schema, splits, pairs)
     tokenizer = None
     if config.model.name == "scratch":
@@ -67,12 +69,14 @@ def check(config: TrainConfig, workdir: Path) -> None:
     chosen = choose_lengths(prompts, sizes, pretrained=tokenizer is None, context=context)
     lengths = config.model.prompt_length or chosen[0], config.model.completion_length or chosen[1]
     _show_lengths(prompts, sizes, lengths, splits["train"])
+    if longer := longer_prompts(sizes, lengths[0], context):
+        log(longer)
     _show_rows(prompts, lengths, splits["train"])
     if rewards := try_rewards(config, splits["train"][:TRIED]):
         log(rewards)
     if config.schema.label_index >= 0:
         _show_floor(config.schema, splits["train"], splits[config.evaluation.split])
-    log(outlook(config.model, len(splits["train"]), config.data.name))
+        log(outlook(config.model, len(splits["train"]), config.data.name))
     if config.kind == "time":
         log_minutes(config, workdir, dataset)
 
@@ -109,6 +113,15 @@ def _show_labels(schema: CotSchema, splits: Mapping[str, Sequence[Example]]) -> 
         figures = [f"{count[index]:,}" for count in query_counts(splits).values()]
         table.add_row(title, *figures)
     show(table)
+    log("good: the labels that count as relevant, others with --config.data.good=LABEL,LABEL")
+    for name in splits:
+        rare = {v: n for v in labels.values if 0 < (n := counts[name][v]) < RARE}
+        if name != "train" and rare:
+            few = ", ".join(f"{n} of label {value}" for value, n in rare.items())
+            log(
+                f"few pairs in {name}: {few}; F1 of such a class is luck, and so is macro F1: look "
+                "at good F1, or raise data.validation_share and data.test_share"
+            )
 
 
 def _show_pairs(
@@ -121,7 +134,8 @@ def _show_pairs(
         )
     counts = languages(pairs).most_common()
     named = [(name, n / len(pairs)) for name, n in counts if n >= 0.005 * len(pairs)]
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in named)
+    words = {"unknown": "too few known words to tell"}
+    shares = ", ".join(f"{words.get(name, name)} {share:.0%}" for name, share in named)
     log(f"languages, by script and known words: {shares}")
     if twice := contradictions(pairs):
         first, second = twice[0]
@@ -155,6 +169,12 @@ def _show_lengths(
 
 
 def _show_rows(prompts: PromptFormat, lengths: tuple[int, int], train: Sequence[Example]) -> None:
+    given = {name for example in train for name in example.steps or {}}
+    if unsaid := [
+        step.name for step in prompts.schema.steps if step.optional and step.name not in given
+    ]:
+        columns = ", ".join(f"steps.{name}" for name in unsaid)
+        log(f"steps that no pair says, and so no chain: {', '.join(unsaid)}; columns {columns} do")
     log(f"\n{SHOWN} rows as the model sees them (prompt | chain of the cold start):")
     rows = [train[row] for row in evenly_spaced_rows(len(train), SHOWN)]
     rng = np.random.default_rng(0)

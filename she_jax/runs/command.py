@@ -30,14 +30,19 @@ KEYS = {
     "data.products": "a table of products, which docid finds",
     "data.columns": "label=rating,title=name,...: which column is what",
     "data.labels": "0-3, binary, poor,fair,good, ...: worst to best",
+    "data.good": "the labels that count as relevant, such as 2,3; else the upper half",
     "model.name": "scratch, smollm2, a Hugging Face directory, a .gguf file, or ORGANIZATION/MODEL",
+    "model.prompt_length": "tokens of query and product, as model.completion_length of the chain",
     "model.dtype": "float32, or bfloat16 on an accelerator",
     "seed": "of parameters, data order and sampling",
     "sft.steps": "updates of the cold start",
     "init_from": "RUN/checkpoints/sft of another run, in place of a cold start",
     "method": "rl, or sft or dpo on chains that are sampled once",
     "rl.steps": "updates after the cold start",
-    "rl.estimator": "srpo, grpo, rloo, ... or a function of your own",
+    "rl.estimator": "srpo, grpo, rloo, ... or a function of your own, module:name",
+    "chain.steps": "a chain of other steps, each as its line: name: what to write => yes|no",
+    "reward.step": "rewards of your own for the steps, module:name",
+    "reward.outcome": "a reward of your own for the whole chain, module:name",
     "filter.pairs": "how many training pairs to measure and filter before RL",
     "reward.prm": "the run of a process reward model",
     "export": "true: also write a Hugging Face directory, RUN/export",
@@ -67,7 +72,8 @@ def help_text() -> str:
     """The recipes, a line each, and the keys that matter."""
     recipes = {path.stem: _first_line(path) for path in recipe_files()}
     keys = {f"--config.{key}": meaning for key, meaning in KEYS.items()}
-    return f"recipes:\n{_columns(recipes)}\n\nkeys that matter (all: base.py):\n{_columns(keys)}\n"
+    base = RECIPES / "base.py"
+    return f"recipes:\n{_columns(recipes)}\n\nkeys that matter (all: {base}):\n{_columns(keys)}\n"
 
 
 def recipe_files() -> list[Path]:

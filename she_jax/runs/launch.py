@@ -56,7 +56,8 @@ def exit_in_a_line(workdir: str | Path) -> Iterator[None]:
     except OSError as error:
         no_space = error.errno == errno.ENOSPC and not error.filename
         hint = f"; free space for {workdir}, then repeat the command" if no_space else ""
-        exit_with(f"{error}{hint}", 1)
+        place = f"{error.filename}: {error.strerror}" if error.filename else error
+        exit_with(f"{place}{hint}", 1)
     except UserError as error:
         exit_with(str(error), 1)
     except KeyboardInterrupt:
@@ -124,6 +125,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; prints a one-line error and exits with code 2 if it is invalid."""
     try:
         remaining = FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        exit_with(_unknown_flag(error.flagname, argv), 2)
     except flags.Error as error:
         cause: BaseException = error
         while nested := cause.__cause__ or cause.__context__:
@@ -148,12 +151,26 @@ def _parse_flags(argv: list[str]) -> list[str]:
     return remaining
 
 
-def _unknown_key(argv: list[str]) -> str | None:
-    matches = [re.match(r"--?(?:no)?config\.([^=\[]+)", argument) for argument in argv]
+def _known_keys(argv: list[str]) -> list[str]:
     plain = flags.FlagValues()  # the config without the command line's changes
     config = config_flags.DEFINE_config_file("config", flag_values=plain, sys_argv=argv[:1])
     plain(argv, known_only=True)
-    known = list(recipe_items(config.value))
+    return list(recipe_items(config.value or ConfigDict()))
+
+
+def _unknown_flag(name: str, argv: list[str]) -> str:
+    """What is said of ``--steps``: the keys that end so, or the flag that is spelled like it."""
+    known = _known_keys(argv)
+    keys = [key for key in known if name in (key, key.rpartition(".")[2])]
+    near = difflib.get_close_matches(name, ["workdir", "checkpoint", "config"], n=1)
+    meant = [f"--config.{key}" for key in keys] or [f"--{flag}" for flag in near]
+    hint = f"; is {' or '.join(meant)} meant?" if meant else ""
+    return f"--{name}: there is no such option{hint}"
+
+
+def _unknown_key(argv: list[str]) -> str | None:
+    matches = [re.match(r"--?(?:no)?config\.([^=\[]+)", argument) for argument in argv]
+    known = _known_keys(argv)
     for key in [match[1] for match in matches if match]:
         if key in known:
             continue

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jax.sharding import Mesh
 
 from she_jax.cot import CotSchema
@@ -17,7 +16,7 @@ from she_jax.generate.language_model import (
     LanguageModelConfig,
     with_lengths,
 )
-from she_jax.generate.lengths import Sizes, check_lengths, choose_lengths, measure
+from she_jax.generate.lengths import Sizes, check_lengths, choose_lengths, longer_prompts, measure
 from she_jax.runs.config import RunConfig, TrainConfig, read_run
 from she_jax.training.checkpoint import Checkpoints
 from she_jax.training.logging import log
@@ -82,11 +81,11 @@ def fit_lengths(lm: LanguageModel, config: LanguageModelConfig, sizes: Sizes) ->
         context=lm.model.config.max_positions,
     )
     prompt, completion = config.prompt_length or prompt, config.completion_length or completion
-    fits = 1 - np.mean(np.array(sizes.prompts) > prompt)
     log(
-        f"lengths, by the pairs: model.prompt_length={prompt} ({fits:.0%} of the prompts fit, the "
-        f"others lose their end), model.completion_length={completion}"
+        f"lengths, by the pairs: model.prompt_length={prompt}, model.completion_length={completion}"
     )
+    if longer := longer_prompts(sizes, prompt, lm.model.config.max_positions):
+        log(longer)
     return with_lengths(lm, prompt, completion)
 
 

@@ -92,7 +92,8 @@ def _say_where_to_look(config: TrainConfig, workdir: Path) -> None:
     log(f"results: {workdir / 'summary.json'}; curves: {workdir / 'metrics.jsonl'}, tensorboard/")
     if (workdir / "samples").is_dir():
         log(f"rollouts to read, with the reward of each step: {workdir / 'samples'}")
-    log(f"labels for other pairs: she-jax predict PAIRS.csv --checkpoint={folder}")
+    if config.schema.label_index >= 0:
+        log(f"labels for other pairs: she-jax predict PAIRS.csv --checkpoint={folder}")
     if config.export:
         log(f"exported as a Hugging Face directory: {workdir / 'export'}")
     else:

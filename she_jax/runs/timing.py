@@ -23,7 +23,7 @@ from she_jax.training.sft import new_state, sft_batch
 
 
 def log_minutes(config: TrainConfig, workdir: Path, dataset: PreparedDataset) -> None:
-    """Logs the minutes of the cold start, of RL and of an evaluation, without compilation.
+    """Logs the minutes of the cold start, filter, RL and evaluations, without compilation.
 
     Rollouts of a policy before its cold start rarely end, so those of RL take their whole length:
     its figure is an upper bound. Nothing is kept.
@@ -58,9 +58,19 @@ def log_minutes(config: TrainConfig, workdir: Path, dataset: PreparedDataset) ->
     generator = Generator(lm, size, warn=log)
     seconds = _second(lambda n: list(generator.greedy_rollouts(params, examples, rows)))
     count = min(config.evaluation.pairs or len(examples), len(examples))
-    parts.append((f"an evaluation of {split}, in batches", -(-count // size), seconds))
+    measured = min(config.measure.pairs, len(source)) * config.measure.rollouts
+    if measured:
+        parts.append(
+            (f"the filter's {measured:,} rollouts, in batches", -(-measured // size), seconds)
+        )
+    parts.append((f"{split}, before and after, in batches", 2 * -(-count // size), seconds))
     for name, steps, each in parts:
         log(f"time: {name}, {steps:,} x {each:.2f} s = {steps * each / 60:.1f} min")
+    total = sum(steps * each for _, steps, each in parts) / 60
+    log(
+        f"time: about {total:.0f} min in all, besides compilation and validation; sft.steps, "
+        "rl.steps, filter.pairs and data.eval_pairs shorten it"
+    )
 
 
 def _online(config: TrainConfig, lm: Any, params: Any, source: Any) -> Callable[[int], None]:

@@ -92,7 +92,7 @@ def test_a_check_shows_what_a_run_would_read_see_and_have_to_beat(tables, tmp_pa
 def test_a_timed_check_says_the_minutes_of_each_phase(tables, tmp_path, capsys):
     run(changed(config(kind="time").unlock(), settings(tables)), tmp_path / "run")
     screen = capsys.readouterr().out
-    for phase in ("cold start, 6 x", "rl, 2 x", "an evaluation of test"):
+    for phase in ("cold start, 6 x", "rl, 2 x", "test, before and after", "about"):
         assert f"time: {phase}" in screen
     assert not (tmp_path / "run" / "checkpoints").exists()
 
