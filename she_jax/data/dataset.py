@@ -242,10 +242,7 @@ class _Info(tfds.core.DatasetInfo):
     """What TFDS knows of a data set, from its folder alone."""
 
     def initialize_from_bucket(self) -> None:
-        """Does nothing: TFDS would look for the data set's name in its public bucket.
-
-        It would also leave an empty folder in the system's temporary one, at every start.
-        """
+        """Does nothing: TFDS would leave an empty folder in /tmp here, at every start."""
 
 
 @dataclass(frozen=True, kw_only=True)

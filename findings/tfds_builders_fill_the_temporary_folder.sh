@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# tensorflow-datasets 4.9.10: whoever makes a builder of a data set of their own that is not prepared
-# yet, with a local data_dir and try_gcs nowhere, still has its name looked up in TFDS's public bucket
-# (gs://tfds-data/dataset_info/NAME/CONFIG/VERSION), and each such call leaves an empty folder in the
-# system's temporary one for good, network or not. A name or config derived from private data goes
-# out, and a service or test suite that makes builders fills /tmp: 20 builders, 20 folders.
-# Seen: 20 folders left, asked for dataset_info/my_pairs/1.0.0
+# tensorflow-datasets 4.9.10: making a builder of a data set of one's own that is not prepared yet, even
+# with a data_dir of one's own, leaves an empty folder "...tfds" in the system's temporary one for good:
+# it is for what the public bucket says of the data set, though this version never asks the bucket.
+# A test suite or a service that makes builders fills /tmp with them (31,000 were found here).
+# Seen: 20 builders, 20 folders.
 set -euo pipefail
 folder="$(mktemp -d)"
 trap 'rm -rf "$folder"' EXIT
@@ -21,10 +20,6 @@ import tempfile
 logging.disable(logging.WARNING)
 import numpy as np
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core.utils import gcs_utils
-
-asked = []
-gcs_utils.exists = lambda path: bool(asked.append(str(path)))  # no network is needed to see it
 
 
 class MyPairs(tfds.core.GeneratorBasedBuilder):
@@ -44,7 +39,7 @@ before = set(os.listdir(tempfile.gettempdir()))
 for _ in range(20):
     MyPairs(data_dir=f"{sys.argv[1]}/data")
 left = set(os.listdir(tempfile.gettempdir())) - before
-print(tfds.__version__, len(left), "folders left, asked for", asked[0])
+paths = [os.path.join(tempfile.gettempdir(), name) for name in left]
+print(tfds.__version__, len(left), "folders left, all empty:", not any(map(os.listdir, paths)))
 assert len(left) == 20 and all(name.endswith("tfds") for name in left)
-assert len(asked) == 20 and asked[0].endswith("tfds-data/dataset_info/my_pairs/1.0.0"), asked[0]
 PYTHON
