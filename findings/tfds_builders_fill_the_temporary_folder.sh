@@ -2,7 +2,7 @@
 # tensorflow-datasets 4.9.10: making a builder of a data set of one's own that is not prepared yet, even
 # with a data_dir of one's own, leaves an empty folder "...tfds" in the system's temporary one for good:
 # it is for what the public bucket says of the data set, though this version never asks the bucket.
-# A test suite or a service that makes builders fills /tmp with them (31,000 were found here).
+# A test suite or a service that makes builders fills /tmp with them.
 # Seen: 20 builders, 20 folders.
 set -euo pipefail
 folder="$(mktemp -d)"

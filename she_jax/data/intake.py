@@ -171,7 +171,7 @@ class Intake:
             raise UserError(
                 f"{bad} of {total} rows cannot be used, more than the allowed share of "
                 f"{max_share:g}: {reasons}. The first:\n  {first}\n"
-                "Correct them, or raise data.max_bad_share."
+                "Correct them, or set them aside: --config.data.max_bad_share=SHARE"
             )
 
 

@@ -94,7 +94,7 @@ def test_other_bad_rows(tmp_path):
     assert read == [
         (2, "wrong number of cells: 1, expected 2"),
         (3, "wrong number of cells: 3, expected 2"),
-        (5, "not UTF-8: byte 0xe9; save the file as UTF-8"),
+        (5, "not UTF-8: byte 0xe9; save the file as UTF-8 (Excel: CSV UTF-8)"),
         (6, ["4", "ok"]),
     ]
 
