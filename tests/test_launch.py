@@ -169,7 +169,7 @@ def test_a_recipe_runs_in_its_workdir(project, arguments, output):
         (["--config.optim.lr=high"], "could not convert string to float: 'high'"),
         (["--config.cpu_devices=0"], "--config.cpu_devices=0: expected at least 1"),
         (["--config.cpu_devices=-1"], "--config.cpu_devices=-1: expected at least 1"),
-        (["--wrkdir=x"], "Did you mean: workdir"),
+        (["--wrkdir=x"], "is --workdir meant?"),
         (["stray"], "unexpected arguments ['stray']"),
     ],
 )  # fmt: skip

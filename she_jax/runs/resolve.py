@@ -81,6 +81,8 @@ def _columns(recipe: Recipe, workdir: Path) -> Recipe:
         columns = read_recipe(workdir).get("data", {}).get("columns", "")
     elif columns := columns_of(recipe.checkpoint, data.path, data.products):
         log(f"columns, as in {recipe.checkpoint}: {columns}")
+    if not columns:
+        return recipe
     resolved: Any = ConfigDict(recipe.to_dict())
     resolved.data.columns = columns
     return resolved.lock()

@@ -126,7 +126,9 @@ def undecoded(text: str) -> str:
     """Why a text of ``read_lines`` cannot be used: a byte that is not UTF-8; empty if it can."""
     if text.isascii() or not (match := _UNDECODED.search(text)):
         return ""
-    return f"not UTF-8: byte 0x{ord(match[0]) - 0xDC00:02x}; save the file as UTF-8 (Excel: CSV UTF-8)"
+    return (
+        f"not UTF-8: byte 0x{ord(match[0]) - 0xDC00:02x}; save the file as UTF-8 (Excel: CSV UTF-8)"
+    )
 
 
 class Lines(Iterator[str]):
