@@ -53,7 +53,7 @@ CORE_ONLY = """
 import pydoc, sys
 sys.modules |= dict.fromkeys(("flax", "ml_collections", "safetensors"))  # None: not installed
 import she_jax
-assert "srpo_advantages" in pydoc.render_doc(she_jax)
+assert "srpo_advantages" in pydoc.plain(pydoc.render_doc(she_jax))
 try:
     from she_jax import train
 except ImportError as error:
