@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import AbstractArray, Bool, Int
+from jaxtyping import AbstractArray, Array, Bool, Int
 
-from she_jax.types import Advantages
+from she_jax.types import Advantages, LMOutput
 
 Args = ParamSpec("Args")
 Result = TypeVar("Result")
@@ -53,7 +53,10 @@ def checked(function: Callable[Args, Result]) -> Callable[Args, Result]:
 
     @functools.wraps(function)
     def call(*args: Args.args, **kwargs: Args.kwargs) -> Result:
-        arguments = signature.bind(*args, **kwargs).arguments
+        try:
+            arguments = signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise TypeError(f"{function.__name__}() {error}") from None
         _check(f"{function.__name__}: ", arguments, annotations, {})
         return function(*args, **kwargs)
 
@@ -104,6 +107,42 @@ def check_range(name: str, values: Any, interval: str, mask: Any = True):
         where = "" if mask is True else ", or a mask or weight of 0 there"
         found = f"{place} is " if place else "="
         raise ValueError(f"{name}{found}{numbers[tuple(place)]}: expected a {expected}{where}")
+
+
+def model_output(
+    forward: Callable[..., Any], params: Any, tokens: Array, positions: Array, **more: Any
+) -> Array | LMOutput:
+    """What ``forward`` returns for tokens and positions [B, T], the model of an update.
+
+    Raises:
+      ValueError: if it does not take these arguments, or returns no logits [B, T, V].
+    """
+    try:
+        output = forward(params, tokens, positions, **more)
+    except TypeError as error:
+        if _takes(forward, params, tokens, positions, **more):
+            raise
+        call = ", ".join(("params, tokens, positions", *(f"{name}=..." for name in more)))
+        sharing = "; it may ignore the last two, for a group_size above 1" * ("group_size" in more)
+        raise ValueError(f"{error}: forward is called as forward({call}){sharing}") from error
+    logits = output.hidden if isinstance(output, LMOutput) else output
+    if not isinstance(logits, jax.Array) or logits.ndim != 3 or logits.shape[:2] != tokens.shape:
+        raise ValueError(
+            f"forward returned {described(logits)}, expected logits [B, T, V] for the tokens "
+            f"{list(tokens.shape)}, or a she_jax.LMOutput"
+        )
+    return output
+
+
+def _takes(function: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+    """Whether the signature, where there is one, admits the arguments."""
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature
+        pass
+    return True
 
 
 def known_values(array: Any) -> np.ndarray | None:

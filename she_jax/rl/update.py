@@ -9,7 +9,6 @@ has a token (a position >= 0) are dropped. Parameters are any tree of arrays. ``
 returns a function of (state, batch) and nothing else; ``jit_update_step`` compiles it for a mesh.
 """
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int
 
 from she_jax.models.sharding import batch_sharding, shardings
-from she_jax.rl.checks import checked, described
+from she_jax.rl.checks import checked, model_output
 from she_jax.rl.logprobs import MAXIMA, fused_loss, token_logps
 from she_jax.rl.losses import LossConfig, check_train_batch, dpo_loss, policy_loss, sft_loss
 from she_jax.types import DpoBatch, LMOutput, OrmBatch, SftBatch, TrainBatch, TrainState
@@ -59,12 +58,12 @@ def make_update_step(
 
     Returns:
       A pure function (state, batch) -> (state, metrics). It raises ValueError if the batch does not
-      divide into the micro-batches, or ``forward`` does not take or return the above. ``state.step``
-      increases by one; ``state.key`` is unchanged, since nothing here is random (the sampler folds
-      the step into it). Metrics are scalars: the weighted means ``pg_loss``, ``kl``, ``entropy``,
-      ``ratio``, ``clip_low``, ``clip_high`` and ``logp_gap``; ``loss``, divided by the sum of
-      ``denominator`` instead if the batch has it; ``logp_gap_max``; ``grad_norm`` (before the
-      optimizer clips it) and ``tokens`` (number of tokens with nonzero weight). A batch without
+      divide into the micro-batches, or ``forward`` does not take or return the above.
+      ``state.step`` increases by one; ``state.key`` is unchanged, since nothing here is random (the
+      sampler folds the step into it). Metrics are scalars: the weighted means ``pg_loss``, ``kl``,
+      ``entropy``, ``ratio``, ``clip_low``, ``clip_high`` and ``logp_gap``; ``loss``, divided by the
+      sum of ``denominator`` instead if the batch has it; ``logp_gap_max``; ``grad_norm`` (before
+      the optimizer clips it) and ``tokens`` (number of tokens with nonzero weight). A batch without
       weight has loss 0 and gradient 0.
     """
 
@@ -75,7 +74,7 @@ def make_update_step(
 
     def loss_sum(params: Any, batch: TrainBatch) -> tuple[Float[Array, ""], Metrics]:
         sharing = _prompt_sharing(batch.prompt_length, batch.group_size)
-        output = _output(forward, params, batch.tokens, batch.positions, **sharing)
+        output = model_output(forward, params, batch.tokens, batch.positions, **sharing)
         # A row is counted once, not once per chunk of its tokens.
         total, metrics = fused_loss(output, replace(batch, denominator=None), loss)
         count = metrics["weight"] if batch.denominator is None else batch.denominator.sum()
@@ -116,7 +115,7 @@ def make_sft_step(
 
     def loss_sum(params: Any, batch: SftBatch) -> tuple[Float[Array, ""], Metrics]:
         attention_mask = {} if batch.mask is None else {"mask": batch.mask}
-        output = _output(forward, params, batch.tokens, batch.positions, **attention_mask)
+        output = model_output(forward, params, batch.tokens, batch.positions, **attention_mask)
         return fused_loss(output, replace(batch, mask=None), loss)
 
     @checked
@@ -159,7 +158,7 @@ def make_dpo_step(
 
     def loss_sum(params: Any, batch: DpoBatch) -> tuple[Float[Array, ""], Metrics]:
         sharing = _prompt_sharing(batch.prompt_length, batch.group_size)
-        output = _output(forward, params, batch.tokens, batch.positions, **sharing)
+        output = model_output(forward, params, batch.tokens, batch.positions, **sharing)
         logps, _ = token_logps(output, batch.tokens, start=batch.prompt_length)
         policy, reference = (
             (batch.loss_weights * jnp.where(batch.loss_weights != 0, x, 0.0)).sum(axis=1)
@@ -199,7 +198,7 @@ def make_scorer(
     @jax.jit
     def score(params: Any, tokens: Array, positions: Array, temperature: Array) -> Array:
         def forward_logps(rows: Sequence[Array]) -> Array:
-            output = _output(forward, params, *rows, **_prompt_sharing(start, group_size))
+            output = model_output(forward, params, *rows, **_prompt_sharing(start, group_size))
             logps, _ = token_logps(output, rows[0], temperature=temperature, start=start)
             return jnp.pad(logps, ((0, 0), (0, tokens.shape[1] - logps.shape[1])))
 
@@ -293,38 +292,6 @@ def gradient_step(
     params = optax.apply_updates(state.params, updates)
     state = TrainState(step=state.step + 1, params=params, opt_state=opt_state, key=state.key)
     return state, metrics
-
-
-def _output(
-    forward: Forward, params: Any, tokens: Array, positions: Array, **more: Any
-) -> Array | LMOutput:
-    """What the model returns; in words if it does not take or return what it should."""
-    try:
-        output = forward(params, tokens, positions, **more)
-    except TypeError as error:
-        if _takes(forward, params, tokens, positions, **more):
-            raise
-        call = ", ".join(("params, tokens, positions", *(f"{name}=..." for name in more)))
-        sharing = "; it may ignore the last two, for a group_size above 1" * ("group_size" in more)
-        raise ValueError(f"{error}: forward is called as forward({call}){sharing}") from error
-    logits = output.hidden if isinstance(output, LMOutput) else output
-    if not isinstance(logits, jax.Array) or logits.ndim != 3 or logits.shape[:2] != tokens.shape:
-        raise ValueError(
-            f"forward returned {described(logits)}, expected logits [B, T, V] for the tokens "
-            f"{list(tokens.shape)}, or a she_jax.LMOutput"
-        )
-    return output
-
-
-def _takes(function: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
-    """Whether the signature, where there is one, admits the arguments."""
-    try:
-        inspect.signature(function).bind(*args, **kwargs)
-    except TypeError:
-        return False
-    except ValueError:  # it has no signature
-        pass
-    return True
 
 
 def _inverse(count: Float[Array, ""]) -> Float[Array, ""]:
