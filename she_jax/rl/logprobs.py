@@ -63,9 +63,8 @@ def token_logps(
     length = tokens.shape[1]
     _check_start(start, length)
     check_range("temperature", temperature, "(0, inf)")
-    _check_ids(
-        tokens[:, start:], (output.head if isinstance(output, LMOutput) else output).shape[-1]
-    )
+    vocab = (output.head if isinstance(output, LMOutput) else output).shape[-1]
+    _check_ids(known_values(tokens), start, vocab)
     targets = jnp.asarray(tokens)[:, start:]
     temperature = jax.lax.stop_gradient(jnp.asarray(temperature, dtype=jnp.float32))
     if not isinstance(output, LMOutput):
@@ -124,9 +123,9 @@ def _check_start(start: int, length: int):
         )
 
 
-def _check_ids(tokens: Array | np.ndarray, vocab: int):
-    ids = known_values(tokens)
-    if ids is not None and ids.size and not 0 <= ids.min() <= ids.max() < vocab:
+def _check_ids(tokens: np.ndarray | None, start: int, vocab: int):
+    ids = np.zeros(0) if tokens is None else tokens[:, start:]
+    if ids.size and not 0 <= ids.min() <= ids.max() < vocab:
         raise ValueError(
             f"token ids from {ids.min()} to {ids.max()}, but the logits have {vocab} entries: "
             f"expected ids from 0 to {vocab - 1}, also for padding (whose weight is 0)"
