@@ -6,6 +6,7 @@ else is imported before a name is first used: a mistake on the command line need
 
 import warnings
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -93,6 +94,13 @@ _NAMES = {  # by the module that has them
         "TrainBatch TrainState UserError"
     ),
 }
+# These need the packages of the full install; the rest needs JAX, optax and jaxtyping.
+_FULL = {
+    "she_jax.generate.sampler",
+    "she_jax.models.decoder",
+    "she_jax.models.weights",
+    "she_jax.runs.api",
+}
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 # Old names, kept for one release.
@@ -165,8 +173,23 @@ def __getattr__(name: str) -> Any:
         name = _RENAMED[name]
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+    try:
+        return getattr(import_module(_MODULES[name]), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("she_jax"):
+            raise
+        raise ImportError(f"she_jax.{name}: {lacking(error)}") from None
+
+
+def lacking(error: ModuleNotFoundError) -> str:
+    """What a module beyond the core lacks, and how to get it."""
+    return (
+        f"there is no package {error.name!r}; this needs the full install: pip install she_jax, or "
+        "pip install . in a checkout"
+    )
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    """The names that can be loaded, which is what ``help`` does."""
+    full = all(find_spec(package) for package in ("flax", "ml_collections", "safetensors"))
+    return [*globals(), *(name for name in __all__ if full or _MODULES[name] not in _FULL)]

@@ -302,6 +302,11 @@ class CotSchema:
     instruction: str = ""
 
     def __post_init__(self):
+        if not all(isinstance(step, Step) for step in self.steps):
+            raise ValueError(
+                "CotSchema takes she_jax.Step records: build it from lines with "
+                "CotSchema.build(steps=('plan: how', 'answer: the sum'))"
+            )
         names = self.names
         if len({fold(name) for name in names}) < max(1, len(names)):
             raise ValueError(f"step names {names}: expected at least one, each only once")
@@ -347,6 +352,8 @@ class CotSchema:
         Raises:
           ValueError: if the options do not fit together.
         """
+        if isinstance(steps, str):
+            raise ValueError(f"steps={steps!r}: expected several lines, such as steps=({steps!r},)")
         label_set = LabelSet.parse(labels, good)
         label = Step(name=LABEL_STEP, verdicts=label_set.texts)
         if steps:

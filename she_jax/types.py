@@ -29,7 +29,8 @@ class Example:
     Attributes:
       uid: unique within its dataset.
       query: the shopper's search query.
-      product: text by field name; ``title`` is always present.
+      product: text by field name. A pair that is read from a file has a ``title``; in a task of
+        your own it may be empty.
       label: a value of the label set (by default 1, irrelevant, to 4, excellent), or None if the
         pair is unlabeled.
       steps: ground truth by step name, without the label: a verdict, or ``;``-separated items for a
@@ -141,11 +142,12 @@ class TrainBatch:
         ``she_jax.rl.losses.loss_denominators``); None for the sum of the row's weights.
       imitation_mask: True on tokens of self-imitation: their ratio is 1, whatever ``old_logps``
         are, and they have no KL term; None for no such tokens.
-      temperature: sampling temperature of the behavior policy; traced, so it may change freely.
-      kl_coef: weight of the KL term, read where there are ``ref_logps``; traced.
+      temperature: sampling temperature of the behavior policy, > 0; traced, so that it may change.
+      kl_coef: weight of the KL term, >= 0, read where there are ``ref_logps``; traced.
       prompt_length: no token before this index carries loss, so the output head skips them; static.
       group_size: number of contiguous rows that are equal before ``prompt_length``, a part that the
-        model may then compute once; 1 for no such rows; static.
+        model may then compute once (see ``she_jax.make_update_step``); 1 for no such rows, or a
+        model that ignores it; static. It need not be that of the estimator.
     """
 
     tokens: Int[Array, "B T"]

@@ -298,11 +298,17 @@ def test_optional_checks_may_be_missing():
         ((Step(name="category", verdicts=("near", "Near")),), "cannot be told apart"),
         ((Step(name="label", verdicts=ATTRIBUTES),), "expected the verdicts ('1', '2', '3', '4')"),
         ((), "at least one"),
+        (("plan: how",), "build it from lines with CotSchema.build(steps="),
     ],
 )
 def test_an_invalid_schema_is_refused(steps, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         CotSchema(steps=steps)
+
+
+def test_a_single_text_is_no_list_of_lines():
+    with pytest.raises(ValueError, match=r"expected several lines, such as steps=\('plan: how',\)"):
+        CotSchema.build(steps="plan: how")
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,29 @@ def test_an_import_is_light(module, later, needs):
     assert done.stdout.strip() == str(needs)
 
 
+CORE_ONLY = """
+import pydoc, sys
+sys.modules |= dict.fromkeys(("flax", "ml_collections", "safetensors"))  # None: not installed
+import she_jax
+assert "srpo_advantages" in pydoc.plain(pydoc.render_doc(she_jax))
+try:
+    from she_jax import train
+except ImportError as error:
+    print(error)
+from she_jax.__main__ import main
+main()
+"""
+
+
+def test_without_the_full_install_what_is_missing_is_said_in_a_line():
+    command = [sys.executable, "-c", CORE_ONLY]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    words = "there is no package 'ml_collections'; this needs the full install: pip install"
+    assert done.stdout.startswith(f"she_jax.train: {words}")
+    assert done.stderr.startswith(f"she-jax: {words}")
+    assert done.stderr.count("\n") == done.returncode == 1
+
+
 def test_the_wheel_has_every_package():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     folders = {file.parent for file in (ROOT / "she_jax").rglob("__init__.py")}

@@ -5,19 +5,22 @@ An estimator is a function of (step rewards, step mask, outcome rewards) that re
 of a group contiguous, S steps, T tokens. Results are float32, masked, and zero where a group has no
 variance. All estimators share these arguments, and some have constants of their own:
 
-    step_rewards: reward of each step, in [0, 1]; any value where ``step_mask`` is False.
+    step_rewards: reward of each step, in [0, 1]; any value where ``step_mask`` is False. Estimators
+      without a threshold (all but ``srpo_advantages``) take any finite number.
     step_mask: True where the rollout has the step and its reward is known; other steps are
       ignored.
-    outcome: reward R of the whole rollout.
+    outcome: reward R of the whole rollout; any finite number, since it is only compared within its
+      group. In a recipe it is in [0, 1].
     group_size: G, rollouts per prompt, >= 2.
     step_tokens: number of tokens of each step (see ``she_jax.rl.steps.step_token_counts``), used by
       ``srpo_advantages`` and ``prorag_advantages``; None for an equal number in all steps.
-    eps: added to every standard deviation that divides (of the population, with divisor n).
-    min_std: a standard deviation of at most this counts as zero, and what it would scale is 0.
+    eps: added to every standard deviation that divides (of the population, with divisor n), >= 0.
+    min_std: a standard deviation of at most this counts as zero, and what it would scale is 0;
+      >= 0.
 
 They raise ValueError if ``group_size`` is below 2 or does not divide B, and for arguments that
-``she_jax.rl.checks`` refuses: lists, other shapes and dtypes, and, outside of ``jit``, rewards that
-are NaN or infinite and step ids outside [-1, S).
+``she_jax.rl.checks`` refuses: lists, other shapes and dtypes, and, outside of ``jit``, rewards and
+constants outside of their ranges and step ids outside [-1, S).
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from she_jax.rl.checks import check_step_ids, checked
+from she_jax.rl.checks import check_range, check_step_ids, checked
 from she_jax.rl.groups import (
     center_and_std,
     normalize,
@@ -38,6 +41,12 @@ from she_jax.rl.groups import (
 from she_jax.types import Advantages
 
 CRITICAL = ("first_error", "all")
+SRPO_RANGES = {  # of the constants of ``srpo_advantages``
+    "w_outcome": "[0, inf)",
+    "w_step": "[0, inf)",
+    "after_error": "[0, 1]",
+    "correct_from": "(0, 1]",
+}
 
 
 @checked
@@ -79,7 +88,9 @@ def srpo_advantages(
     step index is SRaR's (arXiv 2605.17291); the critical weights, ``after_error`` and
     ``correct_from`` are our reading of "critical correct and incorrect steps".
 
-    Args, besides those shared by all estimators (see the module):
+    Args, besides those shared by all estimators (``help("she_jax.rl.advantages")``):
+      step_rewards: in [0, 1], where ``step_mask`` is True.
+      outcome: any finite number; only differences within a group count.
       w_outcome: weight of the outcome part, >= 0.
       w_step: weight of the step part, >= 0.
       critical: how the steps are weighted, as above.
@@ -91,6 +102,10 @@ def srpo_advantages(
     Raises:
       ValueError: also if ``critical`` is unknown.
     """
+    values = w_outcome, w_step, after_error, correct_from
+    for (name, interval), value in zip(SRPO_RANGES.items(), values, strict=True):
+        check_range(name, value, interval)
+    check_range("step_rewards", step_rewards, "[0, 1]", step_mask)
     reward, mask = step_groups(step_rewards, step_mask, group_size)
     outcome_part = normalized_outcome(outcome, group_size, eps, min_std)
     d = normalize(reward, mask, eps, min_std)
@@ -123,7 +138,7 @@ def grpo_advantages(
     """Group relative policy optimization: A[i] = (R[i] - mean R) / (std R + eps).
 
     DeepSeekMath (arXiv 2402.03300), section 4.1.2, outcome supervision. Of the step arguments
-    only the number of steps is used. Args: see the module.
+    only the number of steps is used. Args: see ``help("she_jax.rl.advantages")``.
     """
     del step_mask, step_tokens
     normalized = normalized_outcome(outcome, group_size, eps, min_std)
@@ -146,7 +161,8 @@ def rloo_advantages(
         A[i] = R[i] - sum_{j != i} R[j] / (G - 1) = G / (G - 1) * (R[i] - mean R)
 
     Ahmadian et al. (arXiv 2402.14740). No standard deviation divides, so ``eps`` is ignored; of
-    the step arguments only the number of steps is used. Args: see the module.
+    the step arguments only the number of steps is used. Args: see
+    ``help("she_jax.rl.advantages")``.
     """
     del step_mask, step_tokens, eps
     centered, _ = center_and_std(*outcome_as_step(outcome, group_size), min_std)
@@ -169,7 +185,7 @@ def dr_grpo_advantages(
     Liu et al. (arXiv 2503.20783). Without the division by std R, a prompt weighs in proportion to
     the spread of its rewards. The other half of the method is the denominator of the loss, that of
     the aggregation ``constant`` in ``she_jax.rl.losses``. ``eps`` is ignored; of the step arguments
-    only the number of steps is used. Args: see the module.
+    only the number of steps is used. Args: see ``help("she_jax.rl.advantages")``.
     """
     del step_mask, step_tokens, eps
     centered, _ = center_and_std(*outcome_as_step(outcome, group_size), min_std)
@@ -203,7 +219,7 @@ def process_advantages(
     the outcome, so the outcome part is 0, and tokens outside every step have advantage 0. Steps are
     summed in the schema's order, even for an ill-formed chain that orders them differently.
 
-    Args: see the module; ``outcome`` is used for its shape only.
+    Args: see ``help("she_jax.rl.advantages")``; ``outcome`` is used for its shape only.
     """
     del step_tokens
     z = pooled(step_rewards, step_mask, group_size, eps, min_std)
@@ -234,9 +250,10 @@ def prorag_advantages(
 
     Reconstruction: eps is added to sigma too; the paper adds it to the outcome's deviation only.
 
-    Args, besides those shared by all estimators (see the module):
+    Args, besides those shared by all estimators (``help("she_jax.rl.advantages")``):
       w_step: weight of the step part, >= 0.
     """
+    check_range("w_step", w_step, "[0, inf)")
     outcome_part = normalized_outcome(outcome, group_size, eps, min_std)
     weights = step_mask if step_tokens is None else jnp.where(step_mask, step_tokens, 0)
     steps = pooled(step_rewards, weights, group_size, eps, min_std)
@@ -300,10 +317,12 @@ def clip_advantages(
 
     Args:
       advantages: per step or per token.
-      clip: bound on the absolute value of an advantage, > 0.
+      clip: bound on the absolute value of an advantage, > 0; infinity for no bound.
       negative_weight: weight of negative advantages, in [0, 1]; at 0 the policy learns only from
         what is better than its group.
     """
+    check_range("clip", clip, "(0, inf]")
+    check_range("negative_weight", negative_weight, "[0, 1]")
     bounded = jnp.clip(advantages, -clip, clip)
     return jnp.where(bounded < 0, negative_weight * bounded, bounded)
 
@@ -323,8 +342,8 @@ def informative_groups(
     two rollouts and would keep every group.
 
     Args:
-      outcome: the verifier's reward of the whole rollout.
-      step_rewards: the verifier's reward of each step.
+      outcome: the verifier's reward of the whole rollout, any finite number.
+      step_rewards: the verifier's reward of each step, any finite number where ``step_mask``.
       step_mask: True where the step exists and its reward is known; all False to consider the
         outcome only, as outcome-only estimators do.
       group_size: G, rollouts per prompt, >= 2.

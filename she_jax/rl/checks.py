@@ -5,13 +5,14 @@ the shape and the kind of dtype that the signature states. Lists are refused, si
 shape would be a guess; where floats are expected, integers and booleans are read as floats.
 
 Shapes and dtypes are checked whenever Python runs the function, so also while JAX traces it, and
-cost nothing in compiled code. Values (step ids, NaN) are checked where they are known: not inside
-``jit``, and not on arrays of which other processes hold a part. Every error is a ValueError.
+cost nothing in compiled code. Values (ranges, step ids, NaN) are checked where they are known: not
+inside ``jit``, and not on arrays of which other processes hold a part. Every error is a ValueError.
 """
 
 import dataclasses
 import functools
 import inspect
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, ParamSpec, TypeVar, get_args
 
@@ -19,12 +20,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import AbstractArray, Bool, Int
+from jaxtyping import AbstractArray, Array, Bool, Int
+
+from she_jax.types import Advantages, LMOutput
 
 Args = ParamSpec("Args")
 Result = TypeVar("Result")
 
-RECORDS = "she_jax.types"  # their fields are checked as arguments are
+RECORDS = "she_jax."  # the fields of the package's dataclasses are checked as arguments are
+FINITE = "(-inf, inf)"
 LETTERS = {
     "B": "rollouts, a row each",
     "S": "steps",
@@ -49,7 +53,10 @@ def checked(function: Callable[Args, Result]) -> Callable[Args, Result]:
 
     @functools.wraps(function)
     def call(*args: Args.args, **kwargs: Args.kwargs) -> Result:
-        arguments = signature.bind(*args, **kwargs).arguments
+        try:
+            arguments = signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise TypeError(f"{function.__name__}() {error}") from None
         _check(f"{function.__name__}: ", arguments, annotations, {})
         return function(*args, **kwargs)
 
@@ -74,22 +81,68 @@ def check_step_ids(step_ids: Any, steps: int | None):
         )
 
 
-def check_finite(name: str, values: Any, mask: Any = None):
-    """Refuses NaN and infinity, where the mask is not 0: they would reach a whole group.
+def check_range(name: str, values: Any, interval: str, mask: Any = True):
+    """Refuses NaN and numbers outside of an interval, where the mask is not 0.
+
+    Args:
+      name: of the argument, for the message.
+      values: a number, or an array of any shape.
+      interval: such as ``[0, 1]`` or ``(0, inf)``, which has neither of its ends.
+      mask: what counts, of a shape that broadcasts to that of ``values``.
 
     Raises:
-      ValueError: with the first such value and its place.
+      ValueError: with the first such number and its place.
     """
-    numbers, counted = known_values(values), True if mask is None else known_values(mask)
+    numbers, counted = known_values(values), known_values(mask)
     if numbers is None or counted is None:
         return
-    wrong = (counted != 0) & ~np.isfinite(numbers.astype(np.float32))
+    numbers = numbers.astype(np.float32)
+    low, high = map(float, interval[1:-1].split(","))
+    above = numbers >= low if interval[0] == "[" else numbers > low
+    below = numbers <= high if interval[-1] == "]" else numbers < high
+    wrong = (counted != 0) & ~(above & below)
     if wrong.any():
         place = np.argwhere(wrong)[0].tolist()
-        remedy = "" if mask is None else ", or make the mask False where it is unknown"
+        expected = "finite number" if interval == FINITE else f"number in {interval}"
+        where = "" if mask is True else ", or a mask or weight of 0 there"
+        found = f"{place} is " if place else "="
+        raise ValueError(f"{name}{found}{numbers[tuple(place)]}: expected a {expected}{where}")
+
+
+def model_output(
+    forward: Callable[..., Any], params: Any, tokens: Array, positions: Array, **more: Any
+) -> Array | LMOutput:
+    """What ``forward`` returns for tokens and positions [B, T], the model of an update.
+
+    Raises:
+      ValueError: if it does not take these arguments, or returns no logits [B, T, V].
+    """
+    try:
+        output = forward(params, tokens, positions, **more)
+    except TypeError as error:
+        if _takes(forward, params, tokens, positions, **more):
+            raise
+        call = ", ".join(("params, tokens, positions", *(f"{name}=..." for name in more)))
+        sharing = "; it may ignore the last two, for a group_size above 1" * ("group_size" in more)
+        raise ValueError(f"{error}: forward is called as forward({call}){sharing}") from error
+    logits = output.hidden if isinstance(output, LMOutput) else output
+    if not isinstance(logits, jax.Array) or logits.ndim != 3 or logits.shape[:2] != tokens.shape:
         raise ValueError(
-            f"{name}{place} is {numbers[tuple(place)]}: expected a finite reward{remedy}"
+            f"forward returned {described(logits)}, expected logits [B, T, V] for the tokens "
+            f"{list(tokens.shape)}, or a she_jax.LMOutput"
         )
+    return output
+
+
+def _takes(function: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+    """Whether the signature, where there is one, admits the arguments."""
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature
+        pass
+    return True
 
 
 def known_values(array: Any) -> np.ndarray | None:
@@ -110,24 +163,62 @@ def _check(
     """Checks each argument, and enters the size of each letter with the array that it is from."""
     for name, value in arguments.items():
         kind = annotations[name]
-        if _is_record(type(value)):
-            fields = {field.name: field.type for field in dataclasses.fields(value)}
-            values = {field: getattr(value, field) for field in fields}
-            _check(f"{place}{name}.", values, fields, sizes)
-            continue
-        if _is_record(kind):
+        if kind is int and not _is_whole(value):
+            static = ", known outside of jit (static_argnames)" * isinstance(value, Tracer)
             raise ValueError(
-                f"{place}{name} is a {type(value).__name__}, expected a she_jax.{kind.__name__}"
+                f"{place}{name} is {described(value)}, expected a whole number{static}"
+            )
+        if _is_record(kind) and not isinstance(value, kind):
+            raise ValueError(
+                f"{place}{name} is {described(value)}, expected a she_jax.{kind.__name__}"
+                f"{_way_to(kind)}"
             )
         kinds = get_args(kind) or (kind,)
         arrays = [k for k in kinds if isinstance(k, type) and issubclass(k, AbstractArray)]
-        if arrays:
-            others = tuple(k for k in kinds if k not in arrays and isinstance(k, type))
+        others = tuple(k for k in kinds if k not in arrays and isinstance(k, type))
+        if _is_record(type(value)) and (not arrays or isinstance(value, others)):
+            fields = {field.name: field.type for field in dataclasses.fields(value)}
+            values = {field: getattr(value, field) for field in fields}
+            _check(f"{place}{name}.", values, fields, sizes)
+        elif arrays:
             _check_array(place + name, value, arrays, others, sizes)
 
 
 def _is_record(kind: Any) -> bool:
-    return dataclasses.is_dataclass(kind) and getattr(kind, "__module__", "") == RECORDS
+    return dataclasses.is_dataclass(kind) and getattr(kind, "__module__", "").startswith(RECORDS)
+
+
+def _is_whole(value: Any) -> bool:
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return True
+
+
+def described(value: Any) -> str:
+    """What a refused argument is: its value if that is short, else its kind."""
+    if value is None or isinstance(value, int | float | np.number):
+        return str(value)
+    if isinstance(value, np.ndarray | jax.Array):
+        return f"an array {list(value.shape)}"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+
+
+def _way_to(kind: Any) -> str:
+    return ", which estimators such as srpo_advantages return" if kind is Advantages else ""
+
+
+def _way_to_array(name: str, value: Any) -> str:
+    """How to get the array that was expected from what was passed."""
+    if isinstance(value, Advantages):
+        return ": pass what token_advantages makes of it, an advantage for each token"
+    if isinstance(value, tuple) and name.endswith("logps"):
+        return ": token_logps returns (logps, entropy), take [0]"
+    if isinstance(value, list | tuple) or hasattr(value, "__array__"):
+        return f": pass jnp.asarray({name})"
+    return ""
 
 
 def _check_array(
@@ -141,8 +232,8 @@ def _check_array(
     short = name.split()[-1]
     if not isinstance(value, np.ndarray | jax.Array):
         raise ValueError(
-            f"{name} is a {type(value).__name__}, expected a numpy or JAX array {expected}: pass "
-            f"jnp.asarray({short})"
+            f"{name} is {described(value)}, expected a numpy or JAX array {expected}"
+            f"{_way_to_array(short, value)}"
         )
     kind, is_kind, cast = _kind(arrays[0])
     if not any(jnp.issubdtype(value.dtype, dtype) for dtype in is_kind):

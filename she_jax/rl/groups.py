@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from she_jax.rl.checks import check_finite
+from she_jax.rl.checks import FINITE, check_range
 
 
 def _groups(rows: Array, group_size: int) -> Array:
@@ -26,7 +26,12 @@ def step_groups(
     step_rewards: Array | np.ndarray, weights: Array | np.ndarray, group_size: int
 ) -> tuple[Float[Array, "N G S"], Array]:
     """Step rewards, 0 where they have no weight, and their weights."""
-    check_finite("step_rewards", step_rewards, weights)
+    if not step_rewards.shape[1]:
+        raise ValueError(
+            f"step_rewards has shape {list(step_rewards.shape)}: expected a column for each step; "
+            "for outcomes alone pass one column and a mask that is False"
+        )
+    check_range("step_rewards", step_rewards, FINITE, weights)
     reward = jnp.where(weights, step_rewards, 0.0)
     return _groups(reward, group_size), _groups(jnp.asarray(weights), group_size)
 
@@ -35,7 +40,7 @@ def outcome_as_step(
     outcome: Float[Array | np.ndarray, "B"], group_size: int
 ) -> tuple[Float[Array, "N G 1"], Bool[Array, "N G 1"]]:
     """The outcome reward in the form of a step that every rollout has, with its mask."""
-    check_finite("outcome", outcome)
+    check_range("outcome", outcome, FINITE)
     reward = _groups(jnp.asarray(outcome, dtype=jnp.float32), group_size)[:, :, None]
     return reward, jnp.ones(reward.shape, dtype=bool)
 
@@ -67,6 +72,7 @@ def normalize(
     min_std: float,
 ) -> Float[Array, "N G S"]:
     """Weighted z-scores over axis 1; 0 at entries without weight and where nothing varies."""
+    check_range("eps", eps, "[0, inf)")
     centered, sigma = center_and_std(reward, weights, min_std)
     return centered / (sigma + eps)
 
@@ -77,6 +83,7 @@ def center_and_std(
     min_std: float,
 ) -> tuple[Float[Array, "N G S"], Float[Array, "N 1 S"]]:
     """Weighted deviations from the mean over axis 1, and the std; 0 and 1 where nothing varies."""
+    check_range("min_std", min_std, "[0, inf)")
     reward = reward.astype(jnp.float32)
     fractions = weights / jnp.maximum(weights.sum(axis=1, keepdims=True), 1)
     centered = reward - (fractions * reward).sum(axis=1, keepdims=True)

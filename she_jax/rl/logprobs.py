@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Shaped
 
-from she_jax.rl.checks import checked
+from she_jax.rl.checks import check_range, checked, known_values
 from she_jax.types import LMOutput, SftBatch, TrainBatch
 
 # Bytes of float32 logits in memory at a time: negligible next to the parameters, and enough work
@@ -48,7 +48,7 @@ def token_logps(
 
     Args:
       output: logits, or hidden states with the head to multiply them by.
-      tokens: token ids.
+      tokens: token ids, in [0, V); those of padding, too.
       temperature: divides the logits, > 0; a constant to differentiation.
       start: first token of interest, in [1, T]; static. No logits are computed before it.
 
@@ -57,10 +57,14 @@ def token_logps(
       The entropy is a metric only: no gradient flows through it.
 
     Raises:
-      ValueError: if ``start`` is outside [1, T].
+      ValueError: if ``start`` is outside [1, T], or outside of ``jit`` the temperature is not above
+        0 or a token from ``start`` on is not in [0, V).
     """
     length = tokens.shape[1]
     _check_start(start, length)
+    check_range("temperature", temperature, "(0, inf)")
+    vocab = (output.head if isinstance(output, LMOutput) else output).shape[-1]
+    _check_ids(known_values(tokens), start, vocab)
     targets = jnp.asarray(tokens)[:, start:]
     temperature = jax.lax.stop_gradient(jnp.asarray(temperature, dtype=jnp.float32))
     if not isinstance(output, LMOutput):
@@ -116,6 +120,15 @@ def _check_start(start: int, length: int):
     if not 1 <= start <= length:
         raise ValueError(
             f"start={start}: expected 1 (the first token has no prediction) to {length}"
+        )
+
+
+def _check_ids(tokens: np.ndarray | None, start: int, vocab: int):
+    ids = np.zeros(0) if tokens is None else tokens[:, start:]
+    if ids.size and not 0 <= ids.min() <= ids.max() < vocab:
+        raise ValueError(
+            f"token ids from {ids.min()} to {ids.max()}, but the logits have {vocab} entries: "
+            f"expected ids from 0 to {vocab - 1}, also for padding (whose weight is 0)"
         )
 
 

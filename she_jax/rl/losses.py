@@ -4,25 +4,49 @@ A loss is a pair (sum, count). The caller adds the pairs of all micro-batches an
 divides once, so that the split of a batch does not change the result.
 """
 
+import functools
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from she_jax.rl.checks import check_step_ids, checked
+from she_jax.rl.checks import FINITE, check_range, check_step_ids, checked
 from she_jax.types import TrainBatch
 
 # exp of anything larger is useless as a ratio, and its square overflows.
 MAX_LOG_RATIO = 20.0
 
+Config = TypeVar("Config")
+
 AGGREGATIONS = ("token", "sequence", "step", "constant")
+ELSEWHERE = {  # what is looked for in ``LossConfig``, and where it is
+    "kl_coef": "a field of she_jax.TrainBatch",
+    "temperature": "a field of she_jax.TrainBatch",
+    "aggregation": "an argument of she_jax.token_weights",
+}
 
 
+def _says_where(config: type[Config]) -> type[Config]:
+    """The dataclass, which says where the options are that it does not have."""
+    init = config.__init__
+
+    @functools.wraps(init)
+    def say_or_init(self: Config, **options: Any) -> None:
+        if names := [name for name in options if name in ELSEWHERE]:
+            raise ValueError(f"{config.__name__} has no {names[0]}: it is {ELSEWHERE[names[0]]}")
+        init(self, **options)
+
+    config.__init__ = say_or_init
+    return config
+
+
+@_says_where
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Constants of the policy update.
+    """Constants of the policy update; the weight of its KL term is ``TrainBatch.kl_coef``.
 
     Attributes:
       clip_low: the ratio is clipped from below at 1 - clip_low, in (0, 1].
@@ -59,7 +83,8 @@ def token_weights(
 
     Args:
       completion_mask: True on the tokens to train.
-      step_ids: step of each token, -1 outside every step.
+      step_ids: step of each token, -1 outside every step. Any id from 0 on is a step: only
+        ``token_advantages`` knows how many there are, and refuses others.
       aggregation: what counts equally. ``token``: every token. ``sequence``: every sequence, whose
         weights sum to 1. ``step``: every step of every sequence, whose weights sum to 1; the tokens
         outside every step form one more. ``constant``: every token, over a constant length.
@@ -136,11 +161,16 @@ def policy_loss(
       config: the clip range.
 
     Returns:
-      (sum, count), and metrics as weighted sums, to be divided by the sum of the weights:
+      (sum, count), of which the loss is ``sum / jnp.maximum(count, 1)``: a batch without weight has
+      the count 0. And metrics as weighted sums, to be divided by the sum of the weights:
       ``pg_loss``, ``kl``, ``ratio``, ``clip_low`` and ``clip_high`` (share of tokens whose gradient
       is clipped) and ``logp_gap`` = |logps - old_logps|. Only ``logp_gap_max`` is a maximum, not a
       sum. Imitated tokens have a ratio of 1, a ``pg_loss`` of -A, and 0 in the rest.
+
+    Raises:
+      ValueError: if outside of ``jit`` a field of the batch is NaN or infinite where it counts.
     """
+    check_train_batch(batch)
     weights = batch.loss_weights.astype(jnp.float32)
     trained = weights != 0
 
@@ -177,6 +207,22 @@ def policy_loss(
     total = sums["pg_loss"] + batch.kl_coef * sums["kl"]
     count = (weights if batch.denominator is None else batch.denominator.astype(jnp.float32)).sum()
     return (total, count), sums | {"logp_gap_max": gap.max()}
+
+
+def check_train_batch(batch: TrainBatch):
+    """Refuses NaN, infinity, and constants outside of their ranges, where values are known.
+
+    Raises:
+      ValueError: with the field and the place.
+    """
+    check_range("batch.loss_weights", batch.loss_weights, FINITE)
+    check_range("batch.advantages", batch.advantages, FINITE, batch.loss_weights)
+    if batch.imitation_mask is None:  # its tokens have none
+        check_range("batch.old_logps", batch.old_logps, FINITE, batch.loss_weights)
+        if batch.ref_logps is not None:
+            check_range("batch.ref_logps", batch.ref_logps, FINITE, batch.loss_weights)
+    check_range("batch.temperature", batch.temperature, "(0, inf)")
+    check_range("batch.kl_coef", batch.kl_coef, "[0, inf)")
 
 
 @checked

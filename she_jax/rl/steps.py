@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Int
 
-from she_jax.rl.checks import check_step_ids, checked
+from she_jax.rl.checks import check_step_ids, checked, described
 
 
 @checked
@@ -36,8 +37,20 @@ def step_ids(
       Step of each token; -1 outside every step, beyond the last line and outside the completion.
 
     Raises:
-      ValueError: if the numbers of rows differ, or a token of the completion is not in [0, V).
+      ValueError: if the numbers of rows differ, or a token of the completion is not in [0, V); also
+        inside of ``jit``, where there is no text.
     """
+    if any(isinstance(array, Tracer) for array in (tokens, completion_mask, newlines)):
+        raise ValueError(
+            "step_ids works on the host, beside the text: call it outside of jax.jit, and pass its "
+            "result to the compiled function"
+        )
+    for row, steps in enumerate(line_steps):
+        if not hasattr(steps, "__len__"):
+            raise ValueError(
+                f"line_steps[{row}] is {described(steps)}, expected a step for each line of the "
+                "text: pass [chain.line_steps for chain in chains]"
+            )
     mask, counts = np.asarray(completion_mask), np.asarray(newlines)
     ids = np.where(mask, np.asarray(tokens), 0)
     if len(line_steps) != len(ids):

@@ -1,8 +1,9 @@
 """Pure update steps, for any model.
 
 A model is a function ``forward(params, tokens, positions)`` that returns logits [B, T, V] or an
-``LMOutput``. For a batch whose groups share their prompts it also receives ``prompt_length`` and
-``group_size`` by keyword (see ``she_jax.models.decoder.Model.forward``). Unless completions are
+``LMOutput``. For a batch with a ``group_size`` above 1 it also receives ``prompt_length`` and
+``group_size`` by keyword, and for an ``SftBatch`` with a ``mask`` that ``mask`` (see
+``she_jax.models.decoder.Model.forward``). Unless completions are
 short, it is traced for several lengths T, those of ``WIDTHS``: columns at the end in which no row
 has a token (a position >= 0) are dropped. Parameters are any tree of arrays. ``make_update_step``
 returns a function of (state, batch) and nothing else; ``jit_update_step`` compiles it for a mesh.
@@ -20,9 +21,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int
 
 from she_jax.models.sharding import batch_sharding, shardings
-from she_jax.rl.checks import checked
+from she_jax.rl.checks import checked, model_output
 from she_jax.rl.logprobs import MAXIMA, fused_loss, token_logps
-from she_jax.rl.losses import LossConfig, dpo_loss, policy_loss, sft_loss
+from she_jax.rl.losses import LossConfig, check_train_batch, dpo_loss, policy_loss, sft_loss
 from she_jax.types import DpoBatch, LMOutput, OrmBatch, SftBatch, TrainBatch, TrainState
 
 Forward = Callable[..., Array | LMOutput]
@@ -48,18 +49,22 @@ def make_update_step(
     of the batch's ``denominator``, so the result does not depend on how the batch is split.
 
     Args:
-      forward: the model.
+      forward: the model, ``forward(params, tokens [B, T], positions [B, T])``, which returns logits
+        [B, T, V] or an ``LMOutput``. If the batch has a ``group_size`` above 1, it is called with
+        ``prompt_length`` and ``group_size`` by keyword too: rows of a group are equal before
+        ``prompt_length``, so that it may compute that part once, or ignore both.
       optimizer: any optax transformation; ``state.opt_state`` is its ``init(params)``.
       loss_config: clip range and number of micro-batches.
 
     Returns:
       A pure function (state, batch) -> (state, metrics). It raises ValueError if the batch does not
-      divide into the micro-batches. ``state.step`` increases by one; ``state.key`` is unchanged,
-      since nothing here is random (the sampler folds the step into it). Metrics are scalars: the
-      weighted means ``pg_loss``, ``kl``, ``entropy``, ``ratio``, ``clip_low``, ``clip_high`` and
-      ``logp_gap``; ``loss``, divided by the sum of ``denominator`` instead if the batch has it;
-      ``logp_gap_max``; ``grad_norm`` (before the optimizer clips it) and ``tokens`` (number of
-      tokens with nonzero weight). A batch without weight has loss 0 and gradient 0.
+      divide into the micro-batches, or ``forward`` does not take or return the above.
+      ``state.step`` increases by one; ``state.key`` is unchanged, since nothing here is random (the
+      sampler folds the step into it). Metrics are scalars: the weighted means ``pg_loss``, ``kl``,
+      ``entropy``, ``ratio``, ``clip_low``, ``clip_high`` and ``logp_gap``; ``loss``, divided by the
+      sum of ``denominator`` instead if the batch has it; ``logp_gap_max``; ``grad_norm`` (before
+      the optimizer clips it) and ``tokens`` (number of tokens with nonzero weight). A batch without
+      weight has loss 0 and gradient 0.
     """
 
     def loss(logps: Array, entropy: Array, batch: TrainBatch) -> tuple[Array, Metrics]:
@@ -69,13 +74,15 @@ def make_update_step(
 
     def loss_sum(params: Any, batch: TrainBatch) -> tuple[Float[Array, ""], Metrics]:
         sharing = _prompt_sharing(batch.prompt_length, batch.group_size)
-        output = forward(params, batch.tokens, batch.positions, **sharing)
+        output = model_output(forward, params, batch.tokens, batch.positions, **sharing)
         # A row is counted once, not once per chunk of its tokens.
         total, metrics = fused_loss(output, replace(batch, denominator=None), loss)
         count = metrics["weight"] if batch.denominator is None else batch.denominator.sum()
         return total, metrics | {"count": count}
 
+    @checked
     def update(state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
+        check_train_batch(batch)
         state, metrics = gradient_step(loss_sum, optimizer, state, batch, loss_config.micro_batches)
         return state, metrics | {"tokens": _trained_tokens(batch)}
 
@@ -108,9 +115,10 @@ def make_sft_step(
 
     def loss_sum(params: Any, batch: SftBatch) -> tuple[Float[Array, ""], Metrics]:
         attention_mask = {} if batch.mask is None else {"mask": batch.mask}
-        output = forward(params, batch.tokens, batch.positions, **attention_mask)
+        output = model_output(forward, params, batch.tokens, batch.positions, **attention_mask)
         return fused_loss(output, replace(batch, mask=None), loss)
 
+    @checked
     def update(state: TrainState, batch: SftBatch) -> tuple[TrainState, Metrics]:
         state, metrics = gradient_step(loss_sum, optimizer, state, batch, micro_batches)
         return state, metrics | {"tokens": _trained_tokens(batch)}
@@ -150,7 +158,7 @@ def make_dpo_step(
 
     def loss_sum(params: Any, batch: DpoBatch) -> tuple[Float[Array, ""], Metrics]:
         sharing = _prompt_sharing(batch.prompt_length, batch.group_size)
-        output = forward(params, batch.tokens, batch.positions, **sharing)
+        output = model_output(forward, params, batch.tokens, batch.positions, **sharing)
         logps, _ = token_logps(output, batch.tokens, start=batch.prompt_length)
         policy, reference = (
             (batch.loss_weights * jnp.where(batch.loss_weights != 0, x, 0.0)).sum(axis=1)
@@ -160,6 +168,7 @@ def make_dpo_step(
         (total, count), metrics = dpo_loss(*pairs, beta=beta)
         return total, metrics | {"count": count}
 
+    @checked
     def update(state: TrainState, batch: DpoBatch) -> tuple[TrainState, Metrics]:
         if batch.group_size % 2:
             raise ValueError(f"group_size={batch.group_size}: expected pairs, an even number")
@@ -189,7 +198,7 @@ def make_scorer(
     @jax.jit
     def score(params: Any, tokens: Array, positions: Array, temperature: Array) -> Array:
         def forward_logps(rows: Sequence[Array]) -> Array:
-            output = forward(params, *rows, **_prompt_sharing(start, group_size))
+            output = model_output(forward, params, *rows, **_prompt_sharing(start, group_size))
             logps, _ = token_logps(output, rows[0], temperature=temperature, start=start)
             return jnp.pad(logps, ((0, 0), (0, tokens.shape[1] - logps.shape[1])))
 
@@ -247,7 +256,6 @@ def jit_update_step(
     return lambda state, batch: compiled(jax.device_put(state, layout), batch)
 
 
-@checked
 def gradient_step(
     loss_sum: LossSum,
     optimizer: optax.GradientTransformation,

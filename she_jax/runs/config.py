@@ -23,7 +23,8 @@ from she_jax.rewards.orm.dataset import OrmConfig
 from she_jax.rewards.prm.dataset import PrmConfig
 from she_jax.rewards.prm.refresh import RefreshConfig
 from she_jax.rewards.verifier import FULL_REWARD, OutcomeRewardFn
-from she_jax.rl.advantages import CRITICAL, ESTIMATORS, STEPWISE
+from she_jax.rl.advantages import CRITICAL, ESTIMATORS, SRPO_RANGES, STEPWISE
+from she_jax.rl.checks import check_range
 from she_jax.rl.losses import LossConfig
 from she_jax.rollouts.collector import RolloutConfig
 from she_jax.rollouts.credit import CreditConfig
@@ -448,8 +449,8 @@ def _credit(recipe: Recipe, plugin: Plugin | None) -> CreditConfig:
         )
     if rl.srpo.critical not in CRITICAL:
         raise UserError(f"rl.srpo.critical={rl.srpo.critical!r}: expected one of {CRITICAL}")
-    if not 0 < rl.srpo.correct_from <= 1:
-        raise UserError(f"rl.srpo.correct_from={rl.srpo.correct_from}: expected a reward in (0, 1]")
+    for name, interval in SRPO_RANGES.items():
+        check_range(f"rl.srpo.{name}", rl.srpo[name], interval)
     if rl.estimator == "srpo":
         options = rl.srpo.to_dict()
         options["correct_from"] = min(rl.srpo.correct_from, FULL_REWARD)

@@ -80,6 +80,40 @@ def run(batch, forward=factored, **config):
     return compiled(forward, LossConfig(**config))(state, batch)
 
 
+def takes_two(params, tokens):
+    return params["table"][tokens]
+
+
+@pytest.mark.parametrize(
+    ("forward", "fields", "message"),
+    [
+        (takes_two, {}, r"forward is called as forward\(params, tokens, positions\)"),
+        (
+            bigram,
+            {"group_size": 4},
+            r"'prompt_length': forward is called as forward\(params, tokens, positions, "
+            r"prompt_length=..., group_size=...\); it may ignore the last two",
+        ),
+        (lambda *_: (jnp.zeros((B, T, V)), None), {}, r"forward returned a tuple, expected logits"),
+        (lambda *_: jnp.zeros((B, V)), {}, r"returned an array \[16, 16\], expected logits \[B, T"),
+        (bigram, {"tokens": None}, "^update: batch.tokens is None, expected a numpy or JAX array"),
+        (bigram, {"advantages": jnp.full((B, T), np.nan)}, r"batch.advantages\[0, 3\] is nan"),
+    ],
+)
+def test_what_does_not_fit_an_update_is_said(forward, fields, message):
+    state = fresh_state({"table": jnp.zeros((V, V))}, optax.sgd(1.0))
+    update = make_update_step(forward, optax.sgd(1.0), LossConfig())
+    with pytest.raises(ValueError, match=message):
+        update(state, dataclasses.replace(random_batch(), **fields))
+
+
+def test_an_error_inside_a_model_keeps_its_traceback():
+    state = fresh_state({"table": jnp.zeros((V, V))}, optax.sgd(1.0))
+    update = make_update_step(lambda *_: len(None), optax.sgd(1.0), LossConfig())
+    with pytest.raises(TypeError, match="NoneType"):
+        update(state, random_batch())
+
+
 def test_one_update_by_hand():
     """Two tokens with p = 1/2, SGD of rate 1: the gradient is -+A * (1 - p) / count."""
     optimizer = optax.sgd(1.0)

@@ -236,7 +236,8 @@ def test_a_folder_of_an_earlier_version_is_refused(done, tmp_path):
         ({"rl__self_imitation": -1.0}, "rl.self_imitation=-1.0: expected 0"),
         ({"rl__steps": -1}, "rl.steps=-1: expected 0"),
         ({"rl__min_std": -1.0}, "rl.min_std=-1.0: expected 0"),
-        ({"rl__srpo__correct_from": 0.0}, "rl.srpo.correct_from=0.0: expected a reward"),
+        ({"rl__srpo__correct_from": 0.0}, "rl.srpo.correct_from=0.0: expected a number in (0, 1]"),
+        ({"rl__srpo__w_step": -1.0}, "rl.srpo.w_step=-1.0: expected a number in [0, inf)"),
         (
             {"method": "dpo", "rl__dynamic_sampling_rounds": 1},
             "method='dpo' samples once, at temperature 1",

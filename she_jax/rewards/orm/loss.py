@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Float32, Int
 
+from she_jax.rl.checks import checked
 from she_jax.rl.update import Metrics, gradient_step
 from she_jax.types import LMOutput, OrmBatch, TrainState
 
@@ -135,6 +136,7 @@ def make_orm_step(
             is_correct = (scores >= 0) == (batch.right > 0)
         return total, {"count": count, "accuracy": is_correct.sum(dtype=jnp.float32)}
 
+    @checked
     def update(state: TrainState, batch: OrmBatch) -> tuple[TrainState, Metrics]:
         state, metrics = gradient_step(loss_sum, optimizer, state, batch, micro_batches)
         return state, metrics | {"tokens": (batch.positions >= 0).sum().astype(jnp.float32)}
