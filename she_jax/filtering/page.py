@@ -57,7 +57,7 @@ def page(
         reasons=[(reasons[name], f"{count:,}") for name, count in counts.items()],
         unrecorded=report["unrecorded_duplicates"],
         cells={
-            "By class (1 irrelevant to 4 excellent)": _cells("class", report["by_class"]),
+            "By class": _cells("class", report["by_class"]),
             "By kind of query": _cells("kind", report["by_kind"]),
         },
         quotas=report["quotas"],
