@@ -1,7 +1,7 @@
 """What a look at labeled pairs tells before anything is trained on them."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -111,12 +111,9 @@ def spelled_share(prompts: PromptFormat, texts: Sequence[str]) -> float:
     return float(np.mean([not _is_text(prompts.token_bytes[index]) for index in ids]))
 
 
-def query_counts(splits: Mapping[str, Sequence[Example]]) -> dict[str, tuple[int, int]]:
-    """Pairs and distinct queries of each split."""
-    return {
-        name: (len(rows), len({normalize_text(row.query).casefold() for row in rows}))
-        for name, rows in splits.items()
-    }
+def distinct_queries(queries: Iterable[str]) -> int:
+    """How many queries there are, whatever their blanks and case."""
+    return len({normalize_text(query).casefold() for query in queries})
 
 
 def _value(example: Example, field: str) -> str:

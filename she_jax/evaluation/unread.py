@@ -51,6 +51,6 @@ class Unread:
         zero = ", which is why all metrics are 0" if is_zero else ""
         return (
             f"{count} of {self._total:,} completions can be read as a whole chain, and "
-            f"{self._total - self._unlabeled:,} have a label{zero}; {cause}. The first of the "
-            f'others: "{printable(self._example, SHOWN)}"'
+            f"{self._total - self._unlabeled:,} have a label{zero}; {cause}. The first that "
+            f'could not be read: "{printable(self._example, SHOWN)}"'
         )

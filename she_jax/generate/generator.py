@@ -132,8 +132,9 @@ class Generator:
         prompts, cut = self.prompts.encode_prompts(padded)
         if cut and not self._reported_cut:
             self._reported_cut = True
+            cut = int((self.prompts.prompt_sizes(part) > self.prompts.prompt_length).sum())
             self._warn(
-                f"{cut} of {len(padded)} pairs do not fit into model.prompt_length="
+                f"{cut} of the first {len(part)} pairs do not fit into model.prompt_length="
                 f"{self.prompts.prompt_length}: their product texts are truncated"
             )
         return jax.device_get(sampler(params, prompts, key, temperature))

@@ -24,6 +24,7 @@ from she_jax.runs.run import run
 from she_jax.training.files import write_text
 from she_jax.training.logging import log
 from she_jax.training.setup import split_mesh
+from she_jax.training.workdir import ARTIFACTS
 from she_jax.types import UserError
 
 UNREADABLE = {
@@ -68,7 +69,8 @@ class Judge:
         """The judge's labels of pairs, with its reasons, in their order.
 
         Args:
-          pairs: as for ``train``; labels are not needed.
+          pairs: as for ``train``, without labels if there are none; for a table's path there is
+            ``she-jax predict TABLE``.
           columns: as for ``train``.
 
         Returns:
@@ -85,7 +87,7 @@ class Judge:
                 "checkpoint": str(self.folder),
                 "data.name": "table",
                 "data.path": str(file),
-                "data.columns": columns or columns_of(str(self.folder), str(file), ""),
+                "data.columns": columns_of(str(self.folder), str(file), "", columns),
                 "data.max_bad_share": 1.0,
             }
             config: Any = parse(_recipe(evaluate_recipe.get_config(), settings), folder)
@@ -174,12 +176,16 @@ def _recipe(recipe: ConfigDict, settings: Mapping[str, Any]) -> ConfigDict:
     unlocked: Any = ConfigDict(recipe.to_dict())
     for key, value in settings.items():
         section, name = unlocked, key
-        while "." in name:
+        while "." in name and isinstance(section, ConfigDict):
             first, _, name = name.partition(".")
             section = section.get(first, {})
-        if name not in section:
+        if not isinstance(section, ConfigDict) or name not in section:
             raise UserError(f"settings: there is no key {key!r}; she_jax/recipes/base.py has all")
-        section[name] = value
+        try:
+            section[name] = value.item() if hasattr(value, "item") else value
+        except TypeError as error:
+            kind = type(section[name]).__name__
+            raise UserError(f"settings: {key}={value!r}: expected {kind}") from error
     return unlocked.lock()
 
 
@@ -189,7 +195,14 @@ def _stored(pairs: Pairs, folder: Path) -> str:
         return str(pairs)
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.with_name(f"{folder.name}.pairs.jsonl")
-    _write_pairs(pairs, path)
+    if not path.is_file() or not any((folder / name).exists() for name in ARTIFACTS):
+        _write_pairs(pairs, path)
+        return str(path)
+    _write_pairs(pairs, part := path.with_name(f"{path.name}.part"))
+    same = part.read_bytes() == path.read_bytes()
+    part.unlink()
+    if not same:
+        raise UserError(f"{folder} holds a judge of other pairs: give a new folder, workdir=")
     return str(path)
 
 
@@ -197,21 +210,33 @@ def _write_pairs(pairs: Pairs, path: Path) -> int:
     """Writes pairs as JSON lines, and returns their number."""
     if isinstance(pairs, str | os.PathLike):
         raise UserError(f"{pairs}: expected pairs; a table is read by she-jax predict TABLE")
-    rows: Iterable[Any] = pairs.to_dict("records") if hasattr(pairs, "to_dict") else pairs
     lines = []
-    for row in rows:
+    for row in _rows(pairs):
         if not isinstance(row, Mapping):
             raise UserError(f"pair {len(lines) + 1}: {type(row).__name__}, expected a mapping")
-        lines.append(json.dumps(dict(row), default=_plain, ensure_ascii=False) + "\n")
+        lines.append(json.dumps({k: _plain(v) for k, v in row.items()}) + "\n")
     write_text(path, "".join(lines))
     return len(lines)
 
 
+def _rows(pairs: Any) -> Iterable[Any]:
+    """The rows of a DataFrame of pandas or polars, or whatever is iterated."""
+    if hasattr(pairs, "to_dicts"):
+        return pairs.to_dicts()
+    return pairs.to_dict("records") if hasattr(pairs, "iterrows") else pairs
+
+
 def _plain(value: Any) -> Any:
-    """What JSON has no form for: numbers of numpy, mappings, and anything else as its text."""
+    """A value as JSON has it; what JSON has no form for is its text, and pandas' NaT null."""
     if isinstance(value, Mapping):
-        return dict(value)
-    return value.item() if hasattr(value, "item") else str(value)
+        return {str(key): _plain(part) for key, part in value.items()}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, str | int | float | None):
+        return value
+    return None if value != value else str(value)
 
 
 def _bad_rows(dataset: PreparedDataset) -> dict[int, str]:

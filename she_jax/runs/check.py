@@ -14,11 +14,12 @@ from she_jax.data.dataset import PreparedDataset, evenly_spaced_rows, open_split
 from she_jax.data.rationales import write_chain
 from she_jax.data.readers.judgments import Judgments
 from she_jax.data.sources import TABLES, table_config
+from she_jax.evaluation.evaluate import evenly_spaced
 from she_jax.evaluation.floor import labeled_floor
 from she_jax.evaluation.pairs import (
     contradictions,
+    distinct_queries,
     languages,
-    query_counts,
     rater_agreement,
     spelled_share,
     telling_fields,
@@ -58,7 +59,7 @@ def check(config: TrainConfig, workdir: Path) -> None:
     if config.data.name in TABLES:
         _show_columns(Judgments(table_config(config.data)))
     if config.schema.label_index >= 0:
-        _show_labels(config.schema, splits)
+        _show_labels(config.schema, dataset)
     _show_pairs(config.schema, splits, pairs)
     tokenizer = None
     if config.model.name == "scratch":
@@ -72,7 +73,7 @@ def check(config: TrainConfig, workdir: Path) -> None:
     if longer := longer_prompts(sizes, lengths[0], context):
         log(longer)
     _show_rows(prompts, lengths, splits["train"])
-    if rewards := try_rewards(config, splits["train"][:TRIED]):
+    if rewards := try_rewards(config, evenly_spaced(dataset, "train", TRIED)):
         log(rewards)
     if config.schema.label_index >= 0:
         _show_floor(config.schema, splits["train"], splits[config.evaluation.split])
@@ -93,14 +94,19 @@ def _show_columns(judgments: Judgments) -> None:
     log("\ncolumns of the judgments: " + "; ".join(f"{k} from {v}" for k, v in read.items()))
     if columns.key:
         renamed = "; ".join(f"{field} from {name}" for name, field in columns.renamed.items())
-        log(f"products, joined by {columns.key}: all other columns are fields; {renamed}")
+        log(
+            f"products, joined by {columns.key}: all other columns are fields"
+            + (f"; {renamed}" if renamed else "")
+        )
     if unread := judgments.unread():
         log(f"not read: {', '.join(unread)}")
 
 
-def _show_labels(schema: CotSchema, splits: Mapping[str, Sequence[Example]]) -> None:
-    labels = schema.labels
-    counts = {name: Counter(e.label for e in examples) for name, examples in splits.items()}
+def _show_labels(schema: CotSchema, dataset: PreparedDataset) -> None:
+    labels, splits = schema.labels, list(dataset.splits)
+    sources = {name: open_split(dataset.path, name) for name in splits}
+    counts = {name: Counter(source.labels()) for name, source in sources.items()}
+    queries = {name: distinct_queries(source.texts("query")) for name, source in sources.items()}
     table = _table("label, worst to best", *splits)
     for n, value in enumerate(labels.values):
         meaning = f"  {labels.meanings[n]}" if labels.meanings else ""
@@ -109,9 +115,8 @@ def _show_labels(schema: CotSchema, splits: Mapping[str, Sequence[Example]]) -> 
         table.add_row(cell(f"{value}{meaning}{good}"), *figures)
     if any(count[None] for count in counts.values()):
         table.add_row("none", *[f"{counts[name][None]:,}" for name in splits])
-    for title, index in (("pairs", 0), ("queries", 1)):
-        figures = [f"{count[index]:,}" for count in query_counts(splits).values()]
-        table.add_row(title, *figures)
+    table.add_row("pairs", *(f"{count:,}" for count in dataset.splits.values()))
+    table.add_row("queries", *(f"{count:,}" for count in queries.values()))
     show(table)
     log("good: the labels that count as relevant, others with --config.data.good=LABEL,LABEL")
     for name in splits:

@@ -10,6 +10,7 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
@@ -96,10 +97,11 @@ def find_recipe(target: str) -> str:
     names = [path.stem for path in recipe_files()]
     if name in names:
         return f"{RECIPES / name}.py{colon}{argument}"
-    (nearest,) = difflib.get_close_matches(name, names, n=1, cutoff=0)
+    near = difflib.get_close_matches(name, names, n=1)
     raise ValueError(
         f"{target}: neither a recipe's name or file (.py) nor a table (.csv, .tsv, .parquet, "
-        f".jsonl, also .gz) nor a folder; the nearest recipe is {nearest}"
+        f".jsonl, also .gz) nor a folder; "
+        + (f"the nearest recipe is {near[0]}" if near else f"the recipes are {', '.join(names)}")
     )
 
 
@@ -121,8 +123,9 @@ def pairs_reader(target: str) -> str | None:
 
 def recipe_for(reader: str, flags: Sequence[str]) -> str:
     """The recipe for pairs, with the sizes and rates of a pretrained model if one is named."""
-    prefix = "--config.model.name="
-    models = [flag.removeprefix(prefix) for flag in flags if flag.startswith(prefix)]
+    option = "--config.model.name"  # its value behind = or as the next argument
+    models = [flag.partition("=")[2] for flag in flags if flag.startswith(f"{option}=")]
+    models += [value for flag, value in pairwise(flags) if flag == option]
     pretrained = ",model=smollm2" if models and models[-1] != "scratch" else ""
     return f"stage1:data={reader}{pretrained}"
 
@@ -187,7 +190,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _train(options: argparse.Namespace, flags: list[str]) -> None:
     target, workdir, data = options.target, options.workdir, []
-    stem = re.sub(r"[^\w.]+", "-", TABLE.sub("", Path(os.path.abspath(target)).name))
+    stem = _stem(target)
     if options.command == "check":  # in a folder of its own: that of a run belongs to its recipe
         data = [f"--config.kind={'time' if options.time else 'check'}"]
         workdir = workdir or f"runs/check-{stem}"
@@ -205,8 +208,7 @@ def _train(options: argparse.Namespace, flags: list[str]) -> None:
 
 
 def _predict(options: argparse.Namespace, flags: list[str]) -> None:
-    table = options.table
-    stem = TABLE.sub("", Path(table).name)
+    table, stem = options.table, _stem(options.table)
     given = {
         "config": RECIPES / "evaluate.py",
         "workdir": options.workdir or f"runs/{options.command}-{stem}",
@@ -229,6 +231,11 @@ def _export(options: argparse.Namespace, flags: list[str]) -> None:
         from she_jax.runs.export import export_run
 
         print(f"exported: {export_run(Path(options.run_folder))}")
+
+
+def _stem(target: str) -> str:
+    """The name of a table or folder, for that of a run."""
+    return re.sub(r"[^\w.]+", "-", TABLE.sub("", Path(os.path.abspath(target)).name)).strip("-")
 
 
 def _first_line(recipe: Path) -> str:

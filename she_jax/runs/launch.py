@@ -155,15 +155,21 @@ def _known_keys(argv: list[str]) -> list[str]:
     plain = flags.FlagValues()  # the config without the command line's changes
     config = config_flags.DEFINE_config_file("config", flag_values=plain, sys_argv=argv[:1])
     plain(argv, known_only=True)
-    return list(recipe_items(config.value or ConfigDict()))
+    items = recipe_items(config.value or ConfigDict())
+    return [key for key, value in items.items() if not isinstance(value, ConfigDict)]
 
 
 def _unknown_flag(name: str, argv: list[str]) -> str:
-    """What is said of ``--steps``: the keys that end so, or the flag that is spelled like it."""
-    known = _known_keys(argv)
+    """What is said of ``--steps``: the keys that end so, or that are spelled like it."""
+    try:
+        known = _known_keys(argv)
+    except Exception:  # of a recipe that cannot be read, which is said once the options are right
+        known = []
+    leaves = {key.rpartition(".")[2]: key for key in known} | {"workdir": "workdir"}
     keys = [key for key in known if name in (key, key.rpartition(".")[2])]
-    near = difflib.get_close_matches(name, ["workdir", "checkpoint", "config"], n=1)
-    meant = [f"--config.{key}" for key in keys] or [f"--{flag}" for flag in near]
+    keys = keys or [f"{name}.name"] * (f"{name}.name" in known)
+    keys = keys or [leaves[near] for near in difflib.get_close_matches(name, leaves, n=1)]
+    meant = [f"--{'config.' * (key != 'workdir')}{key}" for key in keys]
     hint = f"; is {' or '.join(meant)} meant?" if meant else ""
     return f"--{name}: there is no such option{hint}"
 

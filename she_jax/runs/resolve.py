@@ -56,33 +56,38 @@ def resolve(recipe: Recipe, workdir: Path) -> Recipe:
     return _with_labels(recipe, labels)
 
 
-def columns_of(checkpoint: str, path: str, products: str) -> str:
+def columns_of(checkpoint: str, path: str, products: str, given: str) -> str:
     """``data.columns`` of a policy's run, as far as other tables have these columns.
 
     Args:
       checkpoint: a run's folder; a model in files has no columns.
       path: the judgments.
       products: their products; "" without.
+      given: what is said of these tables, which comes first.
+
+    Raises:
+      FileNotFoundError: if a table is missing.
     """
     if not (Path(checkpoint) / "config.json").is_file():
-        return ""
+        return given
     columns = read_recipe(Path(checkpoint)).get("data", {}).get("columns", "")
     tables = [column_names(table_parts(table)) for table in (path, products) if table and columns]
-    return columns_there(columns, *tables)
+    return ",".join(filter(None, (given, columns_there(columns, *tables, but=given))))
 
 
 def _columns(recipe: Recipe, workdir: Path) -> Recipe:
     """The recipe of an evaluation with the columns that the policy's run was given."""
     data = recipe.data
-    if recipe.kind != "evaluate" or data.name not in ("table", "jsonl") or data.columns:
+    if recipe.kind != "evaluate" or data.name not in ("table", "jsonl"):
         return recipe
-    file = workdir / "config.json"
-    if file.is_file():  # found before; the tables may be gone
-        columns = read_recipe(workdir).get("data", {}).get("columns", "")
-    elif columns := columns_of(recipe.checkpoint, data.path, data.products):
-        log(f"columns, as in {recipe.checkpoint}: {columns}")
-    if not columns:
+    try:
+        columns = columns_of(recipe.checkpoint, data.path, data.products, data.columns)
+    except FileNotFoundError:  # the tables are gone; what was prepared of them may suffice
+        stored = read_recipe(workdir) if (workdir / "config.json").is_file() else {}
+        columns = stored.get("data", {}).get("columns", data.columns)
+    if columns == data.columns:
         return recipe
+    log(f"columns, as in {recipe.checkpoint}: {columns}")
     resolved: Any = ConfigDict(recipe.to_dict())
     resolved.data.columns = columns
     return resolved.lock()
@@ -92,10 +97,10 @@ def _lengths(recipe: Recipe, workdir: Path) -> Recipe:
     """The recipe with the lengths of ShopWorld, or those that this run or ``init_from`` found."""
     if recipe.kind not in ("train", "check", "time"):
         return recipe
-    earlier = Path(recipe.init_from or "none").absolute().parent.parent
+    earlier = [Path(recipe.init_from).absolute().parent.parent] if recipe.init_from else []
     is_small = recipe.data.name == "shopworld" and recipe.model.name == "scratch"
     found = dict(SHOPWORLD) if is_small else {}
-    for folder in (earlier, workdir):
+    for folder in (*earlier, workdir):
         has_results = any((folder / name).exists() for name in ARTIFACTS)
         if has_results and (folder / "config.json").is_file():
             found |= {name: read_recipe(folder).get("model", {}).get(name, 0) for name in SHOPWORLD}

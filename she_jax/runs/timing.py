@@ -57,6 +57,12 @@ def log_minutes(config: TrainConfig, workdir: Path, dataset: PreparedDataset) ->
     rows = range(min(size, len(examples)))
     generator = Generator(lm, size, warn=log)
     seconds = _second(lambda n: list(generator.greedy_rollouts(params, examples, rows)))
+    if config.method != "rl":
+        rollouts = config.offline.pairs * config.rollout.group_size
+        parts.append(
+            (f"{config.method}: {rollouts:,} rollouts, in batches", -(-rollouts // size), seconds)
+        )
+        parts.append((f"{config.method}: updates", config.online.steps, parts[0][2]))
     count = min(config.evaluation.pairs or len(examples), len(examples))
     measured = min(config.measure.pairs, len(source)) * config.measure.rollouts
     if measured:

@@ -21,8 +21,9 @@ ARTIFACTS = ("checkpoints", "predictions.jsonl", "step_queries", "chains", "filt
 LOCK = ".lock"
 CONTENTS = "contents.json"  # digests of what the recipe's settings in MOVABLE name
 # Settings that say where something is. It may move as long as its content stays ...
+TABLES = ("data.path", "data.products", "data.queries")  # ... and these only as long as they do
 MOVABLE = (
-    *("data.path", "data.products", "data.queries"),
+    *TABLES,
     *("model.name", "checkpoint", "init_from", "reward.prm", "reward.orm"),
 )
 UNCHECKED = ("data.dir", "filter.records")  # ... and what these name, a run checks when it reads it
@@ -104,7 +105,7 @@ def claim_workdir(
         for key in sorted(old.keys() | new.keys())
         if _value(old, key) != _value(new, key) and key.rpartition(".")[2] != "export"
     ]
-    if changed and not any((workdir / name).exists() for name in artifacts):
+    if not any((workdir / name).exists() for name in artifacts):
         _write_claim(workdir, current)
         return
     if others := [key for key in changed if not _moved(workdir, key, new)]:
@@ -115,6 +116,12 @@ def claim_workdir(
             + "\n".join(lines)
             + "\nGive a new folder with --workdir, or the old values to resume the old run"
         )
+    for key in TABLES:
+        if key not in changed and _edited(workdir, key, new):
+            raise UserError(
+                f"{key}: {_value(new, key)} has another content than when the run in {workdir} "
+                "began: put the old one back, or give a new folder with --workdir"
+            )
     if changed:
         for key in changed:
             log(f"{key}: {_value(new, key)} has the content of {_value(old, key)}: it moved")
@@ -137,6 +144,15 @@ def _moved(workdir: Path, key: str, recipe: Mapping[str, Any]) -> bool:
         return False
     before = json.loads(file.read_text(encoding="utf-8")).get(key)
     return before is not None and before == _content(recipe.get(key))
+
+
+def _edited(workdir: Path, key: str, recipe: Mapping[str, Any]) -> bool:
+    """Whether a file that is there is not what it was."""
+    file, path = workdir / CONTENTS, Path(recipe.get(key) or "")
+    if not file.is_file() or not path.is_file():
+        return False
+    before = json.loads(file.read_text(encoding="utf-8")).get(key)
+    return before is not None and before != _content(str(path))
 
 
 def _ends_in(key: str, settings: Sequence[str]) -> bool:

@@ -5,8 +5,8 @@ import pytest
 from she_jax.cot import CotSchema, LabelSet
 from she_jax.evaluation.pairs import (
     contradictions,
+    distinct_queries,
     languages,
-    query_counts,
     rater_agreement,
     spelled_share,
     telling_fields,
@@ -54,10 +54,7 @@ def test_languages_queries_and_bytes():
     )
     japanese = Example(uid="j", query="赤い マグカップ", product={"title": "マグカップ 赤"})
     assert languages([german, japanese]) == {"German": 1, "Japanese": 1}
-    assert query_counts({"train": [german, german], "test": []}) == {
-        "train": (2, 1),
-        "test": (0, 0),
-    }
+    assert distinct_queries(["Stuhl", "stuhl ", "Tisch"]) == 2
     tokenizer = train_tokenizer(["plain text " * 9], 270)
     prompts = PromptFormat(
         tokenizer=tokenizer,

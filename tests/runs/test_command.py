@@ -77,7 +77,7 @@ def test_a_folder_of_pairs_is_known_by_its_files(run, tmp_path, monkeypatch, rea
         ("tran stage1", "invalid choice: 'tran' (choose from"),
         ("train", "required: RECIPE_OR_TABLE; see she-jax train --help"),
         ("train stge2", "stge2: neither a recipe's name or file (.py) nor a table"),
-        ("train pairs.xls", "the nearest recipe is"),
+        ("train pairs.xls", "the recipes are curriculum, evaluate"),
         ("predict pairs.jsonl", "required: --checkpoint"),
         ("filter", "required: --checkpoint"),
         ("export --checkpoint=a --config.seed=1", "unexpected arguments ['--config.seed=1']"),

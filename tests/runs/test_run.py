@@ -319,7 +319,9 @@ def test_a_checkpoint_predicts_the_labels_of_a_users_file(done, tmp_path, capsys
         assert line["well_formed"] == (line["text"] is None)
     assert not predictions[0]["well_formed"]
     assert "none of 2 completions can be read as a whole chain" in screen
-    assert f'The first of the others: "{printable(predictions[0]["text"], 20)[:20]}' in screen
+    assert (
+        f'The first that could not be read: "{printable(predictions[0]["text"], 20)[:20]}' in screen
+    )
     assert {"label", "probabilities", "well_formed", "steps"} <= predictions[0].keys()
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["n"] == 1
     # All is done, and stays so after a move of everything, and without the source.
@@ -332,7 +334,7 @@ def test_a_checkpoint_predicts_the_labels_of_a_users_file(done, tmp_path, capsys
         run(config(**changes), tmp_path / "out")
         assert "all is done: the predictions are in" in capsys.readouterr().out
     moved.write_text(text + json.dumps(pairs[0] | {"uid": "c"}) + "\n")
-    with pytest.raises(UserError, match="other pairs or of another checkpoint"):
+    with pytest.raises(UserError, match="has another content than when the run in"):
         run(config(**changes), tmp_path / "out")
 
 

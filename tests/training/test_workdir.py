@@ -115,6 +115,25 @@ def test_a_path_may_change_if_its_content_stays(tmp_path, model, capsys):
         claim_workdir(folder, moved | {"model": {"name": str(tmp_path / "again")}})
 
 
+def test_a_table_that_was_edited_is_not_that_of_the_run(tmp_path):
+    table = tmp_path / "pairs.csv"
+    table.write_text("a")
+    recipe, folder = {"data": {"path": str(table)}}, tmp_path / "run"
+    claim_workdir(folder, recipe)
+    table.write_text("b")
+    claim_workdir(folder, recipe)  # nothing is there yet
+    table.write_text("a")
+    claim_workdir(folder, recipe)
+    (folder / "checkpoints").mkdir()
+    table.touch()
+    claim_workdir(folder, recipe)
+    table.write_text("b")
+    with pytest.raises(UserError, match=r"data\.path: .* has another content than when the run in"):
+        claim_workdir(folder, recipe)
+    table.unlink()
+    claim_workdir(folder, recipe)  # what was prepared of it suffices
+
+
 def test_the_path_of_a_run_without_digests_may_not_change(tmp_path, model):
     """As an earlier version left it; nor may one that names nothing on this disk."""
     folder = tmp_path / "run"

@@ -148,14 +148,16 @@ def need_columns(
     text: str,
     judgments: tuple[str, Sequence[str]],
     products: tuple[str, Sequence[str]] | None = None,
+    of_products: Sequence[str] = (),
 ) -> None:
     """Checks that fields have a column: one of their name, or one that a recipe names.
 
     Args:
-      fields: those that are needed; ``docid`` in both tables.
+      fields: those that the judgments need.
       text: ``data.columns``.
       judgments: path and columns of the judgments' table.
       products: the same of the products' table, if there is one.
+      of_products: the fields that it needs; a title may stand with the judgments.
 
     Raises:
       UserError: if some have none; names them all, and the option for them.
@@ -169,33 +171,40 @@ def need_columns(
                 f"data.columns: {field}={column}: expected FIELD=COLUMN, and there is no column "
                 f"{column!r}, but {field!r}; is {column}={field} meant?"
             )
-    missing, where = dict[str, None](), []
-    for path, columns in tables:
-        known = {*columns, *(n.removeprefix(PRODUCT) for n in columns), *mapping}
-        known |= {field for field, names in _OTHER_NAMES.items() if {*names} & {*columns}}
-        wanted = fields if path == judgments[0] else [f for f in fields if f == "docid"]
+    titles = {"title"} & {n.removeprefix(PRODUCT) for n in judgments[1]}
+    free = {*judgments[1]} - {*mapping.values()}
+    others = {field for field, names in _OTHER_NAMES.items() if {*names} & free}
+    missing: dict[str, str] = {}
+    where = []
+    for (path, columns), wanted in zip(tables, (fields, of_products), strict=False):
+        known = {*columns, *mapping, *titles, *(others if columns is judgments[1] else ())}
         if lacking := [field for field in wanted if field not in known]:
-            missing |= dict.fromkeys(lacking)
+            missing |= {f: "COLUMN+COLUMN" if f in missing else "COLUMN" for f in lacking}
             where.append(f"{path} has no column {', '.join(lacking)}, only {', '.join(columns)}")
     if missing:
-        named = ",".join((*filter(None, [text]), *(f"{field}=COLUMN" for field in missing)))
+        named = [*filter(None, [text]), *(f"{field}={name}" for field, name in missing.items())]
+        both = "; docid has one in each table" if "+" in missing.get("docid", "") else ""
         raise UserError(
-            f"{'; '.join(where)}. Say which one is meant: --config.data.columns={named}"
+            f"{'; '.join(where)}. Say which one is meant: --config.data.columns={','.join(named)}"
+            f"{both}"
         )
 
 
-def columns_there(text: str, *tables: Sequence[str]) -> str:
-    """The part of ``data.columns`` whose columns some tables have and whose fields they lack.
+def columns_there(text: str, *tables: Sequence[str], but: str = "") -> str:
+    """The part of ``data.columns`` whose columns some tables have.
 
     Args:
       text: of another table with like columns.
       tables: the names of each table's columns.
+      but: what is said of these tables: its fields are left out.
     """
+    said = parse_columns(but)
     there = {name for columns in tables for name in columns}
+    there |= {name.removeprefix(PRODUCT) for name in there}
     kept = []
     for field, column in parse_columns(text).items():
         names = [name.strip() for name in column.split("+")]
         found = [name for name in names if name in there]
-        if (found and field == "docid") or (found == names and field not in there):
+        if field not in said and (found == names or (found and field == "docid")):
             kept.append(f"{field}={'+'.join(found)}")
     return ",".join(kept)

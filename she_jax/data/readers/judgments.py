@@ -82,7 +82,8 @@ class Judgments:
         table, products = (config.path, self.names), None
         if config.products:
             products = (config.products, column_names(table_parts(config.products)))
-        need_columns(self._needed(config), config.columns, table, products)
+        needed = ["docid", *(["title"] if config.needs_title else [])]
+        need_columns(self._needed(config), config.columns, table, products, needed)
         self.columns = find_columns(config.columns, table, products)
 
     def _needed(self, config: TableConfig) -> list[str]:

@@ -30,6 +30,7 @@ class PairReader:
         self._config, self._schema = config, config.schema
         self._verdicts = _VERDICTS | {step.name: step.verdicts for step in self._schema.steps}
         self._labels = self._rationales = self._contradictions = self._no_chains = 0
+        self._others, self._other = 0, ""  # labels of another set, and what is said of the first
         self._no_chain = ""  # the first rationale that is none
         self._place, self._again = ("", 0), 0
         self._bounds = None if config.evaluation else split_bounds(self._hashed_queries(), config)
@@ -77,7 +78,12 @@ class PairReader:
                 f"{path}: columns that are not read: {_few(unread)} (a field of the product is "
                 "named with --config.data.columns=FIELD=COLUMN, raters with raters=COLUMN+COLUMN)"
             )
-        if not self._labels and self._schema.label_index >= 0:
+        if self._others:
+            notes.append(
+                f"{path}: {self._others:,} labels are not of the policy's set, and their pairs are "
+                f"judged without them; the first: {self._other}"
+            )
+        elif not self._labels and self._schema.label_index >= 0:
             notes.append(
                 f"{path}: no row has a label, so nothing is measured"
                 + (f"; is it one of {_few(unread)}? Then" if unread else "; if there is one,")
@@ -119,8 +125,15 @@ class PairReader:
     ) -> tuple[Label | None, tuple[Label, ...]]:
         """The label, and those of the raters, whose lower median is the label if there is none."""
         labels = self._schema.labels
-        raters = tuple(labels.read(text) for text in self._judgments.rater_texts(record))
-        label = labels.read(cells["label"]) if "label" in cells else None
+        try:
+            raters = tuple(labels.read(text) for text in self._judgments.rater_texts(record))
+            label = labels.read(cells["label"]) if "label" in cells else None
+        except ValueError as error:
+            if not self._config.evaluation:
+                raise
+            self._others += 1  # it can be judged all the same
+            self._other = self._other or str(error)
+            return None, ()
         if label is None and raters:
             ordered = sorted(raters, key=labels.index)
             label = ordered[(len(ordered) - 1) // 2]

@@ -135,8 +135,9 @@ def test_columns_that_are_not_there_are_named(tmp_path, columns, message):
     ("columns", "message"),
     [
         ("", "no column query, docid, label, only q, sku, stars; .*products.csv has no column "
-         "docid, only sku, name. .*data.columns=query=COLUMN,docid=COLUMN,label=COLUMN"),
+         r"docid, title, only sku, name. .*query=COLUMN,docid=COLUMN\+COLUMN,label=COLUMN,title=C"),
         ("label=stars", "no column query, docid, .*columns=label=stars,query=COLUMN,docid=COLUMN"),
+        ("query=q,docid=sku,title=name,labell=stars", "no column label"),
         ("stars=label,query=q,docid=sku", "is label=stars meant?"),
     ],
 )  # fmt: skip
@@ -150,7 +151,8 @@ def test_all_columns_that_are_needed_are_named_at_once(tmp_path, columns, messag
 def test_columns_of_another_table_are_taken_where_they_are_there():
     text = "query=q,docid=a+sku,label=stars,raters=x+y,title=name"
     assert columns_there(text, ["q", "sku", "x"], ["sku", "name"]) == "query=q,docid=sku,title=name"
-    assert columns_there(text, ["query", "title", "q", "name"]) == ""
+    assert columns_there(text, ["query", "title", "q"]) == "query=q"
+    assert columns_there(text, ["query", "product.name"]) == "title=name"
 
 
 def test_the_docid_may_have_another_name_in_each_table(tmp_path):
