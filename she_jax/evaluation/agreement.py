@@ -50,8 +50,9 @@ def judge_metrics(
       good: the class indices that count as good.
 
     Returns:
-      ``macro_f1``, ``accuracy``, ``good_f1``, ``good_macro_f1``, ``quadratic_kappa`` (see the
-      functions of these names) and ``good_auc``, the area under the ROC curve of ``good_score``.
+      ``macro_f1``, ``accuracy``, ``good_f1``, ``good_macro_f1``, ``kappa``, ``quadratic_kappa``
+      (see the functions of these names) and ``good_auc``, the area under the ROC curve of
+      ``good_score``.
 
     Raises:
       ValueError: if lengths differ or a class index is outside of [0, K).
@@ -133,6 +134,14 @@ def good_macro_f1(
     return macro_f1(_good_confusion(confusion, good))
 
 
+def kappa(confusion: Shaped[np.ndarray, "*R K K"]) -> Float[np.ndarray, "*R"]:
+    """Cohen's kappa: the agreement above chance; NaN if both sides give one and the same class."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        total = confusion.sum((-2, -1))
+        chance = (confusion.sum(-1) * confusion.sum(-2)).sum(-1) / total**2
+        return (accuracy(confusion) - chance) / np.where(chance < 1, 1 - chance, np.nan)
+
+
 def quadratic_kappa(confusion: Shaped[np.ndarray, "*R K K"]) -> Float[np.ndarray, "*R"]:
     """Cohen's kappa with quadratic weights: 1 - observed / chance squared distance.
 
@@ -169,6 +178,7 @@ def _confusion_metrics(good: Collection[int]) -> dict[str, Callable[[np.ndarray]
         "accuracy": accuracy,
         "good_f1": lambda confusion: good_f1(confusion, good),
         "good_macro_f1": lambda confusion: good_macro_f1(confusion, good),
+        "kappa": kappa,
         "quadratic_kappa": quadratic_kappa,
     }
 

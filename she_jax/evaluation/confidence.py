@@ -4,6 +4,8 @@ A confidence is the probability of the label that was given. Probabilities come 
 logits over the labels; one temperature, fitted on validation pairs, makes them honest.
 """
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -49,7 +51,8 @@ def fit_temperature(logits: Float[np.ndarray, "N K"], gold: Int[np.ndarray, "N"]
         return log_loss(tempered(logits, float(np.exp(log_temperature))), gold)
 
     low, high = np.log(_RANGE)
-    return float(np.exp(minimize_scalar(loss, bounds=(low, high), method="bounded").x))
+    result: Any = minimize_scalar(loss, bounds=(low, high), method="bounded")
+    return float(np.exp(result.x))
 
 
 def log_loss(probabilities: Float[np.ndarray, "N K"], gold: Int[np.ndarray, "N"]) -> float:

@@ -13,6 +13,7 @@ from she_jax.evaluation.agreement import (
     good_macro_f1,
     judge_differences,
     judge_metrics,
+    kappa,
     macro_f1,
     quadratic_kappa,
 )
@@ -43,24 +44,24 @@ def test_metrics_equal_scikit_learn():
     assert macro_f1(matrix) == pytest.approx(f1_score(LABELS, GUESSES, average="macro"))
     assert good_f1(matrix, GOOD) == pytest.approx(f1_score(good, guessed))
     assert good_macro_f1(matrix, GOOD) == pytest.approx(f1_score(good, guessed, average="macro"))
-    kappa = cohen_kappa_score(LABELS, GUESSES, weights="quadratic")
-    assert quadratic_kappa(matrix) == pytest.approx(kappa)
+    for ours, weights in ((kappa, None), (quadratic_kappa, "quadratic")):
+        assert ours(matrix) == pytest.approx(cohen_kappa_score(LABELS, GUESSES, weights=weights))
     assert auc(good, JUDGE.good_score) == pytest.approx(roc_auc_score(good, JUDGE.good_score))
 
 
 def test_the_whole_label_set_counts_though_not_all_of_it_occurs():
     """Labels 0, 1 and 9 of ten: of these alone, 9 would be as far from 1 as 1 from 0."""
     gold, predicted = np.array([0, 1, 9, 9, 0]), np.array([0, 1, 9, 1, 1])
-    kappa = quadratic_kappa(confusions(gold, predicted, 10).sum(0))
+    found = quadratic_kappa(confusions(gold, predicted, 10).sum(0))
     given = cohen_kappa_score(gold, predicted, weights="quadratic", labels=range(10))
-    assert kappa == pytest.approx(given)
-    assert kappa != pytest.approx(cohen_kappa_score(gold, predicted, weights="quadratic"), abs=0.01)
+    assert found == pytest.approx(given)
+    assert found != pytest.approx(cohen_kappa_score(gold, predicted, weights="quadratic"), abs=0.01)
 
 
 def test_a_judge_that_sees_the_label_has_1_in_every_metric_and_draw():
     judge = Judgments(LABELS, LABELS.astype(float))
     metrics = judge_metrics(QUERIES, LABELS, judge, classes=4, good=GOOD)
-    assert len(metrics) == 6
+    assert len(metrics) == 7
     assert set(metrics.values()) == {Interval(estimate=1.0, low=1.0, high=1.0)}
 
 
@@ -98,7 +99,7 @@ def test_labels_of_a_single_side_leave_what_needs_both_undefined():
     labels = np.zeros(3, int)
     metrics = judge_metrics("abc", labels, Judgments(labels, labels), classes=4, good=GOOD)
     undefined = {name for name, value in metrics.items() if value.estimate is None}
-    assert undefined == {"good_f1", "quadratic_kappa", "good_auc"}
+    assert undefined == {"good_f1", "kappa", "quadratic_kappa", "good_auc"}
     assert metrics["macro_f1"] == Interval(estimate=1.0, low=1.0, high=1.0)
 
 
