@@ -80,6 +80,8 @@ def compare_systems(
         systems[name] = {side: float(np.mean(v)) if v else None for side, v in means.items()}
         systems[name]["n"] = len(rows)
     both = [(s["human"], s["judge"]) for s in systems.values() if None not in s.values()]
-    result: Any = kendalltau(*zip(*both, strict=True)) if len(both) > 1 else None
-    known = result is not None and not np.isnan(result.statistic)
-    return {"systems": systems, "tau": float(result.statistic) if known else None}
+    tau = float("nan")
+    if len(both) > 1:
+        result: Any = kendalltau(*zip(*both, strict=True))
+        tau = float(result.statistic)
+    return {"systems": systems, "tau": None if np.isnan(tau) else tau}
