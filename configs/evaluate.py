@@ -13,8 +13,15 @@ from she_jax.recipes import base
 
 def get_config() -> ConfigDict:
     """The recipe."""
-    config = base.get_config()
+    config = ConfigDict(base.get_config().to_dict())
     config.kind = "evaluate"
     config.eval.batch_size = 64
+    config.phase = ""  # of a run: policy | sft (its cold start); "" for the later one that it has
+    # From chains to labels; she_jax.evaluation.decide. The threshold of "cumulative", the choice of
+    # "auto" and a temperature are fitted once on the run's validation pairs.
+    config.decide = ConfigDict()
+    config.decide.samples = 0  # chains a pair that vote, 8 say; 0 leaves probabilities out
+    config.decide.rule = "greedy"  # greedy | majority | cumulative | auto
+    config.decide.chains = True  # False: the label alone, of a policy that gives its label first
     config.data.max_bad_share = 1.0  # rows that cannot be read are set aside, however many
-    return config
+    return config.lock()

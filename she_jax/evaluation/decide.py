@@ -21,6 +21,7 @@ from she_jax.evaluation.intervals import difference_of_sums
 UNREAD = -1
 RULES = ("greedy", "majority", "cumulative")
 THRESHOLDS = 1_001  # sums between which a threshold is tried, evenly spaced among those that occur
+AUTO = "auto"  # the best rule on validation, see ``choose_rule``
 FEW = 500  # validation pairs below which ``choose_rule`` takes the majority
 _MARGIN = 1e-9  # shares of k votes hit a threshold exactly, but for the rounding of their sums
 
@@ -111,24 +112,56 @@ class Decision:
             raise ValueError(f"rule {self.rule!r} with the threshold {self.threshold}")
 
     def labels(
-        self, greedy: Int[np.ndarray, "N"], shares: Float[np.ndarray, "N K"] | None
+        self, greedy: Int[np.ndarray, "N"] | None, shares: Float[np.ndarray, "N K"] | None
     ) -> Int[np.ndarray, "N"]:
         """The class index of each pair, or ``UNREAD``.
 
         Args:
-          greedy: the class of its greedy chain.
-          shares: of its votes; None if nothing was sampled, which ``greedy`` alone can do without.
+          greedy: the class of its greedy chain; read by ``greedy`` alone.
+          shares: of its votes; read by the other rules.
 
         Raises:
-          ValueError: if the rule needs votes and there are none.
+          ValueError: if the rule needs what is None.
         """
+        needed = greedy if self.rule == "greedy" else shares
+        if needed is None:
+            missing = "greedy chains" if self.rule == "greedy" else "votes: sample some chains"
+            raise ValueError(f"rule {self.rule!r} decides by {missing}")
         if self.rule == "greedy":
             return np.asarray(greedy)
-        if shares is None:
-            raise ValueError(f"rule {self.rule!r} decides by votes: sample some chains a pair")
+        shares = needed
         if self.threshold is None:
             return majority(shares)
         return cumulative(shares, self.threshold)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecideConfig:
+    """How the chains of a pair become one label.
+
+    Attributes:
+      samples: k, chains that vote; 0 for none.
+      rule: one of ``RULES``, or ``auto``.
+      chains: write chains; without them a policy that gives its label first gives the label alone.
+      seed: of the samples.
+
+    Raises:
+      ValueError: if a number is out of its range, or the rule needs votes.
+    """
+
+    samples: int = 0
+    rule: str = "greedy"
+    chains: bool = True
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.samples < 0:
+            raise ValueError(f"decide.samples={self.samples}: expected 0 or more")
+        if self.rule not in (*RULES, AUTO):
+            rules = ", ".join((*RULES, AUTO))
+            raise ValueError(f"decide.rule={self.rule!r}: expected one of {rules}")
+        if self.samples and not self.chains:
+            raise ValueError(f"decide.samples={self.samples} are chains: set decide.chains=true")
 
 
 def choose_rule(

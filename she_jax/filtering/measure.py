@@ -5,6 +5,7 @@ was in, and filters with other thresholds reuse them (``filter.records``).
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from she_jax.filtering.report import write_filter_report
 from she_jax.filtering.select import FilterConfig, merge, select, survey
 from she_jax.generate.generator import Generator, Sample
 from she_jax.generate.language_model import LanguageModel
-from she_jax.generate.readout import label_tokens, make_readout
+from she_jax.generate.readout import make_embedding
 from she_jax.rewards.verifier import FULL_REWARD, outcome_reward, verify
 from she_jax.training.checkpoint import params_digest
 from she_jax.training.files import write_json
@@ -136,9 +137,9 @@ def filter_prompts(
         "rollouts": measure.rollouts,
         "shuffled": measure.shuffled,
     }
-    first = _claim(records, identity, config)
-    duplicates = _duplicates(records, source, measured, first["similarity"])
-    recorder = Recorder(measure, lm, first["confidence"])
+    similarity = _claim(records, identity, config.similarity)
+    duplicates = _duplicates(records, source, measured, similarity)
+    recorder = Recorder(measure, lm)
     shards = _measure(measure, records, recorder, params, source, measured, duplicates, stop)
     if missing := [shard.name for shard in shards if not shard.is_file()]:
         log(
@@ -147,7 +148,7 @@ def filter_prompts(
         )
         return None
     stats = merge([survey(shard) for shard in shards])
-    if config.similarity != first["similarity"]:
+    if config.similarity != similarity:
         # A duplicate without rollouts stays one, though what it repeats may now be one itself.
         more = _duplicates(records, source, measured, config.similarity)
         duplicates = np.union1d(duplicates, more)
@@ -217,14 +218,12 @@ class Recorder:
     Args:
       config: how many rollouts, and their seed.
       lm: model, prompts and devices.
-      confidence: a pair of whose label the policy is more confident than this gets no rollouts.
     """
 
-    def __init__(self, config: MeasureConfig, lm: LanguageModel, confidence: float):
+    def __init__(self, config: MeasureConfig, lm: LanguageModel):
         self._seed, self._count = config.seed, config.rollouts
         self._generator = Generator(lm, config.batch_size, warn=log)
-        self._read_out = jax.jit(make_readout(lm))
-        self._confidence = confidence
+        self._embed = jax.jit(make_embedding(lm))
         self._prompts, self._width = lm.prompts, lm.model.config.dim
         self.step_names = lm.prompts.schema.names
 
@@ -241,51 +240,41 @@ class Recorder:
         skipped = set(duplicates.tolist())
         examples = {row: source[row] for row in rows}
         prompted = [row for row in rows if row not in skipped]
-        readouts = self._greedy(params, [examples[row] for row in prompted])
-        by_row = dict(zip(prompted, readouts, strict=True))
-        sampled = [
-            row
-            for row in prompted
-            if examples[row].label is not None and self._is_uncertain(by_row[row][0])
-        ]
+        embeddings = self._embeddings(params, [examples[row] for row in prompted])
+        by_row = dict(zip(prompted, embeddings, strict=True))
+        sampled = [row for row in prompted if examples[row].label is not None]
         # Each block has rollouts of its own, whichever blocks were measured before it.
         seed = int(np.random.SeedSequence((self._seed, block)).generate_state(1)[0])
         groups = self._generator.sample(
             params, [examples[row] for row in sampled], self._count, seed, show
         )
         rollouts = dict(zip(sampled, groups, strict=True))
-        schema, unmeasured = self._prompts.schema, (None, np.zeros(self._width, np.float16))
+        schema, unmeasured = self._prompts.schema, np.zeros(self._width, np.float16)
         return [
-            _record(row, examples[row], schema, *by_row.get(row, unmeasured), rollouts.get(row, []))
+            _record(row, examples[row], schema, by_row.get(row, unmeasured), rollouts.get(row, []))
             for row in rows
         ]
 
-    def _is_uncertain(self, confidence: float | None) -> bool:
-        # Rounding may lift a probability above 1, and at 1 nothing is left out.
-        return self._confidence >= 1 or confidence is None or confidence <= self._confidence
-
-    def _greedy(
-        self, params: Any, examples: Sequence[Example]
-    ) -> list[tuple[float | None, np.ndarray]]:
-        """Confidence and embedding of each pair, by its greedy chain."""
-        readouts: list[tuple[float | None, np.ndarray]] = []
+    def _embeddings(self, params: Any, examples: Sequence[Example]) -> list[np.ndarray]:
+        """The embedding of each pair with its greedy chain."""
+        found: list[np.ndarray] = []
         rows = range(len(examples))
-        for part, rollout, chains in self._generator.greedy_rollouts(params, examples, rows):
-            starts, label_ids = label_tokens(self._prompts, rollout, chains)
-            probabilities, embeddings = jax.device_get(
-                self._read_out(params, rollout, starts, label_ids)
-            )
-            for n in range(len(part)):
-                confidence = float(probabilities[n].max()) if starts[n] else None
-                readouts.append((confidence, embeddings[n].astype(np.float16)))
-        return readouts
+        for part, rollout, _ in self._generator.greedy_rollouts(params, examples, rows):
+            embeddings = jax.device_get(self._embed(params, rollout))
+            found += [embedding.astype(np.float16) for embedding in embeddings[: len(part)]]
+        return found
+
+
+def _confidence(samples: Sequence[Sample]) -> float | None:
+    """The share of the rollouts that give the commonest label; None without rollouts."""
+    counts = Counter(s.chain.label for s in samples if s.chain.label is not None)
+    return max(counts.values(), default=0) / len(samples) if samples else None
 
 
 def _record(
     row: int,
     example: Example,
     schema: CotSchema,
-    confidence: float | None,
     embedding: np.ndarray,
     samples: Sequence[Sample],
 ) -> PromptRecord:
@@ -303,7 +292,7 @@ def _record(
         title=example.product.get("title", ""),
         label=None if example.label is None else str(example.label),
         kind=example.kind,
-        confidence=confidence,
+        confidence=_confidence(samples),
         right=tuple(reward >= FULL_REWARD for reward in outcomes),
         paths=tuple(schema.path(sample.chain) for sample in samples),
         step_rates=tuple(rates),
@@ -350,19 +339,19 @@ def _measured_rows(config: MeasureConfig, size: int) -> list[int]:
     return sorted(int(rows[(config.skip + n) % size]) for n in range(count))
 
 
-def _claim(records: Path, identity: Mapping[str, Any], config: FilterConfig) -> Mapping[str, float]:
+def _claim(records: Path, identity: Mapping[str, Any], similarity: float) -> float:
     """Creates the folder of the records, or checks that they are what this filter needs.
 
     Returns:
-      The thresholds that decide which pairs get rollouts: those of the folder's first filter, so
+      The similarity from which on a pair got no rollouts: that of the folder's first filter, so
       that a block which a stricter one measures serves the first one too.
     """
     path = records / IDENTITY_FILE
-    thresholds = {"confidence": config.confidence, "similarity": config.similarity}
     if not path.is_file():
         records.mkdir(parents=True, exist_ok=True)
         part = _unique_part(path)
-        part.write_text(json.dumps({**identity, **thresholds}, indent=1) + "\n", encoding="utf-8")
+        content = {**identity, "similarity": similarity}
+        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         part.replace(path)
     saved = json.loads(path.read_text(encoding="utf-8"))
     if others := {k: (saved.get(k), v) for k, v in identity.items() if saved.get(k) != v}:
@@ -372,20 +361,13 @@ def _claim(records: Path, identity: Mapping[str, Any], config: FilterConfig) -> 
             + "\n".join(lines)
             + "\nGive another folder, or the values of these records"
         )
-    looser = [k for k in thresholds if _reach(k, thresholds[k]) > _reach(k, saved[k])]
-    if looser:
-        before = ", ".join(f"{k} {saved[k]}" for k in looser)
-        now = ", ".join(f"{k} {thresholds[k]}" for k in looser)
+    first = saved["similarity"]
+    if (similarity or 2.0) > (first or 2.0):  # 0 is off: nothing is too similar
         raise UserError(
-            f"filter.records={records} were made with {before}: what that left out has no "
-            f"rollouts. Ask for no more than that (now: {now}), or give another folder"
+            f"filter.records={records} were made with similarity {first}: what that left out has "
+            f"no rollouts. Ask for no more than that (now: {similarity}), or give another folder"
         )
-    return {key: saved[key] for key in thresholds}
-
-
-def _reach(name: str, value: float) -> float:
-    """How many pairs a threshold lets through to the rollouts; a similarity of 0 is off."""
-    return 2.0 if name == "similarity" and not value else value
+    return first
 
 
 def _unique_part(path: Path) -> Path:

@@ -50,8 +50,8 @@ class PromptRecord:
       title: the product's title.
       label: relevance class, as text; None if unknown.
       kind: kind of query; empty if unknown.
-      confidence: the largest class probability at the label of the policy's greedy chain, in
-        [0, 1]; None if that chain has no label.
+      confidence: the share of the rollouts that give the commonest label, in [0, 1]; None without
+        rollouts.
       right: for each rollout, whether its label is correct and it is not truncated. Empty without
         rollouts.
       paths: for each rollout, its step verdicts joined by ``/``, such as ``match/unstated/3``, with

@@ -83,15 +83,19 @@ class Generator:
           show: called with the number of finished pairs.
           look: called with each chain, its text, and whether it has no end-of-sequence token.
         """
+        samples = self.greedy_samples(params, examples, show)
+        for sample in samples:
+            look(sample.chain, sample.text, sample.truncated)
+        return [sample.chain for sample in samples]
+
+    def greedy_samples(self, params: Any, examples: Sequence[Example], show: Show) -> list[Sample]:
+        """The greedy completion of each pair, batched as by ``greedy``."""
         rows = sorted(range(len(examples)), key=lambda row: len(examples[row].query))
-        chains: list[Chain] = []
-        for _, rollout, batch_chains in self.greedy_rollouts(params, examples, rows):
-            texts, truncated = self.prompts.decode(rollout), self.prompts.truncated(rollout)
-            for chain, text, cut in zip(batch_chains, texts, truncated.tolist(), strict=False):
-                look(chain, text, cut)
-            chains += batch_chains
-            show(len(chains))
-        return [chains[index] for index in np.argsort(rows)]
+        samples: list[Sample] = []
+        for part, rollout, _ in self.greedy_rollouts(params, examples, rows):
+            samples += self._to_samples(rollout)[: len(part)]
+            show(len(samples))
+        return [samples[index] for index in np.argsort(rows)]
 
     def sample(
         self, params: Any, examples: Sequence[Example], k: int, seed: int, show: Show
@@ -149,8 +153,9 @@ class Generator:
     def _to_samples(self, rollout: Rollout) -> list[Sample]:
         rows = zip(np.asarray(rollout.tokens), np.asarray(rollout.completion_mask), strict=True)
         completions = [tuple(tokens[mask].tolist()) for tokens, mask in rows]
-        texts, truncated = self.prompts.decode(rollout), self.prompts.truncated(rollout).tolist()
+        chains = self._parse(rollout)
+        texts = self.prompts.decode(rollout)
         return [
-            Sample(tokens=ids, text=text, chain=self.prompts.schema.parse(text), truncated=no_end)
-            for ids, text, no_end in zip(completions, texts, truncated, strict=True)
+            Sample(tokens=ids, text=text, chain=chain, truncated=chain.truncated)
+            for ids, text, chain in zip(completions, texts, chains, strict=True)
         ]

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from she_jax.cot import Chain
+from she_jax.cot import LABEL_STEP, Chain
 from she_jax.generate.language_model import LanguageModel
 from she_jax.generate.prompts import PromptFormat
 from she_jax.rl.steps import step_ids
-from she_jax.types import Rollout
+from she_jax.types import Example, PromptBatch, Rollout
 
 
 def label_tokens(
@@ -84,36 +84,96 @@ def _several_tokens(
     return int(columns[first]), [ids + end_ids for ids in prompts.encode(written)]
 
 
-def make_readout(
-    lm: LanguageModel,
-) -> Callable[..., tuple[Float[Array, "B K"], Float[Array, "B D"]]]:
-    """Makes the function that reads label probabilities and embeddings from rollouts.
+def make_label_logits(
+    lm: LanguageModel, batch_size: int
+) -> Callable[[Any, Sequence[Example]], Float[np.ndarray, "N K"]]:
+    """Makes the function that reads the labels' own probabilities off prompts, before any chain.
+
+    It is one forward pass a pair (K passes where a label has several tokens), and says something
+    only of a policy whose chains begin with the label.
+
+    Args:
+      lm: model and prompts.
+      batch_size: pairs at a time, a multiple of the number of devices.
 
     Returns:
-      (params, rollout, starts, label_ids) -> the probabilities of the K labels in the place of the
-      written one (see ``label_tokens``), normalized over the set, and the mean hidden state over
-      the prompt and the chain.
+      (params, examples) -> the log-probabilities of the K labels, normalized over the set.
+
+    Raises:
+      ValueError: if the chain does not begin with the label.
+    """
+    prompts = lm.prompts
+    if prompts.schema.label_index != 0:
+        raise ValueError(
+            f"the chain begins with {prompts.schema.names[0]!r}, not with the label: its label "
+            "has no probability before the chain is written"
+        )
+    (written,) = prompts.encode([f"{LABEL_STEP}: {prompts.schema.labels.texts[0]}\n"])
+    chain = prompts.schema.parse(f"{LABEL_STEP}: {prompts.schema.labels.texts[0]}\n")
+    read_out = jax.jit(make_label_readout(lm))
+
+    def label_logits(params: Any, examples: Sequence[Example]) -> Float[np.ndarray, "N K"]:
+        parts = []
+        for first in range(0, len(examples), batch_size):
+            part = examples[first : first + batch_size]
+            padded = [*part, *[part[-1]] * (batch_size - len(part))]
+            rollout = _with_completion(prompts.encode_prompts(padded)[0], written)
+            starts, label_ids = label_tokens(prompts, rollout, [chain] * batch_size)
+            logps = read_out(params, rollout, starts, label_ids)
+            parts.append(np.asarray(logps, np.float64)[: len(part)])
+        return np.concatenate(parts)
+
+    return label_logits
+
+
+def _with_completion(batch: PromptBatch, completion: Sequence[int]) -> Rollout:
+    """Rollouts with the same completion behind each prompt."""
+    rows, width = len(batch.tokens), len(completion)
+    tokens = np.pad(np.asarray(batch.tokens), ((0, 0), (0, width)))
+    tokens[:, -width:] = completion
+    mask = np.pad(np.asarray(batch.mask), ((0, 0), (0, width)))
+    written = np.zeros_like(mask)
+    written[:, -width:] = True
+    arrays = {"tokens": tokens, "prompt_mask": mask, "completion_mask": written}
+    logps = np.zeros((rows, tokens.shape[1]), np.float32)
+    return Rollout(**arrays, logps=logps)  # pyright: ignore[reportArgumentType]
+
+
+def make_label_readout(lm: LanguageModel) -> Callable[..., Float[Array, "B K"]]:
+    """Makes the function that reads label probabilities from rollouts.
+
+    Returns:
+      (params, rollout, starts, label_ids) -> the log-probabilities of the K labels in the place of
+      the written one (see ``label_tokens``), normalized over the set.
     """
 
-    def read_out(
-        params: Any, rollout: Rollout, starts: Array, label_ids: Array
-    ) -> tuple[Array, Array]:
-        real = rollout.prompt_mask | rollout.completion_mask
-        output = lm.model.forward(params, rollout.tokens, _positions(real))
-        if label_ids.shape[2] == 1:
-            before = jnp.take_along_axis(
-                output.hidden, jnp.maximum(starts - 1, 0)[:, None, None], 1
-            )
-            logits = jnp.einsum("bd,dbk->bk", before[:, 0], output.head[:, label_ids[:, :, 0]])
-        else:
+    def read_out(params: Any, rollout: Rollout, starts: Array, label_ids: Array) -> Array:
+        if label_ids.shape[2] > 1:
             logits = jax.lax.map(
                 lambda ids: _continuation_logps(lm, params, rollout, starts, ids),
                 jnp.swapaxes(label_ids, 0, 1),
             ).T
-        total = jnp.where(real[:, :, None], output.hidden.astype(jnp.float32), 0.0).sum(axis=1)
-        return jax.nn.softmax(logits.astype(jnp.float32), axis=1), total / real.sum(1)[:, None]
+            return jax.nn.log_softmax(logits, axis=1)
+        real = rollout.prompt_mask | rollout.completion_mask
+        output = lm.model.forward(params, rollout.tokens, _positions(real))
+        before = jnp.take_along_axis(output.hidden, jnp.maximum(starts - 1, 0)[:, None, None], 1)
+        heads = output.head[:, label_ids[:, :, 0]]
+        logits = jnp.einsum("bd,dbk->bk", before[:, 0], heads, preferred_element_type=jnp.float32)
+        return jax.nn.log_softmax(logits, axis=1)
 
     return read_out
+
+
+def make_embedding(lm: LanguageModel) -> Callable[[Any, Rollout], Float[Array, "B D"]]:
+    """Makes the function (params, rollout) -> mean hidden state over the prompt and the chain."""
+
+    def embed(params: Any, rollout: Rollout) -> Array:
+        real = rollout.prompt_mask | rollout.completion_mask
+        output = lm.model.forward(params, rollout.tokens, _positions(real))
+        total = jnp.where(real[:, :, None], output.hidden.astype(jnp.float32), 0.0).sum(axis=1)
+        return total / real.sum(1)[:, None]
+
+    return embed
 
 
 def _continuation_logps(

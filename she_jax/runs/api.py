@@ -12,17 +12,19 @@ from ml_collections import ConfigDict
 
 from she_jax.data.dataset import PreparedDataset, open_split, prepare
 from she_jax.data.sources import make_builder
-from she_jax.evaluation.unread import Unread
-from she_jax.generate.language_model import UNLIMITED
+from she_jax.evaluation.decide import DecideConfig
+from she_jax.evaluation.judge import Calibration, judge
+from she_jax.generate.language_model import UNLIMITED, LanguageModel
 from she_jax.recipes import evaluate as evaluate_recipe
 from she_jax.recipes import stage1
 from she_jax.runs.config import parse
-from she_jax.runs.load import load_policy
-from she_jax.runs.predict import Predictor, caveats
+from she_jax.runs.decide import Decider
+from she_jax.runs.load import Source, load_policy
+from she_jax.runs.predict import caveats, prediction
 from she_jax.runs.resolve import columns_of
 from she_jax.runs.run import run
 from she_jax.training.files import write_text
-from she_jax.training.logging import log
+from she_jax.training.logging import Progress, log
 from she_jax.training.setup import split_mesh
 from she_jax.training.workdir import ARTIFACTS
 from she_jax.types import UserError
@@ -31,9 +33,13 @@ UNREADABLE = {
     "uid": None,
     "label": None,
     "probabilities": None,
+    "confidence": None,
+    "expected": None,
+    "review": None,
     "well_formed": False,
     "steps": [],
     "text": None,
+    "truncated": False,
 }
 Pairs = Any  # an iterable of mappings, a pandas DataFrame, or the path of a table
 
@@ -55,6 +61,7 @@ class Judge:
         self.folder = Path(folder)
         if not self.folder.exists():
             raise FileNotFoundError(f"{self.folder}: there is no run and no model")
+        self._deciders: dict[tuple[int, str], tuple[Decider, Calibration]] = {}
 
     def __repr__(self) -> str:
         return f"Judge({str(self.folder)!r})"
@@ -65,18 +72,24 @@ class Judge:
         summary = self.folder / "summary.json"
         return json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
 
-    def predict(self, pairs: Pairs, *, columns: str = "") -> list[dict[str, Any]]:
+    def predict(
+        self, pairs: Pairs, *, columns: str = "", samples: int = 0, rule: str = "greedy"
+    ) -> list[dict[str, Any]]:
         """The judge's labels of pairs, with its reasons, in their order.
 
         Args:
           pairs: as for ``train``, without labels if there are none; for a table's path there is
             ``she-jax predict TABLE``.
           columns: as for ``train``.
+          samples: chains of each pair that vote, which gives probabilities and a confidence; 0 for
+            none.
+          rule: how chains become one label: ``greedy``, ``majority``, ``cumulative`` or ``auto``;
+            see ``she_jax.evaluation.decide``.
 
         Returns:
-          For each pair ``uid``, ``label`` (None if the judge wrote none), ``probabilities``,
-          ``well_formed``, ``steps`` and ``text`` as in ``predictions.jsonl``, and ``error``: None,
-          or why the pair cannot be read, with no ``uid``, no ``label`` and no ``steps``.
+          For each pair what a line of ``predictions.jsonl`` has (``label`` is None if the judge
+          wrote none), and ``error``: None, or why the pair cannot be read, with no ``uid``, no
+          ``label`` and no ``steps``.
         """
         with tempfile.TemporaryDirectory() as name:
             folder, file = Path(name), Path(name) / "pairs.jsonl"
@@ -91,30 +104,31 @@ class Judge:
                 "data.max_bad_share": 1.0,
             }
             config: Any = parse(_recipe(evaluate_recipe.get_config(), settings), folder)
-            prompts = self._predictor.lm.prompts
-            builder = make_builder(config.data.for_chain(prompts.schema.options))
+            decider, calibration = self._decider(samples, rule)
+            builder = make_builder(config.data.for_chain(decider.lm.prompts.schema.options))
             try:
                 dataset = prepare(builder)
             except UserError as error:
                 message = str(error).replace(str(file), "the pairs")
                 raise UserError(message.replace("--config.data.columns", "columns")) from error
-            lines, bad = folder / "predictions.jsonl", _bad_rows(dataset)
-            lines.touch()
+            bad, examples = _bad_rows(dataset), []
             if dataset.splits:  # a pair that can be read
-                examples, unread = (
-                    open_split(dataset.path, "test"),
-                    Unread(prompts.completion_length),
-                )
-                self._predictor.write(examples, range(len(examples)), lines, unread, "pairs")
-            with lines.open(encoding="utf-8") as file:
-                predictions = iter([json.loads(line) | {"error": None} for line in file])
+                source = open_split(dataset.path, "test")
+                examples = [source[row] for row in range(len(source))]
+            with Progress("judging", total=len(examples)) as bar:
+                used = calibration.decision.rule
+                evidence = decider.gather(examples, used, decider.config.seed, bar.update)
+            judged = judge(evidence, calibration, decider.labels) if examples else []
+            lines = iter(
+                [prediction(*pair, decider) for pair in zip(examples, judged, strict=True)]
+            )
             return [
-                UNREADABLE | {"error": bad[line]} if line in bad else next(predictions)
+                UNREADABLE | {"error": bad[line]} if line in bad else next(lines) | {"error": None}
                 for line in range(1, count + 1)
             ]
 
     @cached_property
-    def _predictor(self) -> Predictor:
+    def _policy(self) -> tuple[LanguageModel, Any, Source, int]:
         recipe = _recipe(evaluate_recipe.get_config(), {"checkpoint": str(self.folder)})
         config: Any = parse(recipe, self.folder)
         lm, params, source = load_policy(config, str(self.folder), split_mesh(config.mesh, 0)[0])
@@ -123,9 +137,16 @@ class Judge:
                 f"{self.folder}: a model that no run of she_jax has trained or exported: train it "
                 f"first, with she_jax.train(pairs, model={str(self.folder)!r})"
             )
-        for caveat in caveats(self.folder, source):
+        for caveat in caveats(source):
             log(caveat)
-        return Predictor(lm, params, config.evaluation.batch_size)
+        return lm, params, source, config.evaluation.batch_size
+
+    def _decider(self, samples: int, rule: str) -> tuple[Decider, Calibration]:
+        if (samples, rule) not in self._deciders:
+            lm, params, source, size = self._policy
+            decider = Decider(DecideConfig(samples=samples, rule=rule), lm, params, size)
+            self._deciders[samples, rule] = decider, decider.calibrate(source)
+        return self._deciders[samples, rule]
 
 
 def train(

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from she_jax.cot import CotSchema
 from she_jax.data.shopworld.builder import CHECKS, TeacherErrors, World
 from she_jax.data.sources import DataConfig
+from she_jax.evaluation.decide import DecideConfig
 from she_jax.evaluation.evaluate import EvalConfig
 from she_jax.filtering.measure import MeasureConfig
 from she_jax.filtering.select import FilterConfig
@@ -117,7 +118,9 @@ class PredictConfig(RunConfig):
     """Predictions of a checkpoint for a data set."""
 
     checkpoint: str
+    phase: str
     evaluation: EvalConfig
+    decide: DecideConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -489,7 +492,13 @@ def _reward(recipe: Recipe, plugins: Mapping[str, Plugin]) -> RewardConfig:
 
 
 def _predict(recipe: Recipe, common: dict[str, Any]) -> PredictConfig:
-    return PredictConfig(**common, checkpoint=recipe.checkpoint, evaluation=_evaluation(recipe))
+    return PredictConfig(
+        **common,
+        checkpoint=recipe.checkpoint,
+        phase=recipe.phase,
+        evaluation=_evaluation(recipe),
+        decide=DecideConfig(**recipe.decide.to_dict(), seed=recipe.seed),
+    )
 
 
 def _filter_run(recipe: Recipe, common: dict[str, Any]) -> FilterRunConfig:

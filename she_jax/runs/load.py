@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,24 @@ from she_jax.training.workdir import keep_settings, read_recipe
 from she_jax.types import UserError
 
 PHASES = ("policy", "sft")  # of a policy's run, the later one first
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where exactly a policy is from; as text a phrase for messages.
+
+    Attributes:
+      folder: of its run; None for a model in files.
+      phase: the run's folder of checkpoints, ``policy`` or ``sft``; "" for a model in files.
+      text: the phrase.
+    """
+
+    folder: Path | None
+    phase: str
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
 
 
 def new_policy(
@@ -91,8 +109,8 @@ def fit_lengths(lm: LanguageModel, config: LanguageModelConfig, sizes: Sizes) ->
 
 def load_policy(
     config: RunConfig, checkpoint: str, mesh: Mesh, phases: Sequence[str] = PHASES
-) -> tuple[LanguageModel, Any, str]:
-    """The policy of a checkpoint, and a description of where exactly it is from.
+) -> tuple[LanguageModel, Any, Source]:
+    """The policy of a checkpoint, and where exactly it is from.
 
     A run's folder brings its own model, chain and lengths, and the best checkpoint of the first of
     ``phases`` that it has.
@@ -112,7 +130,8 @@ def load_policy(
         raise UserError("evaluating needs --config.checkpoint: a run's folder or a model's")
     recipe = read_recipe(folder) if (folder / "config.json").is_file() else {}
     if "kind" not in recipe:
-        return *_model_in_files(config, checkpoint, mesh), checkpoint
+        source = Source(folder=None, phase="", text=checkpoint)
+        return *_model_in_files(config, checkpoint, mesh), source
     if recipe["kind"] == "curriculum":
         raise UserError(
             f"checkpoint={folder} has stages: give one of them, for example "
@@ -123,11 +142,11 @@ def load_policy(
 
 def load_run(
     folder: Path, mesh: Mesh, phases: Sequence[str] = PHASES
-) -> tuple[LanguageModel, Any, str]:
-    """The policy of a run, and a description of where exactly it is from.
+) -> tuple[LanguageModel, Any, Source]:
+    """The policy of a run, and where exactly it is from.
 
     Raises:
-      FileNotFoundError: if the run has no whole checkpoint.
+      FileNotFoundError: if the run has no whole checkpoint, or none of these phases.
     """
     run = read_run(folder)
     tokenizer = read_tokenizer(folder) if run.model.name == "scratch" else None
@@ -138,8 +157,10 @@ def load_run(
         if (folder / "checkpoints" / phase).is_dir():
             restored = Checkpoints(folder / "checkpoints" / phase).restore_params(params)
             if restored is not None:
-                return lm, restored[1], f"{folder}, {phase} step {restored[0]}"
-    raise FileNotFoundError(f"{folder / 'checkpoints'} holds no whole checkpoint: train first")
+                text = f"{folder}, {phase} step {restored[0]}"
+                return lm, restored[1], Source(folder=folder, phase=phase, text=text)
+    names = " or ".join(phases)
+    raise FileNotFoundError(f"{folder / 'checkpoints'} holds no whole {names}: train first")
 
 
 def _model_in_files(config: RunConfig, checkpoint: str, mesh: Mesh) -> tuple[LanguageModel, Any]:

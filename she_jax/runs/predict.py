@@ -1,15 +1,15 @@
-"""Predicts labels for a data set with a checkpoint."""
+"""Predicts labels for a data set with a checkpoint, block by block."""
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from she_jax.cot import Chain
+from she_jax.cot import Chain, CotSchema, ParsedStep
 from she_jax.data.dataset import (
     ExampleSource,
     evenly_spaced_rows,
@@ -17,46 +17,47 @@ from she_jax.data.dataset import (
     open_split,
 )
 from she_jax.evaluation.evaluate import evenly_spaced
+from she_jax.evaluation.judge import Calibration, Judgment, judge
 from she_jax.evaluation.metrics import score
 from she_jax.evaluation.pairs import common_fields
 from she_jax.evaluation.report import below_floor
 from she_jax.evaluation.unread import Unread
-from she_jax.generate.generator import Generator
-from she_jax.generate.language_model import UNLIMITED, LanguageModel
+from she_jax.generate.language_model import UNLIMITED
 from she_jax.generate.lengths import measure
-from she_jax.generate.prompts import PromptFormat
-from she_jax.generate.readout import label_tokens, make_readout
 from she_jax.runs.config import PredictConfig
-from she_jax.runs.load import fit_lengths, load_policy
+from she_jax.runs.decide import Decider
+from she_jax.runs.load import PHASES, Source, fit_lengths, load_policy
 from she_jax.training.checkpoint import params_digest
 from she_jax.training.files import write_json
 from she_jax.training.logging import Progress, log
 from she_jax.training.setup import prepare_dataset, split_mesh
+from she_jax.training.stop import StopSignal
 from she_jax.types import Example, UserError
 
 LOOKED_AT = 1_000  # pairs whose products are searched for the fields of the training pairs
+BLOCK = 512  # pairs a file while judging; a killed run judges at most this many again
 
 
 def predict(config: PredictConfig, workdir: Path) -> None:
     """Writes a checkpoint's predictions for a data set, and their metrics if it has labels.
 
-    ``predictions.jsonl`` has one line per pair: ``uid``, ``label`` (null if unreadable),
-    ``probabilities`` of the labels given the reasoning before the label, ``well_formed``, ``steps``
-    (each with its name, text and verdict), and ``text``, all that the model wrote, where it is not
-    a well-formed chain. The metrics are in ``summary.json``.
+    ``predictions.jsonl`` has one line per pair, see ``prediction``. The metrics are in
+    ``summary.json``. What is stopped goes on at the last block, with the same bytes.
 
     Raises:
       UserError: if the folder holds the predictions of other pairs or of another checkpoint.
+      SystemExit: after a signal, once the block is written.
     """
     final, sources = workdir / "predictions.jsonl", workdir / "inputs.json"
     mesh, _ = split_mesh(config.mesh, 0)
-    lm, params, source = load_policy(config, config.checkpoint, mesh)
+    phases = (config.phase,) if config.phase else PHASES
+    lm, params, source = load_policy(config, config.checkpoint, mesh, phases)
     # The data set follows the policy's chain.
     dataset = prepare_dataset(config.data.for_chain(lm.prompts.schema.options))
-    for caveat in caveats(Path(config.checkpoint), source):
+    for caveat in caveats(source):
         log(caveat)
     some = evenly_spaced(dataset, config.evaluation.split, LOOKED_AT)
-    if lacking := lacking_fields(Path(config.checkpoint), some):
+    if lacking := lacking_fields(source, some):
         log(
             f"the policy was trained on products with {', '.join(lacking)}, which these lack; if "
             "they have other names here: --config.data.columns=FIELD=COLUMN"
@@ -64,124 +65,185 @@ def predict(config: PredictConfig, workdir: Path) -> None:
     if lm.prompts.prompt_length == UNLIMITED or lm.prompts.completion_length == UNLIMITED:
         sizes = measure(lm.prompts, open_split(dataset.path, config.evaluation.split))
         lm = fit_lengths(lm, replace(config.model, name=config.checkpoint), sizes)
-    inputs = {"pairs": str(dataset.path), "checkpoint": source}
+    inputs = {"pairs": str(dataset.path), "checkpoint": str(source)}
     content = {"pairs": fingerprint(dataset), "checkpoint": params_digest(params)}
-    if final.is_file():
+    if sources.is_file():
         saved = json.loads(sources.read_text(encoding="utf-8"))
         if content != saved["content"] if "content" in saved else inputs != saved:
             raise UserError(
-                f"{final} holds predictions of other pairs or of another checkpoint (see "
+                f"{workdir} holds predictions of other pairs or of another checkpoint (see "
                 f"{sources}): give a new folder with --workdir"
             )
+    if final.is_file():
         log(f"all is done: the predictions are in {final}")
         return
     write_json(sources, inputs | {"content": content})
-    draft, unread = workdir / "predictions.jsonl.part", Unread(lm.prompts.completion_length)
+    decider = Decider(config.decide, lm, params, config.evaluation.batch_size)
+    calibration = decider.calibrate(source)
+    if calibration.about:
+        log(describe(calibration))
     examples = open_split(dataset.path, config.evaluation.split)
     rows = evenly_spaced_rows(len(examples), config.evaluation.pairs)
-    predictor = Predictor(lm, params, config.evaluation.batch_size)
-    labeled = predictor.write(examples, rows, draft, unread, config.data.name)
+    with StopSignal() as stop, Progress(f"judging {config.data.name}", total=len(rows)) as bar:
+        blocks = write_blocks(decider, calibration, examples, rows, workdir / "predictions", bar)
+        for _ in blocks:
+            if stop:
+                log(f"{stop.name}: the finished blocks are kept; the same command goes on")
+                raise SystemExit(stop.exit_code)
+    schema, unread = lm.prompts.schema, Unread(lm.prompts.completion_length)
+    labeled = _join(workdir, examples, rows, schema, unread)
     if labeled:
         chains, pairs = zip(*labeled, strict=True)
-        metrics = score(chains, pairs, lm.prompts.schema)
-        write_json(workdir / "summary.json", metrics)
+        metrics = score(chains, pairs, schema)
+        write_json(workdir / "summary.json", metrics | {"decide": calibration.to_json()})
         log(f"macro F1 {metrics['macro_f1']:.3f}, accuracy {metrics['accuracy']:.3f}")
     if unread.share:
         log(unread.sentence(bool(labeled)))
-    draft.replace(final)
+    if calibration.temperature is None:
+        log("no confidence: --config.decide.samples=8 gives one, by votes, for 8 chains a pair")
     log(f"predictions: {final}" + (f", metrics: {workdir / 'summary.json'}" if labeled else ""))
 
 
-def caveats(checkpoint: Path, source: str) -> list[str]:
-    """What a user should know before relying on a policy's labels, in sentences.
+def write_blocks(
+    decider: Decider,
+    calibration: Calibration,
+    examples: ExampleSource,
+    rows: Sequence[int],
+    folder: Path,
+    progress: Progress,
+) -> Iterator[Path]:
+    """Writes the predictions of each block of rows to a file, and yields it once it is whole.
 
-    Args:
-      checkpoint: a run's folder; of a model in files nothing is known.
-      source: where exactly the policy is from.
+    A file that is there is left alone. A block has samples of its own, whichever blocks were judged
+    before it, and the rows that are batched together are those of a block.
     """
-    if not (checkpoint / "checkpoints").is_dir():
-        return []
-    if not (checkpoint / "summary.json").is_file():
-        return [f"the run has not finished: these are the labels of {source}"]
-    return [sentence] if (sentence := below_floor(_summary(checkpoint))) else []
+    folder.mkdir(exist_ok=True)
+    for n, first in enumerate(range(0, len(rows), BLOCK)):
+        path, block = folder / f"{n:06d}.jsonl", rows[first : first + BLOCK]
+        if not path.is_file():
+            seed = int(np.random.SeedSequence((decider.config.seed, n)).generate_state(1)[0])
+            pairs = [examples[row] for row in block]
+            rule, start = calibration.decision.rule, first
+
+            def show(done: int, start: int = start) -> None:
+                progress.update(start + done)
+
+            evidence = decider.gather(pairs, rule, seed, show)
+            judgments = judge(evidence, calibration, decider.labels)
+            part = path.with_name(f"{path.name}.part")
+            with part.open("w", encoding="utf-8") as file:
+                for pair, judgment in zip(pairs, judgments, strict=True):
+                    file.write(json.dumps(prediction(pair, judgment, decider)) + "\n")
+            part.replace(path)
+        progress.update(first + len(block))
+        yield path
 
 
-def lacking_fields(checkpoint: Path, examples: Sequence[Example]) -> list[str]:
-    """The product fields that a policy was trained on and that these pairs do not have."""
-    return sorted({*_summary(checkpoint).get("fields", [])} - {*common_fields(examples)})
+def prediction(example: Example, judgment: Judgment, decider: Decider) -> dict[str, Any]:
+    """A line of ``predictions.jsonl``.
 
-
-def _summary(run: Path) -> dict[str, Any]:
-    path = run / "summary.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-class Predictor:
-    """Writes a policy's predictions; what it compiles serves all of its data sets.
-
-    Args:
-      lm: model and prompts.
-      params: of the policy.
-      batch_size: pairs at a time.
+    ``uid``; ``label``, null if none could be read; ``probabilities`` of the labels: the shares of
+    the votes, or the label's own of a policy that gives it first, else null; ``confidence``,
+    ``expected`` and ``review``, see ``Judgment``; ``well_formed``, ``steps`` (each with its name,
+    text and verdict) of the chain that speaks for the label, and ``text``, all that the model
+    wrote, where that is not a well-formed chain.
     """
-
-    def __init__(self, lm: LanguageModel, params: Any, batch_size: int):
-        self.lm, self._params = lm, params
-        self._generator = Generator(lm, batch_size, warn=log)
-        self._read_out = jax.jit(make_readout(lm))
-
-    def write(
-        self, examples: ExampleSource, rows: Sequence[int], path: Path, unread: Unread, title: str
-    ) -> list[tuple[Chain, Example]]:
-        """Writes a JSON line for each row; returns the chains of the labeled pairs.
-
-        Args:
-          examples: the pairs.
-          rows: those to predict.
-          path: of the file.
-          unread: counts the chains that cannot be read.
-          title: of the data set, for the progress bar.
-        """
-        labeled: list[tuple[Chain, Example]] = []
-        prompts, done = self.lm.prompts, 0
-        with (
-            path.open("w", encoding="utf-8") as file,
-            Progress(f"evaluating {title}", total=len(rows)) as progress,
-        ):
-            batches = self._generator.greedy_rollouts(self._params, examples, rows)
-            for part, rollout, chains in batches:
-                starts, label_ids = label_tokens(prompts, rollout, chains)
-                by_row = np.asarray(self._read_out(self._params, rollout, starts, label_ids)[0])
-                texts, cut = prompts.decode(rollout), prompts.truncated(rollout)
-                for n, (example, chain) in enumerate(zip(part, chains, strict=True)):
-                    unread.add(chain, texts[n], bool(cut[n]))
-                    line = _prediction(example, chain, by_row[n] if starts[n] else None, prompts)
-                    line["text"] = None if chain.well_formed else texts[n]
-                    file.write(json.dumps(line) + "\n")
-                    if example.label is not None:
-                        labeled.append((chain, example))
-                done += len(part)
-                progress.update(done)
-        return labeled
-
-
-def _prediction(
-    example: Example, chain: Chain, probabilities: np.ndarray | None, prompts: PromptFormat
-) -> dict[str, Any]:
-    """A line of ``predictions.jsonl``."""
-    steps = [
-        {"name": name, "text": step.text, "verdict": step.verdict}
-        for name, step in zip(prompts.schema.names, chain.steps, strict=True)
-        if step is not None
-    ]
-    by_label = None
-    if probabilities is not None:
-        texts = prompts.schema.labels.texts
-        by_label = {c: round(float(p), 6) for c, p in zip(texts, probabilities, strict=True)}
+    answer, labels, schema = judgment.answer, decider.labels, decider.lm.prompts.schema
+    by_label = judgment.probabilities and dict(
+        zip(labels.texts, judgment.probabilities, strict=True)
+    )
     return {
         "uid": example.uid,
-        "label": chain.label,
+        "label": judgment.label,
         "probabilities": by_label,
-        "well_formed": chain.well_formed,
-        "steps": steps,
+        "confidence": judgment.confidence,
+        "expected": judgment.expected,
+        "review": judgment.review,
+        "well_formed": answer is not None and answer.chain.well_formed,
+        "steps": [
+            {"name": name, "text": step.text, "verdict": step.verdict}
+            for name, step in zip(schema.names, answer.chain.steps, strict=True)
+            if step is not None
+        ]
+        if answer
+        else [],
+        "text": answer.text if answer and not answer.chain.well_formed else None,
+        "truncated": answer is not None and answer.truncated,
     }
+
+
+def _join(
+    workdir: Path,
+    examples: ExampleSource,
+    rows: Sequence[int],
+    schema: CotSchema,
+    unread: Unread,
+) -> list[tuple[Chain, Example]]:
+    """Makes ``predictions.jsonl`` of the blocks; returns the chains of the labeled pairs."""
+    folder, final = workdir / "predictions", workdir / "predictions.jsonl"
+    draft = final.with_name(f"{final.name}.part")
+    labeled: list[tuple[Chain, Example]] = []
+    lines = (line for path in sorted(folder.glob("*.jsonl")) for line in path.open("rb"))
+    with draft.open("wb") as file:
+        for row, line in zip(rows, lines, strict=True):
+            file.write(line)
+            values = json.loads(line)
+            chain = read_chain(values, schema)
+            unread.add(chain, values["text"] or "", values["truncated"])
+            example = examples[row]
+            if example.label is not None:
+                labeled.append((chain, example))
+    draft.replace(final)
+    shutil.rmtree(folder)
+    return labeled
+
+
+def read_chain(line: dict[str, Any], schema: CotSchema) -> Chain:
+    """The chain of a line of ``predictions.jsonl``, with the label that was decided on."""
+    written = {step["name"]: (step["text"], step["verdict"]) for step in line["steps"]}
+    steps: list[ParsedStep | None] = []
+    for step in schema.steps:
+        text, verdict = written.get(step.name, ("", None))
+        valid = bool(verdict if step.verdicts else text)
+        parsed = ParsedStep(text=text, verdict=verdict, valid=valid)
+        steps.append(parsed if step.name in written else None)
+    return Chain(
+        steps=tuple(steps),
+        line_steps=(),
+        well_formed=line["well_formed"],
+        label=line["label"],
+        truncated=line["truncated"],
+    )
+
+
+def describe(calibration: Calibration) -> str:
+    """What was fitted, a sentence for the screen."""
+    about = calibration.about
+    scores = ", ".join(f"{rule} {score:.3f}" for rule, score in about["macro_f1"].items())
+    decision = calibration.decision
+    limit = "" if decision.threshold is None else f" at {decision.threshold:.3f}"
+    return (
+        f"labels by {decision.rule}{limit}; macro F1 on {about['pairs']:,} validation pairs: "
+        f"{scores}"
+    )
+
+
+def caveats(source: Source) -> list[str]:
+    """What a user should know before relying on a policy's labels, in sentences."""
+    if source.folder is None:
+        return []  # of a model in files nothing is known
+    if not (source.folder / "summary.json").is_file():
+        return [f"the run has not finished: these are the labels of {source}"]
+    if source.phase == "sft" and (source.folder / "checkpoints" / "policy").is_dir():
+        return []  # the summary is of another policy
+    return [sentence] if (sentence := below_floor(_summary(source))) else []
+
+
+def lacking_fields(source: Source, examples: Sequence[Example]) -> list[str]:
+    """The product fields that a policy was trained on and that these pairs do not have."""
+    return sorted({*_summary(source).get("fields", [])} - {*common_fields(examples)})
+
+
+def _summary(source: Source) -> dict[str, Any]:
+    path = source.folder and source.folder / "summary.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path and path.is_file() else {}

@@ -107,7 +107,7 @@ def test_the_best_rule_is_chosen_where_validation_can_tell():
 def test_a_rule_of_votes_needs_votes_and_a_threshold_its_rule():
     greedy = np.array([1, UNREAD])
     assert Decision().labels(greedy, None).tolist() == [1, UNREAD]
-    with pytest.raises(ValueError, match="sample some chains a pair"):
+    with pytest.raises(ValueError, match="votes: sample some chains"):
         Decision(rule="majority").labels(greedy, None)
     with pytest.raises(ValueError, match="with the threshold"):
         Decision(rule="cumulative")

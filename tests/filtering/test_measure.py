@@ -143,20 +143,20 @@ def test_other_thresholds_need_no_new_rollouts(done, policy, tmp_path, monkeypat
 def test_a_stricter_filter_continues_records_for_the_thresholds_of_the_first(
     done, policy, tmp_path, monkeypatch
 ):
-    records, confidences = str(tmp_path / "records"), []
+    records, similarities = str(tmp_path / "records"), []
+    find = measure._duplicates
 
-    class Recorder(measure.Recorder):
-        def __init__(self, config, lm, confidence):
-            confidences.append(confidence)
-            super().__init__(config, lm, confidence)
+    def find_duplicates(records, source, rows, similarity):
+        similarities.append(similarity)
+        return find(records, source, rows, similarity)
 
-    monkeypatch.setattr(measure, "Recorder", Recorder)
+    monkeypatch.setattr(measure, "_duplicates", find_duplicates)
     first = config(policy, filter__records=records)
     kill_in_the_second_block(first, tmp_path / "first", monkeypatch)
     stricter = {"filter__confidence": 0.5, "filter__similarity": 0.5}
     run(config(policy, filter__records=records, **stricter), tmp_path / "stricter")
     run(first, tmp_path / "first")
-    assert confidences == [1.0] * 3
+    assert similarities == [1.0, 1.0, 0.5, 1.0]  # the stricter one looks for more afterwards
     assert kept(tmp_path / "first") == kept(done)
 
 
@@ -215,7 +215,7 @@ def test_records_of_another_policy_are_refused(done, policy, tmp_path, monkeypat
 def test_looser_thresholds_than_those_of_the_records_are_refused(done, policy, tmp_path):
     """The records were made with a similarity of 1; without one more pairs need rollouts."""
     records = str(done / "filter" / "records")
-    with pytest.raises(ValueError, match=r"were made with similarity 1\.0.*now: similarity 0\.0"):
+    with pytest.raises(ValueError, match=r"were made with similarity 1\.0.*now: 0\.0"):
         run(config(policy, filter__records=records, filter__similarity=0.0), tmp_path / "run")
 
 

@@ -10,7 +10,7 @@ from recipes import config
 
 from she_jax.cot import CotSchema
 from she_jax.generate.prompts import tokenizer_corpus, train_tokenizer
-from she_jax.generate.readout import label_tokens, make_readout
+from she_jax.generate.readout import label_tokens, make_label_logits, make_label_readout
 from she_jax.models.sharding import make_mesh
 from she_jax.runs.config import parse
 from she_jax.training.setup import make_language_model
@@ -65,9 +65,8 @@ def test_a_labels_probability_is_that_of_its_whole_verdict(written):
     labels = lm.prompts.schema.labels
     assert starts[:3].all()
     assert starts[3] == 0  # it has no label
-    probabilities, embeddings = jax.jit(make_readout(lm))(params, rollout, starts, ids)
-    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
-    assert embeddings.shape == (4, lm.model.config.dim)
+    found = jax.jit(make_label_readout(lm))(params, rollout, starts, ids)
+    np.testing.assert_allclose(np.exp(found).sum(axis=1), 1, rtol=1e-5)
     forward = jax.jit(lm.model.forward)
     for row, before in enumerate(labels.texts[:3]):
         several = bool((ids[row] >= 0).sum(axis=1).max() > 1)
@@ -82,5 +81,18 @@ def test_a_labels_probability_is_that_of_its_whole_verdict(written):
             logps = jax.nn.log_softmax(output.hidden[0] @ output.head)
             places = len(prompt) - 1 + jnp.arange(len(completion))
             scores.append(float(logps[places, jnp.array(completion)].sum()))
-        expected = jax.nn.softmax(jnp.array(scores))
-        np.testing.assert_allclose(probabilities[row], expected, rtol=1e-3, atol=1e-6)
+        expected = jax.nn.log_softmax(jnp.array(scores))
+        np.testing.assert_allclose(found[row], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_label_that_comes_first_is_read_from_the_prompt_alone(written):
+    lm, params, rollout, chains, _ = written
+    if lm.prompts.schema.label_index:
+        with pytest.raises(ValueError, match="the chain begins with 'query', not with the label"):
+            make_label_logits(lm, 2)
+        return
+    logits = make_label_logits(lm, 3)(params, PAIRS)  # the last batch is padded
+    starts, ids = label_tokens(lm.prompts, rollout, chains)
+    by_chain = jax.jit(make_label_readout(lm))(params, rollout, starts, ids)
+    np.testing.assert_allclose(logits[:3], by_chain[:3], rtol=1e-4, atol=1e-4)
+    assert logits.shape == (4, len(lm.prompts.schema.labels.values))
