@@ -183,9 +183,8 @@ def _join(
     folder, final = workdir / "predictions", workdir / "predictions.jsonl"
     draft = final.with_name(f"{final.name}.part")
     labeled: list[tuple[Chain, Example]] = []
-    lines = (line for path in sorted(folder.glob("*.jsonl")) for line in path.open("rb"))
     with draft.open("wb") as file:
-        for row, line in zip(rows, lines, strict=True):
+        for row, line in zip(rows, _lines(folder), strict=True):
             file.write(line)
             values = json.loads(line)
             chain = read_chain(values, schema)
@@ -196,6 +195,12 @@ def _join(
     draft.replace(final)
     shutil.rmtree(folder)
     return labeled
+
+
+def _lines(folder: Path) -> Iterator[bytes]:
+    for path in sorted(folder.glob("*.jsonl")):
+        with path.open("rb") as file:
+            yield from file
 
 
 def read_chain(line: dict[str, Any], schema: CotSchema) -> Chain:

@@ -11,12 +11,12 @@ import time
 
 import jax
 import pytest
-from recipes import ROOT, assert_same_run, config, lines, load_checkpoint
+from recipes import ROOT, assert_same_run, changed, config, lines, load_checkpoint
 
 from she_jax.cot import CotSchema
 from she_jax.generate.generator import Generator
 from she_jax.models.weights import load_model
-from she_jax.recipes import stage1
+from she_jax.recipes import evaluate, stage1
 from she_jax.runs import predict
 from she_jax.runs.config import parse
 from she_jax.runs.export import export_run
@@ -304,13 +304,13 @@ def test_a_checkpoint_predicts_the_labels_of_a_users_file(done, tmp_path, capsys
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     changes = {
-        "kind": "evaluate",
         "checkpoint": str(done),
-        "data__name": "jsonl",
-        "data__path": str(file),
-        "data__max_bad_share": 0.5,
+        "data.name": "jsonl",
+        "data.path": str(file),
+        "data.eval_split": "test",
+        "eval.batch_size": 16,
     }
-    run(config(**changes), tmp_path / "out")
+    run(changed(evaluate.get_config(), changes), tmp_path / "out")
     with (tmp_path / "out" / "predictions.jsonl").open() as written:
         predictions = [json.loads(line) for line in written]
     screen = " ".join(capsys.readouterr().out.split())
@@ -326,16 +326,53 @@ def test_a_checkpoint_predicts_the_labels_of_a_users_file(done, tmp_path, capsys
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["n"] == 1
     # All is done, and stays so after a move of everything, and without the source.
     moved = file.rename(tmp_path / "moved.jsonl")
-    changes["data__path"] = str(moved)
+    changes["data.path"] = str(moved)
     changes["checkpoint"] = str(shutil.copytree(done, tmp_path / "copy"))
     text = moved.read_text()
     for event in (lambda: os.utime(moved, (1, 1)), moved.unlink):
         event()
-        run(config(**changes), tmp_path / "out")
+        run(changed(evaluate.get_config(), changes), tmp_path / "out")
         assert "all is done: the predictions are in" in capsys.readouterr().out
     moved.write_text(text + json.dumps(pairs[0] | {"uid": "c"}) + "\n")
     with pytest.raises(UserError, match="has another content than when the run in"):
-        run(config(**changes), tmp_path / "out")
+        run(changed(evaluate.get_config(), changes), tmp_path / "out")
+
+
+def test_votes_give_a_confidence_and_a_killed_prediction_goes_on(done, tmp_path, monkeypatch):
+    file = tmp_path / "pairs.csv"
+    file.write_text("query,title,label\nred mug,Red mug,4\noak desk,Desk,2\nred mug,Blue mug,\n")
+    changes = {"checkpoint": str(done), "data.name": "table", "data.path": str(file)}
+    changes |= {"eval.batch_size": 6, "decide.samples": 3, "decide.rule": "auto"}
+    monkeypatch.setattr(predict, "BLOCK", 2)
+    gather, calls = predict.Decider.gather, []
+
+    def die(self, examples, *rest):
+        calls.append(len(examples))
+        if calls == [16, 2, 1]:  # validation, the first block, the second one
+            raise KeyboardInterrupt
+        return gather(self, examples, *rest)
+
+    recipe = changed(evaluate.get_config(), changes)
+    with monkeypatch.context() as patch:
+        patch.setattr(predict.Decider, "gather", die)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, tmp_path / "out")
+        run(recipe, tmp_path / "out")
+    assert calls == [16, 2, 1, 1]  # nothing twice: what was fitted is kept beside the checkpoint
+    run(recipe, tmp_path / "whole")
+    written = (tmp_path / "out" / "predictions.jsonl").read_bytes()
+    assert written == (tmp_path / "whole" / "predictions.jsonl").read_bytes()
+    assert not (tmp_path / "out" / "predictions").exists()
+    for line in map(json.loads, written.splitlines()):
+        if line["probabilities"] is not None:
+            assert sum(line["probabilities"].values()) == pytest.approx(1)
+            assert 1 <= line["expected"] <= 4
+        assert line["review"] in (True, False)
+    (fitted,) = (done / "checkpoints" / "policy").glob("decide_3.json")
+    about = json.loads(fitted.read_text())["about"]
+    assert about["pairs"] == 16
+    assert sum(about["label_mix"].values()) == pytest.approx(1)
+    fitted.unlink()
 
 
 def test_pairs_are_prepared_for_the_chain_of_the_policy(done, tmp_path, monkeypatch):
@@ -348,9 +385,9 @@ def test_pairs_are_prepared_for_the_chain_of_the_policy(done, tmp_path, monkeypa
         raise Prepared(f"{data.chain['checks']} checks, {data.world.checks} in the world")
 
     monkeypatch.setattr(predict, "prepare_dataset", prepare)
-    changes = {"kind": "evaluate", "checkpoint": str(done), "chain__checks": 2}
+    changes = {"checkpoint": str(done), "chain.checks": 2}
     with pytest.raises(Prepared, match="0 checks, 0 in the world"):
-        run(config(**changes), tmp_path / "out")
+        run(changed(evaluate.get_config(), changes), tmp_path / "out")
 
 
 def test_the_recipe_takes_its_argument():
