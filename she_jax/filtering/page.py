@@ -1,23 +1,17 @@
 """The HTML page of a filter report: headline figures, plots, tables and examples.
 
-The page (``report.html.jinja``) is self-contained: no scripts, nothing from the network. jinja2
-escapes every text, after control, bidirectional and other invisible characters became visible.
+The page (``report.html.jinja``) is one of ``she_jax.evaluation.page``.
 """
 
-import base64
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
+from she_jax.evaluation.page import LONGEST, data_uri, render
 from she_jax.filtering.cells import largest_cells
 from she_jax.filtering.records import PromptRecord
 from she_jax.filtering.select import REASONS, FilterConfig, Survey
-from she_jax.training.files import printable
 
-LONGEST = 1500  # characters of a text shown on the page
 MOST_ROWS = 40  # rows of a table
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
@@ -38,21 +32,13 @@ def page(
     """
     from she_jax.filtering.plots import draw_plots  # matplotlib is slow, so not at every start
 
-    environment = Environment(
-        autoescape=True,
-        finalize=_visible,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     descriptions = _describe_reasons(config)
     reasons = {name: f"{name.replace('_', ' ')}: {descriptions[name]}" for name in REASONS}
     counts = {name: count for name, count in report["by_reason"].items() if count}
-    return template.render(
+    return render(
+        TEMPLATE,
         headline=_headline(report),
-        plots={title: _data_uri(svg) for title, svg in draw_plots(report).items()},
+        plots={title: data_uri(svg) for title, svg in draw_plots(report).items()},
         means=_mean_rows(report),
         reasons=[(reasons[name], f"{count:,}") for name, count in counts.items()],
         unrecorded=report["unrecorded_duplicates"],
@@ -70,16 +56,6 @@ def page(
             if records
         },
     )
-
-
-def _visible(value: Any) -> Any:
-    """What a ``{{ }}`` writes: text with its invisible characters escaped, and cut."""
-    return printable(value, LONGEST) if type(value) is str else value
-
-
-def _data_uri(svg: bytes) -> Markup:
-    """A plot as an inline image."""
-    return Markup("data:image/svg+xml;base64,") + base64.b64encode(svg).decode("ascii")
 
 
 def _describe_reasons(config: FilterConfig) -> dict[str, str]:

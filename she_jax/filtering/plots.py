@@ -1,29 +1,15 @@
 """The plots of a filter report, drawn with matplotlib, which only this file imports."""
 
-import io
 from typing import Any
 
 import numpy as np
-from matplotlib import style
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from she_jax.evaluation.page import AFTER, BEFORE, OTHER, RANGE, new_figure, plot_style, svg_of
 from she_jax.filtering.cells import largest_cells
 
 MOST_BARS = 12  # bars of a plot
-BEFORE, AFTER, DROPPED, RANGE = "#c3c9d0", "#1f5f9e", "#b4602a", "#eef3e6"
-STYLE = {
-    "svg.hashsalt": "she_jax",  # the same plot has the same bytes
-    "figure.constrained_layout.use": True,
-    "font.size": 10,
-    "figure.titlesize": 11,
-    "figure.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#777777",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-}
 
 
 def draw_plots(report: dict[str, Any]) -> dict[str, bytes]:
@@ -32,7 +18,7 @@ def draw_plots(report: dict[str, Any]) -> dict[str, bytes]:
     Args:
       report: the content of ``report.json``.
     """
-    with style.context(["default", STYLE]):  # independent of the user's matplotlib settings
+    with plot_style():
         figures = [_plot_reasons(report)]
         if any(report["pass_rate_histogram"]["before"]):
             figures += [_plot_pass_rates(report), _plot_entropies(report)]
@@ -40,19 +26,7 @@ def draw_plots(report: dict[str, Any]) -> dict[str, bytes]:
             _plot_cells(report["by_class"], "Pairs by class"),
             _plot_cells(report["by_kind"], "Pairs by kind of query"),
         ]
-        return {figure.get_suptitle(): _svg(figure) for figure in figures}
-
-
-def _svg(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
-
-
-def _new_figure(title: str, height: float) -> Figure:
-    figure = Figure(figsize=(5, height))
-    figure.suptitle(title, x=0.01, horizontalalignment="left")
-    return figure
+        return {figure.get_suptitle(): svg_of(figure) for figure in figures}
 
 
 def _plot_pass_rates(report: dict[str, Any]) -> Figure:
@@ -92,7 +66,7 @@ def _plot_before_after(
     limits: tuple[float, float] | None,
 ) -> Figure:
     """A histogram: wide pale bars for "before", narrow dark bars for "after" in front of them."""
-    figure = _new_figure(title, 3.4)
+    figure = new_figure(title, 3.4)
     axes = figure.add_subplot(xlabel=label, ylabel="share of pairs (%)")
     middle = (np.array(bins["from"]) + np.array(bins["to"])) / 2
     for name, color, scale in (("before", BEFORE, 0.9), ("after", AFTER, 0.45)):
@@ -119,7 +93,7 @@ def _plot_cells(cells: dict[str, dict[str, Any]], title: str) -> Figure:
     after = [100 * cell["kept"] / max(kept, 1) for _, cell in largest]
     if len(largest) < len(cells):
         title += f": the {len(largest)} largest of {len(cells)}"
-    figure = _new_figure(title, 1.5 + 0.32 * len(largest))
+    figure = new_figure(title, 1.5 + 0.32 * len(largest))
     axes = figure.add_subplot(xlabel="share of pairs (%)")
     y = np.arange(len(largest))
     axes.barh(y, before, 0.8, color=BEFORE, label=f"all recorded ({pairs:,} pairs)")
@@ -132,12 +106,12 @@ def _plot_cells(cells: dict[str, dict[str, Any]], title: str) -> Figure:
 
 def _plot_reasons(report: dict[str, Any]) -> Figure:
     counts = [(name.replace("_", " "), n) for name, n in report["by_reason"].items() if n][::-1]
-    figure = _new_figure(f"What became of the {report['pairs']:,} pairs", 1.4 + 0.3 * len(counts))
+    figure = new_figure(f"What became of the {report['pairs']:,} pairs", 1.4 + 0.3 * len(counts))
     axes = figure.add_subplot(xlabel="pairs")
     bars = axes.barh(
         [name for name, _ in counts],
         [n for _, n in counts],
-        color=[AFTER if name == "kept" else DROPPED for name, _ in counts],
+        color=[AFTER if name == "kept" else OTHER for name, _ in counts],
     )
     axes.bar_label(bars, [f"{n:,}" for _, n in counts], padding=3)
     axes.margins(x=0.15)

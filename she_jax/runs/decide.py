@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from she_jax.data.dataset import PreparedDataset
 from she_jax.evaluation.confidence import fit_temperature, review_limit, tempered
 from she_jax.evaluation.decide import (
     AUTO,
@@ -33,6 +34,17 @@ from she_jax.types import Example, UserError
 
 TRUSTED = 0.95  # accuracy of the labels that nobody needs to look at
 MOST = 2_000  # validation pairs that are judged, evenly spaced
+
+
+def pairs_of_run(run: Path) -> PreparedDataset:
+    """The data set that a policy's run was trained on.
+
+    Raises:
+      FileNotFoundError: if its files are gone, and what was prepared of them.
+    """
+    recipe: Any = ConfigDict(base.get_config().to_dict())
+    recipe.checkpoint = str(run)
+    return prepare_dataset(data_config(inherit(recipe), run))
 
 
 class Decider:
@@ -122,9 +134,7 @@ class Decider:
         )
 
     def _fit(self, run: Path) -> dict[str, Any]:
-        recipe: Any = ConfigDict(base.get_config().to_dict())
-        recipe.checkpoint = str(run)
-        dataset = prepare_dataset(data_config(inherit(recipe), run))
+        dataset = pairs_of_run(run)
         pairs = [e for e in evenly_spaced(dataset, VALIDATION, MOST) if e.label is not None]
         if not pairs:
             raise UserError(f"{run} has no validation pairs with a label to fit decide.rule on")

@@ -24,6 +24,7 @@ from she_jax.evaluation.report import below_floor
 from she_jax.evaluation.unread import Unread
 from she_jax.generate.language_model import UNLIMITED
 from she_jax.generate.lengths import measure
+from she_jax.runs.agreement import write_agreement
 from she_jax.runs.config import PredictConfig
 from she_jax.runs.decide import Decider
 from she_jax.runs.load import PHASES, Source, fit_lengths, load_policy
@@ -97,6 +98,11 @@ def predict(config: PredictConfig, workdir: Path) -> None:
         metrics = score(chains, pairs, schema)
         write_json(workdir / "summary.json", metrics | {"decide": calibration.to_json()})
         log(f"macro F1 {metrics['macro_f1']:.3f}, accuracy {metrics['accuracy']:.3f}")
+        with final.open(encoding="utf-8") as file:
+            lines = [json.loads(line) for line in file]
+        pairs = [examples[row] for row in rows]
+        samples = config.decide.samples
+        write_agreement(workdir, source, pairs, lines, schema.labels, calibration, samples)
     if unread.share:
         log(unread.sentence(bool(labeled)))
     if calibration.temperature is None:

@@ -1,0 +1,237 @@
+"""The HTML page of an agreement report: figures, tables, plots and the pairs to read."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from she_jax.evaluation.agreement_report import METRICS, JudgedPairs, worst_disagreements
+from she_jax.evaluation.decide import UNREAD
+from she_jax.evaluation.page import (
+    AFTER,
+    BEFORE,
+    LONGEST,
+    data_uri,
+    new_figure,
+    plot_style,
+    render,
+    svg_of,
+)
+
+TEMPLATE = Path(__file__).with_name("agreement.html.jinja")
+MOST_ROWS = 12  # of a table of slices
+SHOWN = 10  # answers that could not be read
+SIDES = {"judge": "judge", "unseen": "judge, unseen queries", "floor": "floor", "raters": "raters"}
+NAMES = {
+    "accuracy": "accuracy", "macro_f1": "macro F1", "good_f1": "F1 of good",
+    "good_macro_f1": "macro F1 of good", "kappa": "Cohen's kappa",
+    "quadratic_kappa": "quadratic kappa", "alpha": "Krippendorff's alpha (ordinal)",
+    "good_auc": "AUC of good", "ndcg@10": "nDCG@10",
+}  # fmt: skip
+
+
+def agreement_page(report: Mapping[str, Any], judged: JudgedPairs, about: str) -> str:
+    """Renders a report as HTML.
+
+    Args:
+      report: see ``agreement_report``; with ``systems`` and ``tau`` if systems were compared.
+      judged: its pairs, for those to read.
+      about: what was judged by what, a sentence.
+    """
+    sides = [side for side in SIDES if side in report["metrics"]]
+    labels, calibration = report["labels"], report["calibration"]
+    unread = [n for n, label in enumerate(judged.predicted.tolist()) if label == UNREAD]
+    return render(
+        TEMPLATE,
+        about=about,
+        warnings=_warnings(report),
+        headline=_headline(report),
+        metrics_head=["", *(SIDES[side] for side in sides)],
+        metrics=[
+            (NAMES[name], *(_interval(report["metrics"][side].get(name)) for side in sides))
+            for name in METRICS
+        ],
+        confusion_head=["", *labels, "none"],
+        confusion=[
+            (label, *(f"{count:,}" for count in row))
+            for label, row in zip(labels, report["confusion"], strict=True)
+        ],
+        calibration=calibration and _calibration_rows(calibration),
+        plots={t: data_uri(svg) for t, svg in _plots(report).items()} if calibration else {},
+        review=_review_lines(report),
+        systems=[
+            (name, _number(s["human"]), _number(s["judge"]), f"{s['n']:,}")
+            for name, s in report.get("systems", {}).items()
+        ],
+        tau=f"Kendall's tau between the two orders: {_number(report.get('tau'))}",
+        slices={title: _slice_rows(rows) for title, rows in report["slices"].items()},
+        disagreements=[_pair(judged, n) for n in worst_disagreements(judged)],
+        unread=[_pair(judged, n) for n in unread[:SHOWN]],
+        unread_count=len(unread),
+    )
+
+
+def _warnings(report: Mapping[str, Any]) -> list[str]:
+    warnings, metrics = [], report["metrics"]
+    if report["seen"]:
+        warnings.append(
+            f"{report['seen']:,} of the {report['pairs']:,} pairs have a query that the judge was "
+            "trained on: on other queries it agrees less, see unseen queries"
+        )
+    floor = metrics.get("floor", {}).get("quadratic_kappa", {}).get("estimate")
+    judge = metrics.get("unseen", metrics["judge"])["quadratic_kappa"]["estimate"]
+    if floor is not None and (judge is None or judge < floor):
+        warnings.append(
+            f"Below the floor: quadratic kappa {_number(judge)}, where counting common words has "
+            f"{floor:.3f}. Its labels and reasons are not to be relied on"
+        )
+    return warnings
+
+
+def _headline(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    metrics = report["metrics"]
+    figures = [
+        (f"{report['pairs']:,}", f"pairs of {report['queries']:,} queries"),
+        (_number(metrics["judge"]["accuracy"]["estimate"]), "of the labels are those of people"),
+        (_number(metrics["judge"]["quadratic_kappa"]["estimate"]), "quadratic kappa with people"),
+    ]
+    if "raters" in metrics:
+        kappa = _number(metrics["raters"]["quadratic_kappa"]["estimate"])
+        figures.append((kappa, f"between raters, on {report['rated_twice']:,} pairs"))
+    if "floor" in metrics:
+        floor = metrics["floor"]["quadratic_kappa"]["estimate"]
+        figures.append((_number(floor), "quadratic kappa of the floor"))
+    return figures
+
+
+def _calibration_rows(calibration: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    names = {
+        "ece": "expected calibration error (10 bins)",
+        "brier": "Brier score, 0 to 2",
+        "log_loss": "log loss, nats",
+    }
+    sides = calibration["before"], calibration["after"]
+    return [(title, _number(sides[0][k]), _number(sides[1][k])) for k, title in names.items()]
+
+
+def _review_lines(report: Mapping[str, Any]) -> list[str]:
+    if not report["review"]:
+        return []
+    lines = []
+    for share, found in report["review"]["limits"].items():
+        if found["limit"] is None:
+            lines.append(f"No confidence gives {float(share):.0%} agreement on these pairs.")
+        else:
+            lines.append(
+                f"For {float(share):.0%} agreement of the others a human looks at "
+                f"{found['pairs']:,} of {report['pairs']:,} pairs, those with a confidence below "
+                f"{found['limit']:.3f}."
+            )
+    return lines
+
+
+def _slice_rows(rows: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    return [
+        (name, f"{row['pairs']:,}", _interval(row["accuracy"]), _interval(row["quadratic_kappa"]))
+        for name, row in list(rows.items())[:MOST_ROWS]
+    ]
+
+
+def _pair(judged: JudgedPairs, n: int) -> dict[str, Any]:
+    """What the page shows of a pair."""
+    example, line = judged.examples[n], judged.lines[n]
+    facts = [f"people {example.label}", f"judge {line['label']}"]
+    facts += [f"raters {', '.join(map(str, example.raters))}"] if example.raters else []
+    if line["confidence"] is not None:
+        facts.append(f"confidence {line['confidence']:.2f}")
+    human = [f"{name}: {verdict}" for name, verdict in (example.steps or {}).items()]
+    return {
+        "query": example.query,
+        "title": example.product.get("title", ""),
+        "facts": [*facts, example.uid],
+        "human": human,
+        "judge": chain_lines(line),
+    }
+
+
+def chain_lines(line: Mapping[str, Any]) -> list[str]:
+    """The chain of a line of ``predictions.jsonl`` as text, or what was written in its place."""
+    if line["text"]:
+        return line["text"][:LONGEST].split("\n")
+    return [
+        f"{step['name']}: {step['text']}".rstrip()
+        + (f" => {step['verdict']}" if step["verdict"] and step["verdict"] != step["text"] else "")
+        for step in line["steps"]
+    ]
+
+
+def _plots(report: Mapping[str, Any]) -> dict[str, bytes]:
+    with plot_style():
+        figures = [_plot_reliability(report["calibration"]), _plot_review(report["review"])]
+        return {figure.get_suptitle(): svg_of(figure) for figure in figures}
+
+
+def _plot_reliability(calibration: Mapping[str, Any]) -> Any:
+    figure = new_figure("What confidence promises, and what it keeps", 3.4)
+    axes = figure.add_subplot(xlabel="confidence", ylabel="share that agrees with people")
+    axes.plot([0, 1], [0, 1], color="#999999", linewidth=1, linestyle="--")
+    for name, title, color in (
+        ("before", "as voted", BEFORE),
+        ("after", "after the temperature", AFTER),
+    ):
+        curve = calibration[name]["curve"]
+        x, y = [p["confidence"] for p in curve], [p["accuracy"] for p in curve]
+        most = max(p["n"] for p in curve)
+        axes.plot(x, y, color=color, label=title)
+        axes.scatter(x, y, [10 + 90 * p["n"] / most for p in curve], color=color)
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
+    figure.legend(loc="outside lower left", ncols=2)
+    return figure
+
+
+def _plot_review(review: Mapping[str, Any]) -> Any:
+    figure = new_figure("Agreement of the surest pairs", 3.4)
+    axes = figure.add_subplot(
+        xlabel="share of the pairs that nobody looks at", ylabel="share that agrees with people"
+    )
+    curve = review["curve"]
+    axes.plot([p["share"] for p in curve], [p["accuracy"] for p in curve], color=AFTER, marker=".")
+    for share in review["limits"]:
+        axes.axhline(float(share), color="#999999", linewidth=1, linestyle="--")
+    axes.set(xlim=(0, 1.02))
+    return figure
+
+
+def _interval(value: Mapping[str, Any] | None) -> str:
+    if value is None or value["estimate"] is None:
+        return "-"
+    if value["low"] is None:
+        return f"{value['estimate']:.3f}"
+    return f"{value['estimate']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def judged_rows(
+    examples: Sequence[Any], lines: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The rows of ``judged.csv``."""
+    return [
+        {
+            "query": example.query,
+            "docid": example.uid,
+            "title": example.product.get("title", ""),
+            "human": example.label,
+            "raters": " ".join(map(str, example.raters)),
+            "judge": line["label"],
+            "expected": line["expected"],
+            "confidence": line["confidence"],
+            "review": line["review"],
+            "verdicts": " ".join(
+                f"{s['name']}={s['verdict']}" for s in line["steps"] if s["verdict"]
+            ),
+            "chain": "\n".join(chain_lines(line)),
+        }
+        for example, line in zip(examples, lines, strict=True)
+    ]
