@@ -202,7 +202,7 @@ def judge_report(judged: JudgedPairs) -> dict[str, Interval]:
 
 def subset(judged: JudgedPairs, rows: np.ndarray) -> JudgedPairs:
     """Some of the pairs, by a boolean for each."""
-    kept = np.flatnonzero(rows)
+    kept = np.flatnonzero(rows).tolist()
     return JudgedPairs(
         examples=[judged.examples[n] for n in kept],
         lines=[judged.lines[n] for n in kept],

@@ -7,7 +7,7 @@ apart. Pairs with fewer than two ratings change nothing.
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 
 from she_jax.evaluation.agreement import accuracy, kappa, quadratic_kappa
 from she_jax.evaluation.intervals import Interval, check_lengths, interval_of_sums
@@ -83,9 +83,12 @@ def krippendorff_alpha(
 
 
 def judge_alpha(
-    queries: Sequence[Hashable], gold: Sequence[int], judge: Sequence[int], classes: int
+    queries: Sequence[Hashable],
+    gold: Int[np.ndarray, "N"],
+    judge: Int[np.ndarray, "N"],
+    classes: int,
 ) -> Interval:
     """``krippendorff_alpha`` of the gold labels and a judge as two raters, by query."""
     check_lengths(gold, judge)
-    rows = coincidences(list(zip(gold, judge, strict=True)), classes)
+    rows = coincidences(list(zip(gold.tolist(), judge.tolist(), strict=True)), classes)
     return interval_of_sums(queries, krippendorff_alpha, rows)

@@ -146,7 +146,8 @@ def test_pairs_of_one_class_without_raters_make_a_report():
     report = agreement_report(judged(same, lines), [])
     assert "raters" not in report["metrics"]
     assert report["metrics"]["judge"]["good_auc"]["estimate"] is None
-    assert agreement_page(report, judged(same, lines), "").count("<h2>") > 5
+    page = agreement_page(report, judged(same, lines), "")
+    assert "AUC of good</bdi></td><td><bdi>-" in page
 
 
 def test_the_temperature_and_the_review_are_those_of_the_votes():
