@@ -158,8 +158,7 @@ def chain_lines(line: Mapping[str, Any]) -> list[str]:
     if line["text"]:
         return line["text"][:LONGEST].split("\n")
     return [
-        f"{step['name']}: {step['text']}".rstrip()
-        + (f" => {step['verdict']}" if step["verdict"] and step["verdict"] != step["text"] else "")
+        f"{step['name']}: " + " => ".join(filter(None, (step["text"], step["verdict"])))
         for step in line["steps"]
     ]
 

@@ -280,7 +280,7 @@ def _slices(judged: JudgedPairs) -> dict[str, dict[str, dict[str, Any]]]:
     by_length = [next(n for n, most in LENGTHS.items() if size <= most) for size in lengths]
     names: dict[str, Sequence[str]] = {
         "kind": [example.kind or "unknown" for example in judged.examples],
-        "language": [language_of(e.query, e.product).name for e in judged.examples],
+        "language": [_language(example) for example in judged.examples],
         "length": by_length,
     }
     return {title: _slice(judged, values) for title, values in names.items()}
@@ -296,6 +296,11 @@ def _slice(judged: JudgedPairs, values: Sequence[str]) -> dict[str, dict[str, An
         intervals = {n: interval_of_sums(part.queries, m, matrices) for n, m in metrics.items()}
         found[value] = {"pairs": count, **{n: asdict(i) for n, i in intervals.items()}}
     return found
+
+
+def _language(example: Example) -> str:
+    name = language_of(example.query, example.product).name
+    return "too few known words" if name == "unknown" else name
 
 
 def _places(judged: JudgedPairs) -> np.ndarray:

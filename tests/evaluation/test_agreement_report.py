@@ -43,7 +43,7 @@ def pairs(seed=0, raters=3):
                 "expected": float(votes @ np.arange(4) / 8),
                 "review": False,
                 "well_formed": True,
-                "steps": [{"name": "label", "text": str(label), "verdict": str(label)}],
+                "steps": [{"name": "label", "text": "", "verdict": str(label)}],
                 "text": None,
                 "truncated": False,
             }

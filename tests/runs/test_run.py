@@ -1,5 +1,6 @@
 """Whole runs, small: the files they write, resuming bit for bit, and the errors they report."""
 
+import csv
 import json
 import os
 import re
@@ -368,6 +369,15 @@ def test_votes_give_a_confidence_and_a_killed_prediction_goes_on(done, tmp_path,
             assert sum(line["probabilities"].values()) == pytest.approx(1)
             assert 1 <= line["expected"] <= 4
         assert line["review"] in (True, False)
+    report = json.loads((tmp_path / "out" / "agreement.json").read_text())
+    assert (report["pairs"], report["labels"]) == (2, ["1", "2", "3", "4"])
+    assert report["metrics"].keys() == {"judge", "floor"}
+    assert "Agreement report" in (tmp_path / "out" / "agreement.html").read_text()
+    with (tmp_path / "out" / "judged.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["query"], row["human"]) for row in rows] == [
+        ("red mug", "4"), ("oak desk", "2"), ("red mug", ""),
+    ]  # fmt: skip
     (fitted,) = (done / "checkpoints" / "policy").glob("decide_3.json")
     about = json.loads(fitted.read_text())["about"]
     assert about["pairs"] == 16
