@@ -6,14 +6,16 @@
 The checkpoint is a run's folder, which brings its own chain and lengths, or a model in files.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from she_jax.recipes import base
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Any:
     """The recipe."""
-    config = ConfigDict(base.get_config().to_dict())
+    config: Any = ConfigDict(base.get_config().to_dict())
     config.kind = "evaluate"
     config.eval.batch_size = 64
     config.phase = ""  # of a run: policy | sft (its cold start); "" for the later one that it has

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from benchmarks.evidence.summarize import by_seed, plot_leads, plot_lines
-from she_jax.filtering.plots import STYLE
+from she_jax.evaluation.page import plot_style
 
 COLORS = ("#1f5f9e", "#b4602a", "#4f8a4c", "#8a5a9e", "#777777", "#b89b2e")
 OFFSET = 0.012  # in x, between the error bars of two lines, which would hide each other
@@ -32,7 +31,7 @@ def save_plots(results: Mapping[str, Any], folder: Path) -> list[Path]:
       The files that were written.
     """
     figures, written = make_figures(results), []
-    with style.context(["default", STYLE]):  # whatever the user's own matplotlib settings are
+    with plot_style():
         for name in FIGURES:
             path = folder / f"{name}.png"
             path.unlink(missing_ok=True)
@@ -51,7 +50,7 @@ def make_figures(results: Mapping[str, Any]) -> dict[str, Figure]:
     Returns:
       Those of ``curves``, ``entropy``, ``confusion``, ``checks`` and ``coverage``, in this order.
     """
-    with style.context(["default", STYLE]):
+    with plot_style():
         figures = {name: make_figure(results) for name, make_figure in FIGURES.items()}
     return {name: figure for name, figure in figures.items() if figure is not None}
 

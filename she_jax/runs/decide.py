@@ -120,7 +120,13 @@ class Decider:
         identity = {"policy": params_digest(self._params), "seed": self.config.seed}
         saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if saved.get("identity") != identity:
-            saved = {"identity": identity, **self._fit(run)}
+            try:
+                saved = {"identity": identity, **self._fit(run)}
+            except (FileNotFoundError, UserError) as error:
+                if self.config.rule in ("cumulative", AUTO):
+                    raise
+                log(f"no temperature and nothing to review: {error}")
+                return Calibration(decision=Decision(rule=self.config.rule))
             write_json(path, saved)
         rule = saved["auto"] if self.config.rule == AUTO else self.config.rule
         decision = Decision(
