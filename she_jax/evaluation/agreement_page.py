@@ -33,7 +33,7 @@ def agreement_page(report: Mapping[str, Any], judged: JudgedPairs, about: str) -
     """Renders a report as HTML.
 
     Args:
-      report: see ``agreement_report``; with ``systems`` and ``tau`` if systems were compared.
+      report: see ``agreement_report``.
       judged: its pairs, for those to read.
       about: what was judged by what, a sentence.
     """
@@ -58,11 +58,6 @@ def agreement_page(report: Mapping[str, Any], judged: JudgedPairs, about: str) -
         calibration=calibration and _calibration_rows(calibration),
         plots={t: data_uri(svg) for t, svg in _plots(report).items()} if calibration else {},
         review=_review_lines(report),
-        systems=[
-            (name, _number(s["human"]), _number(s["judge"]), f"{s['n']:,}")
-            for name, s in report.get("systems", {}).items()
-        ],
-        tau=f"Kendall's tau between the two orders: {_number(report.get('tau'))}",
         slices={title: _slice_rows(rows) for title, rows in report["slices"].items()},
         disagreements=[_pair(judged, n) for n in worst_disagreements(judged)],
         unread=[_pair(judged, n) for n in unread[:SHOWN]],

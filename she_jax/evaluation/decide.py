@@ -123,16 +123,12 @@ class Decision:
         Raises:
           ValueError: if the rule needs what is None.
         """
-        needed = greedy if self.rule == "greedy" else shares
-        if needed is None:
+        if self.rule == "greedy" and greedy is not None:
+            return greedy
+        if self.rule == "greedy" or shares is None:
             missing = "greedy chains" if self.rule == "greedy" else "votes: sample some chains"
             raise ValueError(f"rule {self.rule!r} decides by {missing}")
-        if self.rule == "greedy":
-            return np.asarray(greedy)
-        shares = needed
-        if self.threshold is None:
-            return majority(shares)
-        return cumulative(shares, self.threshold)
+        return majority(shares) if self.threshold is None else cumulative(shares, self.threshold)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +165,7 @@ def choose_rule(
     gold: Int[np.ndarray, "N"],
     greedy: Int[np.ndarray, "N"],
     shares: Float[np.ndarray, "N K"],
+    threshold: float,
 ) -> tuple[Decision, dict[str, float]]:
     """The rule with the best macro F1 on validation pairs, and the macro F1 of each rule.
 
@@ -180,8 +177,8 @@ def choose_rule(
       gold: class indices.
       greedy: the class of each greedy chain, or ``UNREAD``.
       shares: of the votes.
+      threshold: of ``cumulative``, see ``fit_threshold``.
     """
-    gold, (threshold, _) = np.asarray(gold), fit_threshold(shares, gold)
     rules = {
         "greedy": Decision(),
         "majority": Decision(rule="majority"),

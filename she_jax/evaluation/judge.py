@@ -75,13 +75,8 @@ class Calibration:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values; the inverse of ``from_json``."""
+        """As plain values."""
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Calibration":
-        """The inverse of ``to_json``."""
-        return cls(**{**values, "decision": Decision(**values["decision"])})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,11 +70,11 @@ def plot_style() -> Iterator[None]:
         yield
 
 
-def new_figure(title: str, height: float, width: float = 5) -> Any:
+def new_figure(title: str, height: float) -> Any:
     """An empty matplotlib figure with a title at its left, in inches."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height))
+    figure = Figure(figsize=(5, height))
     figure.suptitle(title, x=0.01, horizontalalignment="left")
     return figure
 

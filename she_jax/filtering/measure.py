@@ -259,7 +259,7 @@ class Recorder:
         """The embedding of each pair with its greedy chain."""
         found: list[np.ndarray] = []
         rows = range(len(examples))
-        for part, rollout, _ in self._generator.greedy_rollouts(params, examples, rows):
+        for part, rollout in self._generator.greedy_rollouts(params, examples, rows):
             embeddings = jax.device_get(self._embed(params, rollout))
             found += [embedding.astype(np.float16) for embedding in embeddings[: len(part)]]
         return found

@@ -57,13 +57,13 @@ class Generator:
 
     def greedy_rollouts(
         self, params: Any, examples: Sequence[Example] | ExampleSource, rows: Sequence[int]
-    ) -> Iterator[tuple[Sequence[Example], Rollout, list[Chain]]]:
-        """Yields examples, greedy rollouts (on the host, padded) and chains, batch by batch."""
+    ) -> Iterator[tuple[Sequence[Example], Rollout]]:
+        """Yields examples and greedy rollouts (on the host, padded), batch by batch."""
         size = self._batch_size
         for first in range(0, len(rows), size):
             part = [examples[row] for row in rows[first : first + size]]
             rollout = self._generate(self._sampler(1), params, part, size, jax.random.key(0), 0.0)
-            yield part, rollout, self._parse(rollout)[: len(part)]
+            yield part, rollout
 
     def greedy(
         self,
@@ -92,7 +92,7 @@ class Generator:
         """The greedy completion of each pair, batched as by ``greedy``."""
         rows = sorted(range(len(examples)), key=lambda row: len(examples[row].query))
         samples: list[Sample] = []
-        for part, rollout, _ in self.greedy_rollouts(params, examples, rows):
+        for part, rollout in self.greedy_rollouts(params, examples, rows):
             samples += self._to_samples(rollout)[: len(part)]
             show(len(samples))
         return [samples[index] for index in np.argsort(rows)]
@@ -143,19 +143,17 @@ class Generator:
             )
         return jax.device_get(sampler(params, prompts, key, temperature))
 
-    def _parse(self, rollout: Rollout) -> list[Chain]:
-        texts, truncated = self.prompts.decode(rollout), self.prompts.truncated(rollout).tolist()
-        return [
-            replace(self.prompts.schema.parse(text), truncated=short)
-            for text, short in zip(texts, truncated, strict=True)
-        ]
-
     def _to_samples(self, rollout: Rollout) -> list[Sample]:
         rows = zip(np.asarray(rollout.tokens), np.asarray(rollout.completion_mask), strict=True)
         completions = [tuple(tokens[mask].tolist()) for tokens, mask in rows]
-        chains = self._parse(rollout)
-        texts = self.prompts.decode(rollout)
+        texts, truncated = self.prompts.decode(rollout), self.prompts.truncated(rollout).tolist()
+        parse = self.prompts.schema.parse
         return [
-            Sample(tokens=ids, text=text, chain=chain, truncated=chain.truncated)
-            for ids, text, chain in zip(completions, texts, chains, strict=True)
+            Sample(
+                tokens=ids,
+                text=text,
+                chain=replace(parse(text), truncated=no_end),
+                truncated=no_end,
+            )
+            for ids, text, no_end in zip(completions, texts, truncated, strict=True)
         ]

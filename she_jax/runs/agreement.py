@@ -12,11 +12,11 @@ from she_jax.evaluation.evaluate import evenly_spaced
 from she_jax.evaluation.judge import Calibration
 from she_jax.runs.decide import pairs_of_run
 from she_jax.runs.load import Source
+from she_jax.runs.policy import FLOOR_PAIRS
 from she_jax.training.files import write_json, write_text
 from she_jax.training.logging import log
 from she_jax.types import Example
 
-FLOOR_PAIRS = 20_000  # training pairs that the floor is fitted on, at most, evenly spaced
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so is a formula to a spreadsheet
 
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from she_jax.data.dataset import PreparedDataset, open_split, prepare
 from she_jax.data.sources import make_builder
 from she_jax.evaluation.decide import DecideConfig
-from she_jax.evaluation.judge import Calibration, judge
+from she_jax.evaluation.judge import Calibration, Judgment, judge
 from she_jax.generate.language_model import UNLIMITED, LanguageModel
 from she_jax.recipes import evaluate as evaluate_recipe
 from she_jax.recipes import stage1
@@ -27,7 +27,7 @@ from she_jax.training.files import write_text
 from she_jax.training.logging import Progress, log
 from she_jax.training.setup import split_mesh
 from she_jax.training.workdir import ARTIFACTS
-from she_jax.types import UserError
+from she_jax.types import Example, UserError
 
 UNREADABLE = {
     "uid": None,
@@ -115,10 +115,7 @@ class Judge:
             if dataset.splits:  # a pair that can be read
                 source = open_split(dataset.path, "test")
                 examples = [source[row] for row in range(len(source))]
-            with Progress("judging", total=len(examples)) as bar:
-                used = calibration.decision.rule
-                evidence = decider.gather(examples, used, decider.config.seed, bar.update)
-            judged = judge(evidence, calibration, decider.labels) if examples else []
+            judged = self._judge(decider, calibration, examples) if examples else []
             lines = iter(
                 [prediction(*pair, decider) for pair in zip(examples, judged, strict=True)]
             )
@@ -126,6 +123,14 @@ class Judge:
                 UNREADABLE | {"error": bad[line]} if line in bad else next(lines) | {"error": None}
                 for line in range(1, count + 1)
             ]
+
+    def _judge(
+        self, decider: Decider, calibration: Calibration, examples: list[Example]
+    ) -> list[Judgment]:
+        with Progress("judging", total=len(examples)) as bar:
+            rule, seed = calibration.decision.rule, decider.config.seed
+            evidence = decider.gather(examples, rule, seed, bar.update)
+        return judge(evidence, calibration, decider.labels)
 
     @cached_property
     def _policy(self) -> tuple[LanguageModel, Any, Source, int]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from she_jax.cot import LabelSet
 from she_jax.data.dataset import PreparedDataset
 from she_jax.evaluation.confidence import fit_temperature, review_limit, tempered
 from she_jax.evaluation.decide import (
@@ -147,11 +148,11 @@ class Decider:
         with Progress("fitting on validation", total=len(pairs)) as progress:
             evidence = self.gather(pairs, AUTO, self.config.seed, progress.update)
         gold = np.array([self.labels.index(e.label) for e in pairs if e.label is not None], int)
-        return fit(evidence, [pair.query for pair in pairs], gold, self)
+        return fit(evidence, [pair.query for pair in pairs], gold, self.labels)
 
 
 def fit(
-    evidence: Evidence, queries: list[str], gold: np.ndarray, decider: Decider
+    evidence: Evidence, queries: list[str], gold: np.ndarray, labels: LabelSet
 ) -> dict[str, Any]:
     """The threshold, the best rule, the temperature and the limits of review, as plain values.
 
@@ -159,16 +160,15 @@ def fit(
       evidence: what the policy wrote of the validation pairs.
       queries: of these pairs.
       gold: their class indices.
-      decider: whose labels these are.
+      labels: the label set.
     """
-    labels = decider.labels
     shares, logits = evidence.shares(labels), evidence.log_probabilities(labels)
     greedy = evidence.greedy_labels(labels)
     assert shares is not None
     assert logits is not None
     assert greedy is not None
-    auto, scores = choose_rule(queries, gold, greedy, shares)
     threshold, _ = fit_threshold(shares, gold)
+    auto, scores = choose_rule(queries, gold, greedy, shares, threshold)
     temperature = fit_temperature(logits, gold)
     honest = tempered(logits, temperature)
     limits = {}

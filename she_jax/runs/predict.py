@@ -92,17 +92,27 @@ def predict(config: PredictConfig, workdir: Path) -> None:
                 log(f"{stop.name}: the finished blocks are kept; the same command goes on")
                 raise SystemExit(stop.exit_code)
     schema, unread = lm.prompts.schema, Unread(lm.prompts.completion_length)
-    labeled = _join(workdir, examples, rows, schema, unread)
+    has_labels = any(label is not None for label in examples.labels())
+    draft = final.with_name(f"{final.name}.part")
+    judged = []  # kept where there is something to compare with
+    with draft.open("wb") as file:
+        for row, line in zip(rows, _lines(workdir / "predictions"), strict=True):
+            file.write(line)
+            values = json.loads(line)
+            unread.add(read_chain(values, schema), values["text"] or "", values["truncated"])
+            if has_labels:
+                judged.append((examples[row], values))
+    labeled = [(pair, line) for pair, line in judged if pair.label is not None]
     if labeled:
-        chains, pairs = zip(*labeled, strict=True)
-        metrics = score(chains, pairs, schema)
+        chains = [read_chain(line, schema) for _, line in labeled]
+        metrics = score(chains, [pair for pair, _ in labeled], schema)
         write_json(workdir / "summary.json", metrics | {"decide": calibration.to_json()})
         log(f"macro F1 {metrics['macro_f1']:.3f}, accuracy {metrics['accuracy']:.3f}")
-        with final.open(encoding="utf-8") as file:
-            lines = [json.loads(line) for line in file]
-        pairs = [examples[row] for row in rows]
+        pairs, lines = zip(*judged, strict=True)
         samples = config.decide.samples
         write_agreement(workdir, source, pairs, lines, schema.labels, calibration, samples)
+    draft.replace(final)  # the last file: it says that all is done
+    shutil.rmtree(workdir / "predictions")
     if unread.share:
         log(unread.sentence(bool(labeled)))
     if calibration.temperature is None:
@@ -176,31 +186,6 @@ def prediction(example: Example, judgment: Judgment, decider: Decider) -> dict[s
         "text": answer.text if answer and not answer.chain.well_formed else None,
         "truncated": answer is not None and answer.truncated,
     }
-
-
-def _join(
-    workdir: Path,
-    examples: ExampleSource,
-    rows: Sequence[int],
-    schema: CotSchema,
-    unread: Unread,
-) -> list[tuple[Chain, Example]]:
-    """Makes ``predictions.jsonl`` of the blocks; returns the chains of the labeled pairs."""
-    folder, final = workdir / "predictions", workdir / "predictions.jsonl"
-    draft = final.with_name(f"{final.name}.part")
-    labeled: list[tuple[Chain, Example]] = []
-    with draft.open("wb") as file:
-        for row, line in zip(rows, _lines(folder), strict=True):
-            file.write(line)
-            values = json.loads(line)
-            chain = read_chain(values, schema)
-            unread.add(chain, values["text"] or "", values["truncated"])
-            example = examples[row]
-            if example.label is not None:
-                labeled.append((chain, example))
-    draft.replace(final)
-    shutil.rmtree(folder)
-    return labeled
 
 
 def _lines(folder: Path) -> Iterator[bytes]:

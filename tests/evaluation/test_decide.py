@@ -95,13 +95,13 @@ def case(pairs, greedy_right):
 
 
 def test_the_best_rule_is_chosen_where_validation_can_tell():
-    decision, scores = choose_rule(*case(1000, 0.95))
+    decision, scores = choose_rule(*case(1000, 0.95), 0.5)
     assert decision == Decision()
     assert scores["greedy"] > scores["majority"] + 0.1
-    assert choose_rule(*case(FEW - 1, 0.95))[0].rule == "majority"  # too few pairs
+    assert choose_rule(*case(FEW - 1, 0.95), 0.5)[0].rule == "majority"  # too few pairs
     same = case(1000, 0.0)
     equal = majority(same[3])
-    assert choose_rule(same[0], same[1], equal, same[3])[0].rule == "majority"  # no better
+    assert choose_rule(same[0], same[1], equal, same[3], 0.5)[0].rule == "majority"  # no better
 
 
 def test_a_rule_of_votes_needs_votes_and_a_threshold_its_rule():

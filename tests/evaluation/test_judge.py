@@ -67,11 +67,3 @@ def test_grades_that_are_words_are_expected_by_their_place():
     logits = np.log(np.array([[0.5, 0.25, 0.25]]))
     (judgment,) = judge(Evidence(logits=logits), Calibration(), words)
     assert (judgment.label, judgment.expected) == ("poor", pytest.approx(0.75))
-
-
-def test_a_calibration_survives_json():
-    fitted = Calibration(
-        decision=Decision(rule="cumulative", threshold=0.4), temperature=1.5, review_below=0.8,
-        about={"pairs": 3},
-    )  # fmt: skip
-    assert Calibration.from_json(fitted.to_json()) == fitted

@@ -164,7 +164,7 @@ class ProcessRewardModel:
             return None
         texts: list[str] = []
         rows = range(len(examples))
-        for batch, rollout, _ in self._generator.greedy_rollouts(self.params, examples, rows):
+        for batch, rollout in self._generator.greedy_rollouts(self.params, examples, rows):
             texts += self.lm.prompts.decode(rollout)[: len(batch)]
         return texts
 
