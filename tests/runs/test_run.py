@@ -358,6 +358,10 @@ def test_votes_give_a_confidence_and_a_killed_prediction_goes_on(done, tmp_path,
         patch.setattr(predict.Decider, "gather", die)
         with pytest.raises(KeyboardInterrupt):
             run(recipe, tmp_path / "out")
+        with patch.context() as later:  # what is not all written is not done
+            later.setattr(predict, "write_agreement", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                run(recipe, tmp_path / "out")
         run(recipe, tmp_path / "out")
     assert calls == [16, 2, 1, 1]  # nothing twice: what was fitted is kept beside the checkpoint
     run(recipe, tmp_path / "whole")
