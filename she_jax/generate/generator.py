@@ -8,15 +8,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array
 
 from she_jax.cot import Chain
 from she_jax.data.dataset import ExampleSource
+from she_jax.generate.batching import by_length, narrowed
 from she_jax.generate.language_model import LanguageModel
 from she_jax.generate.sampler import jit_sample
-from she_jax.types import Example, Rollout
+from she_jax.types import Example, PromptBatch, Rollout
 
 Show = Callable[[int], None]
+COMPACTIONS = 1  # how often a batch goes on with its unfinished half only
 _LOG = logging.getLogger("she_jax")
 
 
@@ -62,8 +63,8 @@ class Generator:
         size = self._batch_size
         for first in range(0, len(rows), size):
             part = [examples[row] for row in rows[first : first + size]]
-            rollout = self._generate(self._sampler(1), params, part, size, jax.random.key(0), 0.0)
-            yield part, rollout
+            prompts = narrowed(self._encode(part, size))
+            yield part, jax.device_get(self._greedy(params, prompts))
 
     def greedy(
         self,
@@ -74,8 +75,8 @@ class Generator:
     ) -> list[Chain]:
         """The greedy chain of each pair.
 
-        Pairs are batched by query length: longer queries have longer chains, and a batch takes as
-        long as its longest chain.
+        Pairs are batched by the length of their prompts, then of their queries: longer queries have
+        longer chains.
 
         Args:
           params: of the policy.
@@ -90,12 +91,22 @@ class Generator:
 
     def greedy_samples(self, params: Any, examples: Sequence[Example], show: Show) -> list[Sample]:
         """The greedy completion of each pair, batched as by ``greedy``."""
-        rows = sorted(range(len(examples)), key=lambda row: len(examples[row].query))
-        samples: list[Sample] = []
-        for part, rollout in self.greedy_rollouts(params, examples, rows):
-            samples += self._to_samples(rollout)[: len(part)]
+        samples: dict[int, Sample] = {}
+
+        def read(rows: Sequence[int], rollout: Rollout) -> None:
+            samples.update(zip(rows, self._to_samples(rollout), strict=False))
             show(len(samples))
-        return [samples[index] for index in np.argsort(rows)]
+
+        pending: tuple[Sequence[int], Rollout] | None = None
+        queries = [len(example.query) for example in examples]
+        for rows, prompts in by_length(self._encode(examples), self._batch_size, queries):
+            rollout = self._greedy(params, prompts)
+            if pending:  # the host reads while the device goes on
+                read(*pending)
+            pending = rows.tolist(), rollout
+        if pending:
+            read(*pending)
+        return [samples[row] for row in range(len(examples))]
 
     def sample(
         self, params: Any, examples: Sequence[Example], k: int, seed: int, show: Show
@@ -106,7 +117,8 @@ class Generator:
         for first in range(0, len(examples), size):
             part = examples[first : first + size]
             key = jax.random.fold_in(jax.random.key(seed), first)
-            samples = self._to_samples(self._generate(sampler, params, part, size, key, 1.0))
+            prompts = narrowed(self._encode(part, size))
+            samples = self._to_samples(sampler(params, prompts, key, 1.0))
             groups += [samples[n * k : (n + 1) * k] for n in range(len(part))]
             show(len(groups))
         return groups
@@ -119,31 +131,30 @@ class Generator:
                 max_new_tokens=self.prompts.completion_length,
                 eos_id=self.prompts.eos_ids,
                 pad_id=self.prompts.pad_id,
+                compactions=COMPACTIONS,
+                shared=self.prompts.shared,
                 mesh=self._lm.mesh,
             )
         return self._samplers[group_size]
 
-    def _generate(
-        self,
-        sampler: Callable[..., Rollout],
-        params: Any,
-        part: Sequence[Example],
-        size: int,
-        key: Array,
-        temperature: float,
-    ) -> Rollout:
-        padded = [*part, *[part[-1]] * (size - len(part))]
-        prompts, cut = self.prompts.encode_prompts(padded)
+    def _greedy(self, params: Any, prompts: PromptBatch) -> Rollout:
+        return self._sampler(1)(params, prompts, jax.random.key(0), 0.0)
+
+    def _encode(self, examples: Sequence[Example], size: int = 0) -> PromptBatch:
+        """The prompts of examples, filled up to ``size`` with repetitions of the last."""
+        filled = [*examples, *[examples[-1]] * (size - len(examples))]
+        prompts, cut = self.prompts.encode_prompts(filled)
         if cut and not self._reported_cut:
             self._reported_cut = True
-            cut = int((self.prompts.prompt_sizes(part) > self.prompts.prompt_length).sum())
+            cut = int((self.prompts.prompt_sizes(examples) > self.prompts.prompt_length).sum())
             self._warn(
-                f"{cut} of the first {len(part)} pairs do not fit into model.prompt_length="
+                f"{cut} of the first {len(examples)} pairs do not fit into model.prompt_length="
                 f"{self.prompts.prompt_length}: their product texts are truncated"
             )
-        return jax.device_get(sampler(params, prompts, key, temperature))
+        return prompts
 
     def _to_samples(self, rollout: Rollout) -> list[Sample]:
+        rollout = jax.device_get(rollout)
         rows = zip(np.asarray(rollout.tokens), np.asarray(rollout.completion_mask), strict=True)
         completions = [tuple(tokens[mask].tolist()) for tokens, mask in rows]
         texts, truncated = self.prompts.decode(rollout), self.prompts.truncated(rollout).tolist()

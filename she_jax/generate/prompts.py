@@ -21,6 +21,7 @@ from she_jax.types import Example, PromptBatch, Rollout, UserError
 
 PAD, EOS = "<pad>", "<eos>"
 _TASK = "Judge how well the product answers the query. Write these lines:"
+SHARED = 32  # tokens that all prompts begin with, from which on it pays to read them once a batch
 MIN_TEXT = 8  # tokens that a bucket must leave for the query and the product
 
 
@@ -167,6 +168,11 @@ class PromptFormat:
         distinct = list(dict.fromkeys(texts))  # the prompts of a reward model repeat many lines
         ids = dict(zip(distinct, self._plain.encode(distinct), strict=True))
         return [[*ids[text]] for text in texts]
+
+    @property
+    def shared(self) -> int:
+        """Number of tokens that all prompts begin with, 0 if they are too few to be read apart."""
+        return len(self.frame.begin) if len(self.frame.begin) >= SHARED else 0
 
     def newlines(self, vocab_size: int) -> Int[np.ndarray, "V"]:
         """Number of newlines in each token, int32, for ``she_jax.rl.steps.step_ids``."""

@@ -1,22 +1,24 @@
 """Sampling of rollout groups: each prompt is prefilled once, then decoded G times.
 
+What all prompts begin with, such as an instruction, is prefilled once for all of them.
+
 Letters in shapes are as in ``she_jax.types``, with C for the maximum number of new tokens, so that
 T = P + C, and V for the size of the vocabulary.
 """
 
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Float32, Int, Shaped
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Float32, Int, Shaped
 
+from she_jax.generate.draw import draw_tokens
 from she_jax.models.decoder import Model, take_rows
 from she_jax.models.sharding import batch_sharding, check_batch
-from she_jax.types import PromptBatch, Rollout
+from she_jax.types import LMOutput, PromptBatch, Rollout
 
 
 def sample(
@@ -33,6 +35,8 @@ def sample(
     top_k: int = 0,
     top_p: float | Float[Array, ""] = 1.0,
     compactions: int = 0,
+    shared: int = 0,
+    axis: str | None = None,
 ) -> Rollout:
     """Samples ``group_size`` completions of every prompt; pure, compile it with ``jit_sample``.
 
@@ -62,6 +66,10 @@ def sample(
       compactions: maximum number of times that, once half of the rows in the loop have ended,
         decoding continues with the other half only. The rollouts are the same, but sooner if a few
         are much longer than most. Each compiles the loop once more; static.
+      shared: number of real tokens at the start of every prompt that are the same in all, fewer
+        than any has; static.
+      axis: of the mesh, over which the prompts are split, inside ``jax.shard_map``; the uniforms
+        are those of the whole batch. None outside of it.
 
     Returns:
       B = N * G rows, those of a group contiguous.
@@ -80,7 +88,7 @@ def sample(
     ):
         """Samples the tokens of the rows (None: all) at ``step``; also returns which have ended."""
         logits = jnp.einsum("bd,dv->bv", hidden, head, preferred_element_type=jnp.float32)
-        uniform = _take(jax.random.uniform(jax.random.fold_in(key, step), (batch,)), rows)
+        uniform = _take(_uniforms(jax.random.fold_in(key, step), batch, axis), rows)
         token, logp = draw_tokens(logits, uniform, temperature, top_p, top_k=top_k, banned=banned)
         token = jnp.where(done, pad_id, token)
         ended = done | jnp.any(token[:, None] == jnp.asarray(eos_ids)[None], axis=1)
@@ -88,9 +96,7 @@ def sample(
 
     weights = model.decoding_params(params)
     # Each prompt is prefilled once; its group shares the keys and values.
-    prompt_positions = jnp.where(prompts.mask, jnp.cumsum(prompts.mask, axis=1) - 1, -1)
-    empty = model.init_cache(count, prompt_length)
-    out, prompt_cache = model.decode(weights, prompts.tokens, prompt_positions, empty, 0)
+    out, caches = prefill(model, weights, prompts, shared)
     hidden = jnp.repeat(out.hidden[:, -1], group_size, axis=0)
     lengths = jnp.repeat(prompts.mask.sum(axis=1), group_size)
     entries, done = sample_tokens(hidden, out.head, None, jnp.zeros(batch, bool), 0)
@@ -101,11 +107,11 @@ def sample(
     }
     cache = model.init_cache(batch, max(1, max_new_tokens - 1))  # the last token is never attended
 
-    def decode_one(rows, prefix, carry):
+    def decode_one(rows, prefixes, carry):
         """One iteration of the loop: feeds the last token of each active row, samples the next."""
         step, token, done, record, cache = carry
         positions = jnp.where(done, -1, _take(lengths, rows) + step - 1)[:, None]
-        out, cache = model.decode(weights, token[:, None], positions, cache, step - 1, prefix)
+        out, cache = model.decode(weights, token[:, None], positions, cache, step - 1, prefixes)
         entries, ended = sample_tokens(out.hidden[:, 0], out.head, rows, done, step)
         record = {
             name: jax.lax.dynamic_update_index_in_dim(record[name], new, step, axis=1)
@@ -113,7 +119,7 @@ def sample(
         }
         return step + 1, entries["tokens"], ended, record, cache
 
-    full_record, rows, prefix = record, None, prompt_cache  # rows: those in the loop, None for all
+    full_record, rows, prefixes = record, None, caches  # rows: those in the loop, None for all
     carry = (jnp.asarray(1), entries["tokens"], done, record, cache)
     for size in (*(batch >> h for h in range(1, compactions + 1) if batch >> h), 0):
 
@@ -122,7 +128,7 @@ def sample(
             step, _, done, _, _ = carry
             return (step < max_new_tokens) & ((~done).sum() > size)
 
-        body = functools.partial(decode_one, rows, prefix)
+        body = functools.partial(decode_one, rows, prefixes)
         step, token, done, record, cache = jax.lax.while_loop(more_active, body, carry)
         full_record = (
             record
@@ -132,7 +138,7 @@ def sample(
         if size:  # continue with the rows that have not ended, in their order
             active = jnp.argsort(done, stable=True)[:size]
             rows = active if rows is None else rows[active]
-            prefix = take_rows(prompt_cache, rows // group_size)
+            prefixes = *caches[:-1], take_rows(caches[-1], rows // group_size)
             record = {name: values[active] for name, values in record.items()}
             carry = (step, token[active], done[active], record, take_rows(cache, active))
 
@@ -144,6 +150,44 @@ def sample(
         completion_mask=jnp.pad(full_record["mask"], ((0, 0), (prompt_length, 0))),
         logps=jnp.pad(full_record["logps"], ((0, 0), (prompt_length, 0))),
     )
+
+
+def prefill(
+    model: Model, weights: Mapping[str, Any], prompts: PromptBatch, shared: int = 0
+) -> tuple[LMOutput, tuple[dict[str, Any], ...]]:
+    """Runs prompts through the model, their common start once.
+
+    Args:
+      model: the policy; static.
+      weights: its parameters.
+      prompts: padded on the left.
+      shared: number of tokens of the common start, as for ``sample``; static.
+
+    Returns:
+      The output at the prompts' columns, less the first ``shared``, so that the last column is that
+      of each prompt's last token; and the caches: that of the start (one row), if there is one, and
+      that of the prompts.
+    """
+    positions = jnp.where(prompts.mask, jnp.cumsum(prompts.mask, axis=1) - 1, -1)
+    tokens, caches = prompts.tokens[:, shared:], ()
+    if shared:
+        first = jnp.argmax(prompts.mask[0])
+        start = jax.lax.dynamic_slice_in_dim(prompts.tokens[0], first, shared)[None]
+        empty = model.init_cache(1, shared)
+        _, cache = model.decode(weights, start, jnp.arange(shared)[None], empty, 0)
+        caches = (cache,)
+        positions = jnp.where(positions < shared, -1, positions)[:, shared:]
+    empty = model.init_cache(*tokens.shape)
+    out, cache = model.decode(weights, tokens, positions, empty, 0, caches)
+    return out, (*caches, cache)
+
+
+def _uniforms(key: Array, batch: int, axis: str | None) -> Float32[Array, "B"]:
+    """One uniform a row; those of this device's rows among all, if they are split over an axis."""
+    if axis is None:
+        return jax.random.uniform(key, (batch,))
+    parts = jax.lax.axis_size(axis)
+    return jax.random.uniform(key, (parts, batch))[jax.lax.axis_index(axis)]
 
 
 def _take(x: Shaped[Array, "B"], rows: Int[Array, "R"] | None) -> Shaped[Array, "..."]:
@@ -164,99 +208,6 @@ def _check_options(group_size: int, max_new_tokens: int, top_k: int, top_p: Any,
             raise ValueError(f"top_p={top_p} with top_k=0: set top_k, top_p narrows the top k only")
 
 
-def draw_tokens(
-    logits: Float32[Array, "B V"],
-    uniform: Float32[Array, "B"],
-    temperature: float | Float[Array, ""],
-    top_p: float | Float[Array, ""] = 1.0,
-    *,
-    top_k: int = 0,
-    banned: int | None = None,
-) -> tuple[Int[Array, "B"], Float32[Array, "B"]]:
-    """Draws one token per row by inverting the cumulative distribution at one uniform per row.
-
-    Args:
-      logits: of the policy.
-      uniform: in [0, 1).
-      temperature, top_p, top_k: as for ``sample``.
-      banned: a token id that is never drawn, or None.
-
-    Returns:
-      Token ids, and their log-probabilities over the whole vocabulary at the temperature.
-    """
-    greedy = jnp.asarray(temperature) == 0
-    scale = 1.0 / jnp.where(greedy, 1.0, temperature)
-    blocks = _blocks(logits)
-    is_banned = _banned_mask(banned, *blocks.shape[1:])
-    peaks = jnp.where(is_banned, -jnp.inf, blocks).max(axis=2)
-    # Relative to the best allowed token: relative to a banned one far above, all would round to 0.
-    best = peaks.max(axis=1, keepdims=True)
-    masses = jnp.exp((blocks - best[:, :, None]) * scale)
-    sums = jnp.where(is_banned, 0.0, masses).sum(axis=2)
-    norm = jnp.log(sums.sum(axis=1)) + best[:, 0] * scale
-    if banned is not None:
-        norm = jnp.logaddexp(norm, logits[:, banned] * scale)
-    if top_k:
-        allowed = logits if banned is None else logits.at[:, banned].set(-jnp.inf)
-        values, ids = jax.lax.top_k(allowed, min(top_k, logits.shape[1]))
-        probs = jnp.exp((values - best) * scale)
-        preceding = jnp.cumsum(probs, axis=1) - probs
-        in_nucleus = preceding < top_p * probs.sum(axis=1, keepdims=True)
-        index, _ = _invert_cdf(jnp.where(in_nucleus, probs, 0.0), uniform)
-        token = jnp.take_along_axis(ids, jnp.where(greedy, 0, index)[:, None], axis=1)
-    else:
-        # Two levels, a block and a token in it: a cumulative sum over the whole vocabulary costs
-        # several passes over it, and an argmax over all of it is slow on any device.
-        block, rest = _invert_cdf(sums, uniform)
-        block = jnp.where(greedy, jnp.argmax(peaks, axis=1), block)[:, None]
-        within = jnp.take_along_axis(blocks, block[:, :, None], axis=1)[:, 0]
-        if banned is not None:
-            token_ids = block * within.shape[1] + jnp.arange(within.shape[1])[None]
-            within = jnp.where(token_ids == banned, -jnp.inf, within)
-        index, _ = _invert_cdf(jnp.exp((within - best) * scale), rest)
-        index = jnp.where(greedy, jnp.argmax(within, axis=1), index)
-        token = block * within.shape[1] + index[:, None]
-    logp = jnp.take_along_axis(logits, token, axis=1)[:, 0] * scale - norm
-    return token[:, 0], logp
-
-
-def _blocks(logits: Float32[Array, "B V"]) -> Float32[Array, "B N X"]:
-    """Splits the vocabulary into blocks of about sqrt(V), padded only if no such size divides V."""
-    vocab = logits.shape[1]
-    root = 1 << math.ceil(math.log2(vocab) / 2)
-    size = math.gcd(vocab, root)
-    size = size if 8 * size >= root else root
-    padded = jnp.pad(logits, ((0, 0), (0, -vocab % size)), constant_values=-jnp.inf)
-    return padded.reshape(logits.shape[0], -1, size)
-
-
-def _banned_mask(banned: int | None, blocks: int, size: int) -> Bool[Array, "1 N X"] | bool:
-    """True at the banned token, in the layout of ``_blocks``."""
-    if banned is None:
-        return False
-    return (jnp.arange(blocks * size) == banned).reshape(1, blocks, size)
-
-
-def _invert_cdf(
-    probs: Float32[Array, "B X"], uniform: Float32[Array, "B"]
-) -> tuple[Int[Array, "B"], Float32[Array, "B"]]:
-    """The first index whose cumulative sum exceeds ``uniform`` times the total.
-
-    Returns:
-      The index, and the relative position of the target within its mass, which is again uniform.
-    """
-    cumulative = jnp.cumsum(probs, axis=1)
-    target = uniform[:, None] * cumulative[:, -1:]
-    # Rounding may raise the sum at an entry of probability 0, which must not be drawn. If rounding
-    # leaves no entry at all, the argmax is the most probable one.
-    reached = (cumulative > target) & (probs > 0)
-    index = jnp.argmax(jnp.where(reached, jnp.inf, probs), axis=1, keepdims=True)
-    mass = jnp.take_along_axis(probs, index, axis=1)
-    offset = target - (jnp.take_along_axis(cumulative, index, axis=1) - mass)
-    rest = jnp.where(mass > 0, offset / mass, 0.0)
-    return index[:, 0], jnp.clip(rest, 0.0, 1.0 - 2.0**-24)[:, 0]
-
-
 def jit_sample(
     model: Model,
     *,
@@ -266,16 +217,18 @@ def jit_sample(
     pad_id: int,
     top_k: int = 0,
     compactions: int = 0,
+    shared: int = 0,
     mesh: Mesh | None = None,
 ) -> Callable[..., Rollout]:
     """Compiles ``sample``, once per shape of the prompts.
 
     Args:
-      model, group_size, max_new_tokens, eos_id, pad_id, top_k, compactions: as for ``sample``.
-        ``compactions`` is ignored if a mesh shards the rows, which would have to move between
-        devices.
+      model, group_size, max_new_tokens, eos_id, pad_id, top_k, compactions, shared: as for
+        ``sample``. ``compactions`` is ignored if a mesh shards the parameters, since rows would
+        have to move between devices.
       mesh: prompts and rollouts are sharded over its ``data`` and ``fsdp`` axes; the parameters
-        keep their sharding. None for one device.
+        keep their sharding. Where each device has all parameters, each samples its own rows by
+        itself, and ends with the last of them. None for one device.
 
     Returns:
       ``(params, prompts, key, temperature, top_p=1.0) -> Rollout``. It raises ValueError if the
@@ -286,11 +239,10 @@ def jit_sample(
     """
     eos_ids = (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
     row_sharding = batch_sharding(mesh) if mesh is not None else None
-    if mesh is not None and mesh.shape["data"] * mesh.shape["fsdp"] > 1:
-        compactions = 0
+    alone = mesh is None or mesh.size == 1
+    split = mesh is not None and not alone and mesh.shape["data"] == mesh.size
 
-    @functools.partial(jax.jit, out_shardings=row_sharding)
-    def compiled(params, prompts, key, temperature, top_p):
+    def run(params, prompts, key, temperature, top_p):
         return sample(
             model,
             params,
@@ -303,8 +255,16 @@ def jit_sample(
             pad_id=pad_id,
             top_k=top_k,
             top_p=top_p,
-            compactions=compactions,
+            compactions=compactions if alone or split else 0,
+            shared=shared,
+            axis="data" if split else None,
         )
+
+    if split:
+        every, rows = PartitionSpec(), PartitionSpec("data")
+        specs = (every, rows, every, every, every)
+        run = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
+    compiled = jax.jit(run, out_shardings=row_sharding)
 
     def sample_prompts(
         params: Mapping[str, Any],

@@ -17,7 +17,7 @@ grow with depth and any optimizer, sharding or checkpoint handles them without k
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -135,8 +135,9 @@ def rotate(
     return rotated.astype(x.dtype)
 
 
-# Keys and values shared by several consecutive rows, and the mask of the real ones among the P.
-Prefix = tuple[Float[Array, "NJ K P"], Float[Array, "NJ P K"], Bool[Array, "N P"]]
+# Keys [N * J, K, P] and values [N * J, P, K] shared by several consecutive rows, and the mask
+# [N, P] of the real ones. Of several prefixes each has its own N and P.
+Prefix = tuple[Float[Array, "_ K _"], Float[Array, "_ _ K"], Bool[Array, "_ _"]]
 
 
 def attention(
@@ -144,27 +145,26 @@ def attention(
     k: Float[Array, "BJ K S"],
     v: Float[Array, "BJ S K"],
     mask: Bool[Array, "B T S"],
-    prefix: Prefix | None = None,
+    prefixes: Sequence[Prefix] = (),
 ) -> Float[Array, "B H T K"]:
     """Masked attention, ``softmax(q k^T / sqrt(K)) v``, with the softmax in float32.
 
-    Query heads are grouped by the key-value head they share. With a prefix, rows are grouped by the
+    Query heads are grouped by the key-value head they share. With prefixes, rows are grouped by the
     prefix they share. So no key or value is repeated: a group of B / N rows reads the keys of its
-    prompt in one product. A query with all keys masked returns a mean of values, which is finite
-    and never used.
+    prompt in one product, and all rows those of an instruction that begins all prompts. A query
+    with all keys masked returns a mean of values, which is finite and never used.
 
     Args:
       q: queries.
       k, v: keys and values, the heads of a row contiguous. With one leading batch axis and the keys
         as columns, the products copy nothing on the CPU.
       mask: which keys each query attends to.
-      prefix: further keys and values; every query attends to the real ones; N divides B.
+      prefixes: further keys and values; every query attends to the real ones; each N divides B.
     """
     batch, size = q.shape[0], q.shape[-1]
     grouped = (q * size**-0.5).reshape(k.shape[0], -1, size)
     out, peak, total = _attend(grouped, k, v, mask)
-    if prefix is not None:
-        keys, values, real = prefix
+    for keys, values, real in prefixes:
         count, heads = real.shape[0], keys.shape[0] // real.shape[0]
         # [N * group * J, Q, K] to [N * J, group * Q, K] and back
         by_prefix = grouped.reshape(count, batch // count, heads, -1, size).swapaxes(1, 2)
@@ -176,6 +176,7 @@ def attention(
         scale, prefix_scale = jnp.exp(peak - top), jnp.exp(prefix_peak - top)
         out = out * scale + prefix_out * prefix_scale
         total = total * scale + prefix_total * prefix_scale
+        peak = top
     return (out / total).reshape(q.shape).astype(v.dtype)
 
 
@@ -356,11 +357,11 @@ class Model:
 
         def run_layer(states, weights):
             layer = nnx.merge(graph, weights)
-            outputs, prefix = [], None
+            outputs, prefixes = [], ()
             for x, (cos, sin), keys, mask in zip(states, angles, real, masks, strict=True):
                 q, k, v = layer.qkv(x, cos, sin)
-                outputs.append(layer.after_attention(x, attention(q, k, v, mask, prefix)))
-                prefix = k, v, keys
+                outputs.append(layer.after_attention(x, attention(q, k, v, mask, prefixes)))
+                prefixes = ((k, v, keys),)
             return outputs, None
 
         run_layer = jax.checkpoint(run_layer) if self.config.remat else run_layer
@@ -414,7 +415,7 @@ class Model:
         positions: Int[Array, "B T"],
         cache: Mapping[str, Any],
         slot: Int[Array, ""] | int,
-        prefix: Mapping[str, Any] | None = None,
+        prefixes: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[LMOutput, dict[str, Any]]:
         """Runs T more tokens of each row with a cache; for prefill and every decoding step.
 
@@ -424,8 +425,8 @@ class Model:
           positions: position of each token in its sequence, -1 on padding.
           cache: keys and values of the preceding tokens, see ``init_cache``.
           slot: cache slot of the first new token; the T slots from it on are overwritten. Traced.
-          prefix: a full cache of N rows that precedes ``cache``, each row shared by B / N
-            consecutive rows; read only.
+          prefixes: full caches that precede ``cache``, each of N rows, N its own number, of which
+            each is shared by B / N consecutive rows; read only.
 
         Returns:
           The output at the new tokens, and the cache with them added.
@@ -433,7 +434,7 @@ class Model:
         layers = params["layers"]
         if isinstance(layers, Mapping):
             params = self.decoding_params(params)
-            return self.decode(params, tokens, positions, cache, slot, prefix)
+            return self.decode(params, tokens, positions, cache, slot, prefixes)
         # The graph holds structure and no sizes, so it fits a single layer as well as the stack.
         decoder = nnx.merge(self.graph, {**params, "layers": layers[0]})
         graph, _ = nnx.split(decoder.layers)
@@ -442,7 +443,7 @@ class Model:
         slots = slot + jnp.arange(tokens.shape[1])  # of the new tokens
         causal = jnp.arange(key_positions.shape[1])[None, :] <= slots[:, None]
         mask = causal[None] & (key_positions >= 0)[:, None]
-        real = None if prefix is None else prefix["positions"] >= 0
+        real = [prefix["positions"] >= 0 for prefix in prefixes]
 
         @jax.jit  # traced once for all layers
         def run_layer(weights, buffers, shared, x):
@@ -450,13 +451,13 @@ class Model:
             q, k, v = layer.qkv(x, cos, sin)
             k = _write(buffers["k"], k, slot, axis=2)
             v = _write(buffers["v"], v, slot, axis=1)
-            before = None if real is None else (shared["k"], shared["v"], real)
+            before = [(b["k"], b["v"], keys) for b, keys in zip(shared, real, strict=True)]
             return layer.after_attention(x, attention(q, k, v, mask, before)), {"k": k, "v": v}
 
         x = decoder.embed_tokens(tokens)
         updated = []
-        prefix_layers = prefix["layers"] if prefix is not None else (None,) * len(layers)
-        for weights, buffers, shared in zip(layers, cache["layers"], prefix_layers, strict=True):
+        before_layers = [[prefix["layers"][n] for prefix in prefixes] for n in range(len(layers))]
+        for weights, buffers, shared in zip(layers, cache["layers"], before_layers, strict=True):
             x, buffers = run_layer(weights, buffers, shared, x)
             updated.append(buffers)
         return decoder.output(x), {"positions": key_positions, "layers": tuple(updated)}

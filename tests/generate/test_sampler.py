@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from she_jax.generate.sampler import draw_tokens, jit_sample, sample
+from she_jax.generate.draw import draw_tokens
+from she_jax.generate.sampler import jit_sample, sample
 from she_jax.models.decoder import Model, ModelConfig, build_model, init_params
 from she_jax.models.sharding import make_mesh, shardings
 from she_jax.types import PromptBatch
@@ -219,16 +220,17 @@ def test_steps_and_rows_draw_independently():
         assert abs(correlation) < 4 / np.sqrt(tokens.size)
 
 
-def test_a_mesh_changes_nothing():
-    """Prompts sharded over all devices give the same rollouts."""
+@pytest.mark.parametrize(("axes", "compactions"), [({"data": -1}, 1), ({"data": 2, "fsdp": 4}, 0)])
+def test_a_mesh_changes_nothing(axes, compactions):
+    """Prompts sharded over all devices give the same rollouts, each device by itself or not."""
     count = len(jax.devices())
     batch = PromptBatch(
         tokens=jnp.arange(count * 4).reshape(count, 4) % CONFIG.vocab_size,
         mask=jnp.ones((count, 4), dtype=bool),
     )
     expected = sampler()(params(), batch, jax.random.key(1), 1.0)
-    mesh = make_mesh(data=-1)
-    run = sampler(mesh=mesh)
+    mesh = make_mesh(**axes)
+    run = sampler(mesh=mesh, compactions=compactions)
     placed = jax.device_put(params(), shardings(params(), mesh))
     sharded = run(placed, batch, jax.random.key(1), 1.0)
     np.testing.assert_array_equal(sharded.tokens, expected.tokens)
@@ -361,6 +363,32 @@ def test_trap_7_prompts_prefilled_once():
     apart = run(params(), repeated, jax.random.key(1), 1.0)
     np.testing.assert_array_equal(grouped.tokens, apart.tokens)
     np.testing.assert_allclose(grouped.logps, apart.logps, atol=1e-5)
+
+
+def test_a_start_that_all_prompts_share_is_read_once():
+    shapes = []
+
+    class Recording(Model):
+        def decode(self, params, tokens, *rest):
+            shapes.append(tokens.shape)
+            return super().decode(params, tokens, *rest)
+
+    start, rest = jnp.array([[6, PAD, 9]] * 3), prompts()
+    length = rest.mask.sum(axis=1, keepdims=True)
+    columns = jnp.arange(8)[None] - (5 - length)  # the start stands before the first real token
+    place = jnp.clip(columns, 0, 2)
+    tokens = jnp.where(columns < 3, jnp.take_along_axis(start, place, 1), 0)
+    tokens = tokens.at[:, 3:].set(jnp.where(rest.mask, rest.tokens, tokens[:, 3:]))
+    batch = PromptBatch(tokens=tokens, mask=columns >= 0)
+    plain = sampler()(params(), batch, jax.random.key(1), 1.0)
+    recording = Recording(config=CONFIG, graph=MODEL.graph)
+    settings = {"group_size": GROUP, "max_new_tokens": NEW, "eos_id": EOS, "pad_id": PAD}
+    split = jit_sample(recording, **settings, shared=3, compactions=1)
+    apart = split(params(), batch, jax.random.key(1), 1.0)
+    assert shapes[:2] == [(1, 3), (3, 5)]
+    np.testing.assert_array_equal(apart.tokens, plain.tokens)
+    np.testing.assert_array_equal(apart.prompt_mask, plain.prompt_mask)
+    np.testing.assert_allclose(apart.logps, plain.logps, atol=1e-5)
 
 
 def test_one_new_token():

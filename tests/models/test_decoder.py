@@ -182,31 +182,34 @@ def test_a_token_sees_nothing_after_it():
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("prompts", [0, 1, 2, 4])
 def test_attention_equals_its_definition(kv_heads, prompts):
-    """Head by head in NumPy, with the keys of the prompt that a group of rows shares."""
+    """Head by head in NumPy, with the keys of a prompt per group, and of a start that all share."""
     rng = np.random.default_rng(0)
     q = rng.normal(size=(4, 4, 5, 8))
     k, v = rng.normal(size=(2, 4, kv_heads, 7, 8))
     mask = rng.random((4, 5, 7)) < 0.6
     mask[..., 0] = True
-    prefix, count = None, max(prompts, 1)
+    prefixes, count = [], max(prompts, 1)
     before_k, before_v = rng.normal(size=(2, count, kv_heads, 3, 8)) + 1.0
     real = rng.random((count, 3)) < (0.7 if prompts else 0.0)
+    start_k, start_v = rng.normal(size=(2, 1, kv_heads, 2, 8)) - 1.0
 
     def flat(x):
         return jnp.asarray(x.reshape(-1, *x.shape[2:]), jnp.float32)
 
     if prompts:
-        prefix = flat(before_k).swapaxes(1, 2), flat(before_v), jnp.asarray(real)
+        prefixes.append((flat(before_k).swapaxes(1, 2), flat(before_v), jnp.asarray(real)))
+    if prompts > 1:
+        prefixes.append((flat(start_k).swapaxes(1, 2), flat(start_v), jnp.ones((1, 2), bool)))
     expected = np.empty_like(q)
     for b, h, t in np.ndindex(4, 4, 5):
         j, n = h // (4 // kv_heads), b // (4 // count)
-        keys = np.concatenate([before_k[n, j], k[b, j]])
-        values = np.concatenate([before_v[n, j], v[b, j]])
-        seen = np.concatenate([real[n], mask[b, t]])
+        keys = np.concatenate([start_k[0, j], before_k[n, j], k[b, j]])
+        values = np.concatenate([start_v[0, j], before_v[n, j], v[b, j]])
+        seen = np.concatenate([[prompts > 1] * 2, real[n], mask[b, t]])
         weights = np.where(seen, np.exp(keys @ q[b, h, t] / np.sqrt(8)), 0.0)
         expected[b, h, t] = weights @ values / weights.sum()
     queries = jnp.asarray(q, jnp.float32)
-    outputs = attention(queries, flat(k).swapaxes(1, 2), flat(v), jnp.asarray(mask), prefix)
+    outputs = attention(queries, flat(k).swapaxes(1, 2), flat(v), jnp.asarray(mask), prefixes)
     np.testing.assert_allclose(outputs, expected, atol=1e-5)
 
 
