@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from she_jax.cot import Chain
 from she_jax.data.dataset import PreparedDataset, evenly_spaced_rows, open_split
+from she_jax.evaluation.chains import chains_file, write_chains
 from she_jax.evaluation.metrics import pass_at_k, score
 from she_jax.evaluation.unread import Unread
 from she_jax.generate.generator import Generator
@@ -63,7 +65,8 @@ def evaluate_policy(
 ) -> dict[str, Any]:
     """Metrics on the evaluation split, and on the long tail if the data set has one.
 
-    They are kept in ``eval/<when>.json``, and read from there if it exists.
+    They are kept in ``eval/<when>.json``, and read from there if it exists. The chains of some pairs
+    are in ``eval/chains_<when>.jsonl``.
 
     Args:
       generator: of the policy.
@@ -78,7 +81,8 @@ def evaluate_policy(
         return json.loads(path.read_text(encoding="utf-8"))
     examples = evenly_spaced(dataset, config.split, config.pairs)
     title = f"evaluating {config.split}, {when}"
-    metrics = evaluate_split(generator, params, examples, title, config.outcome)
+    kept = path.with_name(chains_file(when))
+    metrics = evaluate_split(generator, params, examples, title, config.outcome, kept)
     if dataset.splits.get(LONGTAIL) and config.split != LONGTAIL:
         examples = evenly_spaced(dataset, LONGTAIL, config.pairs)
         title = f"evaluating {LONGTAIL}, {when}"
@@ -129,14 +133,23 @@ def evaluate_split(
     examples: Sequence[Example],
     title: str,
     outcome: OutcomeRewardFn | None = None,
+    kept: Path | None = None,
 ) -> dict[str, Any]:
     """Metrics of the greedy chains of examples, see ``score``, and the mean ``outcome`` reward.
 
-    It says so if most chains cannot be read.
+    It says so if most chains cannot be read. With ``kept``, some of the chains are written there.
     """
     unread = Unread(generator.prompts.completion_length)
+    texts: list[str] = []
+
+    def look(chain: Chain, text: str, truncated: bool) -> None:
+        unread.add(chain, text, truncated)
+        texts.append(text)
+
     with Progress(title, total=len(examples)) as progress:
-        chains = generator.greedy(params, examples, progress.update, unread.add)
+        chains = generator.greedy(params, examples, progress.update, look)
+        if kept is not None:
+            write_chains(kept, examples, chains, texts, generator.prompts.schema)
         metrics = score(chains, examples, generator.prompts.schema)
         if outcome is not None:
             metrics["outcome"] = float(np.mean(outcome(chains, examples)))

@@ -10,10 +10,21 @@ from she_jax.training.logging import cell
 
 def before_after_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Table:
     """A table of the metrics of ``she_jax.evaluation.metrics.score`` before and after training."""
-    floor = after.get("floor")  # what a regression on word overlap has on the same pairs
-    table = Table("", *(["floor"] if floor else []), "before", "after", "change")
+    head, *rows = before_after_rows(before, after)
+    table = Table(*head)
     for column in table.columns[1:]:
         column.justify = "right"
+    for name, *figures in rows:
+        table.add_row(cell(name), *figures)
+    return table
+
+
+def before_after_rows(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[list[str]]:
+    """The rows of that table as text, the head first; a row of which nothing is known is left out.
+
+    Where there is a floor, what a regression on word overlap has on the same pairs, it is a column.
+    """
+    floor = after.get("floor")
     names = {"macro_f1": "macro F1", "accuracy": "accuracy", "good_f1": "good F1"}
     names |= {"outcome": "outcome reward"} if "outcome" in before else {}
     rows = [(title, before.get(key), after.get(key)) for key, title in names.items()]
@@ -29,15 +40,16 @@ def before_after_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> T
     rows.append(("parse rate", before.get("parse_rate"), after.get("parse_rate")))
     sampled = [key for key in before if key.startswith("pass_at_")]
     rows += [(key.replace("_at_", "@"), before[key], after.get(key)) for key in sampled]
-    rows = [row for row in rows if row[1] is not None or row[2] is not None]
+    lines = [["", *(["floor"] if floor else []), "before", "after", "change"]]
     for title, old, new in rows:
+        if old is None and new is None:
+            continue
         change = f"{new - old:+.3f}" if old is not None and new is not None else "-"
         key = next((key for key, name in names.items() if name == title), "")
         first = [_format(floor.get(key))] if floor else []
-        table.add_row(cell(title), *first, _format(old), _format(new), change)
+        lines.append([title, *first, _format(old), _format(new), change])
     counts = str(before.get("n", "-")), str(after.get("n", "-"))
-    table.add_row("pairs", *([""] if floor else []), *counts, "")
-    return table
+    return [*lines, ["pairs", *([""] if floor else []), *counts, ""]]
 
 
 def below_floor(summary: Mapping[str, Any]) -> str:

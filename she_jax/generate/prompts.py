@@ -5,6 +5,7 @@ closing (see ``Frame``). The frame comes from the model's chat template, if it h
 holds control tokens. A product title that contains ``<|im_end|>`` is encoded as plain text.
 """
 
+import codecs
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -297,6 +298,18 @@ class PromptFormat:
                 "utf-8", "replace"
             )
             for row, row_mask in zip(tokens, mask, strict=True)
+        ]
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """The text that each token of a completion adds; joined they are what ``decode`` gives.
+
+        A character of several tokens is added by the last of them.
+        """
+        decoder, table = codecs.getincrementaldecoder("utf-8")("replace"), self.token_bytes
+        last = len(tokens) - 1
+        return [
+            decoder.decode(table[t] if t < len(table) else b"", final=n == last)
+            for n, t in enumerate(tokens)
         ]
 
     def truncated(self, rollout: Rollout) -> Bool[np.ndarray, "B"]:

@@ -23,13 +23,14 @@ from she_jax.rl.advantages import informative_groups
 from she_jax.rl.losses import AGGREGATIONS, loss_denominators, token_weights
 from she_jax.rl.update import make_scorer
 from she_jax.rollouts.batch import RolloutBatch
-from she_jax.rollouts.credit import CreditConfig, assign_credit
+from she_jax.rollouts.credit import CreditConfig, assign_credit, grpo_credit
 from she_jax.rollouts.diagnostics import (
     credit_diagnostics,
     exploration,
     mean_rewards,
     true_step_shares,
 )
+from she_jax.rollouts.records import PageParts
 from she_jax.types import Example, Rollout, StepBatch, TrainBatch
 
 
@@ -110,7 +111,7 @@ class Collector:
         credit: CreditConfig,
         rewards: RewardSources,
     ):
-        self._prompts, self._reference, self.schema = lm.prompts, reference, lm.prompts.schema
+        self._prompts, self._reference = lm.prompts, reference
         self._config, self._credit_config, self._rewards = config, credit, rewards
         self._newlines = lm.prompts.newlines(lm.model.config.vocab_size)
         self._sample = jit_sample(
@@ -204,6 +205,16 @@ class Collector:
             informative=groups,
             by_label=self._rewards.by_label,
         )
+
+    @property
+    def page_parts(self) -> PageParts:
+        """What a page of its rollouts needs."""
+
+        def grpo(outcome: np.ndarray) -> np.ndarray:
+            return np.asarray(grpo_credit(self._credit_config, jnp.asarray(outcome)))
+
+        prompts, prm = self._prompts, self._rewards.prm
+        return PageParts(schema=prompts.schema, pieces=prompts.pieces, grpo=grpo, prm=prm)
 
     def _refer(self, rollout: Rollout) -> tuple[Array, Array | None]:
         """Positions of the tokens, and their log-probabilities under the reference policy."""

@@ -24,7 +24,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from she_jax.rl.advantages import clip_advantages, token_advantages
+from she_jax.rl.advantages import clip_advantages, grpo_advantages, token_advantages
 from she_jax.rl.steps import step_token_counts
 from she_jax.types import Advantages
 
@@ -77,3 +77,22 @@ def assign_credit(
     limits = {"clip": config.advantage_clip, "negative_weight": config.negative_advantage_weight}
     by_step = clip_advantages(advantages.step + advantages.outcome[:, None], **limits)
     return by_step, token_advantages(advantages, step_ids, completion_mask, **limits)
+
+
+def grpo_credit(config: CreditConfig, outcome: Float[Array, "B"]) -> Float[Array, "B"]:
+    """The advantage that GRPO would give every token of each rollout, to compare with; pure.
+
+    Args:
+      config: whose groups and limits apply; its estimator and its options do not.
+      outcome: reward of each rollout, in [0, 1].
+    """
+    rows = outcome.shape[0]
+    advantages = grpo_advantages(
+        jnp.zeros((rows, 1)),
+        jnp.zeros((rows, 1), bool),
+        outcome,
+        group_size=config.group_size,
+        min_std=config.min_std,
+    )
+    limits = {"clip": config.advantage_clip, "negative_weight": config.negative_advantage_weight}
+    return clip_advantages(advantages.outcome, **limits)

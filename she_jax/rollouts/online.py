@@ -8,7 +8,6 @@ from typing import Any
 import jax
 
 from she_jax.data.curriculum import PromptPool
-from she_jax.rewards.prm.model import ProcessRewardModel
 from she_jax.rewards.prm.refresh import Refresher
 from she_jax.rollouts.batch import RolloutBatch
 from she_jax.rollouts.collector import Collector
@@ -69,13 +68,11 @@ class OnlineParts:
     Attributes:
       pool: draws the prompts.
       collector: samples and rewards.
-      prm: the collector's process reward model, if there is one.
-      refresher: keeps that model up to date, or None.
+      refresher: keeps the collector's process reward model up to date, or None.
     """
 
     pool: PromptPool
     collector: Collector
-    prm: ProcessRewardModel | None = None
     refresher: Refresher | None = None
 
 
@@ -148,7 +145,7 @@ class OnlineRL:
         parts = self._parts
         if step == 1 or step % self._config.page_every == 0:
             page = self._pages / f"step_{step:06d}.md"
-            write_rollouts(page, step, parts.collector.schema, self._rollouts, parts.prm)
+            write_rollouts(page, step, self._rollouts, parts.collector.page_parts)
         for warning in self._monitor.warnings(metrics):
             log(f"step {step}: {warning}")
         return parts.refresher is not None and not last and parts.refresher(step, params)

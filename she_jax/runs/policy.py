@@ -17,6 +17,7 @@ import optax
 
 from she_jax.data.dataset import PreparedDataset, fingerprint, open_split
 from she_jax.data.loader import batches
+from she_jax.evaluation.chains import chains_file
 from she_jax.evaluation.evaluate import (
     evaluate_policy,
     evaluate_validation,
@@ -34,10 +35,11 @@ from she_jax.runs.config import TrainConfig
 from she_jax.runs.export import export
 from she_jax.runs.load import new_policy
 from she_jax.runs.plugins import record_dataset, recorded
+from she_jax.runs.report import REPORT, write_report
 from she_jax.runs.sources import make_source, try_rewards
 from she_jax.runs.validate import check_front, check_splits
 from she_jax.training.checkpoint import Checkpoints
-from she_jax.training.files import write_json
+from she_jax.training.files import write_json, write_text
 from she_jax.training.logging import MetricsWriter, log, show
 from she_jax.training.loop import Evaluation, fit
 from she_jax.training.optimizer import make_optimizer
@@ -75,10 +77,13 @@ def train(config: TrainConfig, workdir: Path) -> None:
             if config.export:
                 export(workdir / "export", lm, params, config.chain)
             write_json(summary, results)
+            write_report(workdir)
         if stop:  # too late for this run, but not for one that would follow it
             raise SystemExit(stop.exit_code)
     else:
         log(f"all is done: the metrics are in {summary}")
+        if not (workdir / REPORT).is_file():
+            write_report(workdir)
     after = json.loads(summary.read_text(encoding="utf-8"))
     show(before_after_table(after["before"], after))
     if caveat := below_floor(after):
@@ -98,6 +103,7 @@ def _say_where_to_look(config: TrainConfig, workdir: Path) -> None:
         log(f"exported as a Hugging Face directory: {workdir / 'export'}")
     else:
         log(f"a Hugging Face directory: she-jax export --checkpoint={folder}")
+    log(f"all of it on a page: {workdir / REPORT}")
 
 
 def _pairs_of_users(config: TrainConfig, dataset: PreparedDataset) -> dict[str, Any]:
@@ -233,6 +239,9 @@ def _reuse_evaluation(config: TrainConfig, workdir: Path, dataset: PreparedDatas
     if validation.is_file():
         values = json.loads(validation.read_text(encoding="utf-8"))
         write_json(folder / validation_file(0), values)
+    chains = run / "eval" / chains_file("before" if phase == "sft" else "after")
+    if chains.is_file():
+        write_text(folder / chains_file("before"), chains.read_text(encoding="utf-8"))
     write_json(folder / "before.json", before)
 
 

@@ -57,7 +57,6 @@ def make_source(
         return OnlineParts(
             pool=config.prompts.pool(examples, rates),
             collector=Collector(lm, reference, config.rollout, config.credit, rewards),
-            prm=rewards.prm,
             refresher=_refresher(config, workdir, rewards.prm, generator, examples, step),
         )
 
