@@ -1,9 +1,11 @@
-"""Small recipes, data and states that several tests share."""
+"""Small recipes, data, states and readers that several tests share."""
 
+import base64
 import dataclasses
 import functools
 import json
 from collections.abc import Iterable
+from html.parser import HTMLParser
 from pathlib import Path
 
 import jax
@@ -17,6 +19,7 @@ from she_jax.data.intake import Row
 from she_jax.recipes import base, evaluate
 from she_jax.runs.config import parse
 from she_jax.runs.load import load_policy
+from she_jax.runs.scalars import meaning
 from she_jax.training.checkpoint import Checkpoints
 from she_jax.training.optimizer import make_optimizer
 from she_jax.training.setup import make_language_model, read_tokenizer, split_mesh
@@ -79,10 +82,39 @@ def config(**changes):
 
 
 def lines(workdir):
-    """metrics.jsonl without its timings."""
+    """metrics.jsonl without its timings; whatever a run of any kind logs must have a meaning."""
     with (workdir / "metrics.jsonl").open() as file:
         rows = [json.loads(line) for line in file]
+    assert not {name for row in rows for name in row if not meaning(name)} - {"phase", "step"}
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+HOSTILE = (
+    "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>&lt;\u202edesrever\u2066\x00\ud800"
+)
+
+
+class Page(HTMLParser):
+    """An HTML page's tags with their attributes, and its text."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    @property
+    def plots(self):
+        """The SVG of each plot by its title."""
+        images = [attrs for tag, attrs in self.tags if tag == "img"]
+        svgs = [base64.b64decode(image["src"].partition("base64,")[2]) for image in images]
+        return {image["alt"]: svg for image, svg in zip(images, svgs, strict=True)}
 
 
 def untrained_policy(workdir, **changes):

@@ -65,8 +65,8 @@ def evaluate_policy(
 ) -> dict[str, Any]:
     """Metrics on the evaluation split, and on the long tail if the data set has one.
 
-    They are kept in ``eval/<when>.json``, and read from there if it exists. The chains of some pairs
-    are in ``eval/chains_<when>.jsonl``.
+    They are kept in ``eval/<when>.json``, and read from there if it exists. The chains of some
+    pairs are in ``eval/chains_<when>.jsonl``.
 
     Args:
       generator: of the policy.

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from she_jax.evaluation.report import before_after_table
 from she_jax.runs.config import Recipe, TrainConfig, parse, plain
+from she_jax.runs.report import REPORT
 from she_jax.runs.resolve import resolve
 from she_jax.runs.validate import check_front, validate
 from she_jax.training.files import write_json
@@ -58,6 +59,7 @@ def _run_each(recipe: Recipe, workdir: Path, run: Run) -> None:
     first, *_, last = metrics.values()
     write_json(workdir / "summary.json", last | {"before": first["before"], "stages": metrics})
     show(before_after_table(first["before"], last))
+    log(f"a page a stage: {', '.join(str(workdir / name / REPORT) for name in metrics)}")
 
 
 def standalone(recipe: Recipe) -> Recipe:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from she_jax.runs.scalars import charts_of
+from she_jax.runs.scalars import charts_of, step_of
 
 WIDTH, HEIGHT = 460, 190  # of a chart, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 48, 8, 10, 22  # its margins
@@ -57,19 +57,29 @@ class Chart:
     mean_of: int
 
 
-def draw_charts(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """The charts of one phase; those with nothing but zeros, or with no values, are left out.
+def draw_charts(rows: Sequence[Mapping[str, Any]], phases: Sequence[str]) -> dict[str, list[Chart]]:
+    """The charts of each phase; those with nothing but zeros, or with no values, are left out.
+
+    A step has the same color in all of them.
 
     Args:
       rows: lines of ``metrics.jsonl``, in order.
+      phases: in the order of the page.
     """
+    steps = list(dict.fromkeys(step for row in rows for name in row if (step := step_of(name))))
+    parts = {phase: [row for row in rows if row["phase"] == phase] for phase in phases}
+    charts = {phase: _phase_charts(part, steps) for phase, part in parts.items()}
+    return {phase: drawn for phase, drawn in charts.items() if drawn}
+
+
+def _phase_charts(rows: Sequence[Mapping[str, Any]], steps: Sequence[str]) -> list[Chart]:
     names = dict.fromkeys(name for row in rows for name in row)
     charts = []
     for title, scalars in charts_of(names).items():
         size = math.ceil(len(rows) / MOST_POINTS)
         series = {name: points for name in scalars if (points := _points(rows, name, size))}
         if any(y for points in series.values() for _, y in points):
-            charts.append(_chart(title, series, size))
+            charts.append(_chart(title, series, size, steps))
     return charts
 
 
@@ -83,7 +93,20 @@ def _points(rows: Sequence[Mapping[str, Any]], name: str, size: int) -> list[tup
     return points
 
 
-def _chart(title: str, series: Mapping[str, list[tuple[float, float]]], size: int) -> Chart:
+def _colors(names: Sequence[str], steps: Sequence[str]) -> dict[str, int]:
+    """A color for each line; where there are steps, the others take colors from the end."""
+    by_step = {name: steps.index(step_of(name)) % COLORS for name in names if step_of(name)}
+    others = [name for name in names if name not in by_step]
+    order = range(COLORS - 1, -1, -1) if by_step else range(COLORS)
+    return by_step | {name: order[n % COLORS] for n, name in enumerate(others)}
+
+
+def _chart(
+    title: str,
+    series: Mapping[str, list[tuple[float, float]]],
+    size: int,
+    steps: Sequence[str],
+) -> Chart:
     xs, ys = (np.array([p[axis] for line in series.values() for p in line]) for axis in (0, 1))
     x_low, x_high = _range(xs, 1.0)
     y_low, y_high = _range(ys, 0.1 * max(abs(float(ys.max())), 1e-9))
@@ -95,14 +118,14 @@ def _chart(title: str, series: Mapping[str, list[tuple[float, float]]], size: in
         left, top = LEFT + across * (WIDTH - LEFT - RIGHT), TOP + (1 - up) * (HEIGHT - TOP - BOTTOM)
         return round(left, 1), round(top, 1)
 
-    lines = []
-    for n, (name, points) in enumerate(series.items()):
+    lines, colors = [], _colors(list(series), steps)
+    for name, points in series.items():
         places = [place(*point) for point in points]
         marked = zip(places, points, strict=True) if len(points) <= MOST_DOTS else ()
         lines.append(
             Line(
                 name=name,
-                color=n % COLORS,
+                color=colors[name],
                 first=f"{points[0][1]:.4g}",
                 last=f"{points[-1][1]:.4g}",
                 path=" ".join(f"{x:g},{y:g}" for x, y in places),
@@ -125,8 +148,8 @@ def _range(values: np.ndarray, least: float) -> tuple[float, float]:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Three to six round numbers in [low, high], which must not be empty."""
-    raw = (high - low) / 4
+    """Two to six round numbers in [low, high], which must not be a point."""
+    raw = (high - low) / 5
     power = 10 ** math.floor(math.log10(raw))
     step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)

@@ -8,7 +8,7 @@ from typing import Any
 from she_jax.evaluation.chains import KEPT, chains_file, compare_chains, read_chains
 from she_jax.evaluation.page import LONGEST, render
 from she_jax.evaluation.report import before_after_rows, below_floor
-from she_jax.runs.curves import HEIGHT, WIDTH, Chart, draw_charts
+from she_jax.runs.curves import HEIGHT, WIDTH, draw_charts
 from she_jax.runs.scalars import meaning
 from she_jax.training.files import write_text
 from she_jax.training.workdir import read_recipe
@@ -34,8 +34,8 @@ CHANGES = {
 def write_report(workdir: Path) -> None:
     """Writes the page of a finished run, from what its folder holds.
 
-    What a run did not keep is left out of the page. The times in ``metrics.jsonl`` are not on it, so
-    that a resumed run has the page of an uninterrupted one.
+    What a run did not keep is left out of the page. Times are not on it, so that a resumed run has
+    the page of an uninterrupted one.
     """
     summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
     with (workdir / "metrics.jsonl").open(encoding="utf-8") as file:
@@ -51,7 +51,7 @@ def write_report(workdir: Path) -> None:
         headline=_headline(summary),
         head=head,
         results=results,
-        curves=_curves(rows),
+        curves=[(PHASES[phase], drawn) for phase, drawn in draw_charts(rows, [*PHASES]).items()],
         size=(WIDTH, HEIGHT),
         changes=_changes(*chains),
         rollouts=[_page(json.loads(p.read_text(encoding="utf-8"))) for p in _spread(pages)],
@@ -92,15 +92,6 @@ def _headline(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     return figures
 
 
-def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Chart]]:
-    """The charts of each phase, by its title."""
-    by_phase = {
-        title: draw_charts([row for row in rows if row["phase"] == phase])
-        for phase, title in PHASES.items()
-    }
-    return {title: charts for title, charts in by_phase.items() if charts}
-
-
 def _changes(
     before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any] | None:
@@ -110,7 +101,7 @@ def _changes(
     changed = compare_chains(before, after)
     return {
         "pairs": len(after),
-        "all": KEPT > len(after),
+        "all": len(after) < KEPT,
         "counts": [(title, len(changed[kind])) for kind, title in CHANGES.items()],
         "shown": {
             title: [_changed_pair(*pair) for pair in changed[kind][:MOST_CHANGED]]

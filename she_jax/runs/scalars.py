@@ -15,7 +15,7 @@ CHARTS: Mapping[str, Mapping[str, str]] = {  # title of a chart -> scalars, with
         "validation/good_f1": "F1 of good labels against the others",
     },
     "Steps on validation": {
-        "validation/step/<step>": "share of correct verdicts in this step, where the truth is known",
+        "validation/step/<step>": "share of correct verdicts, where the step's truth is known",
         "validation/parse_rate": "share of chains that can be read",
         "validation/outcome": "mean of a user's outcome reward; selects where chains have no label",
     },
@@ -40,7 +40,7 @@ CHARTS: Mapping[str, Mapping[str, str]] = {  # title of a chart -> scalars, with
         "entropy/<step>": "mean of -log p over the tokens sampled in the step, nats",
     },
     "Paths in a group": {
-        "paths": "mean number of different paths (the verdicts of a chain) among a group's rollouts",
+        "paths": "mean number of different paths (verdicts of a chain) in a group",
     },
     "Groups without signal": {
         "zero_variance": "share of sampled groups whose rollouts the verifier cannot tell apart",
@@ -71,14 +71,16 @@ CHARTS: Mapping[str, Mapping[str, str]] = {  # title of a chart -> scalars, with
         "grad_norm": "norm of the whole gradient, before it is clipped",
     },
     "Preferences": {
-        "accuracy": "share of DPO pairs whose chosen chain has the higher reward; share of chains, or "
-        "of pairs of chains, that an outcome reward model gets right",
+        "accuracy": "share of DPO pairs whose chosen chain has the higher reward; of chains, or "
+        "pairs of them, that an outcome reward model gets right",
         "margin": "mean of chosen minus rejected",
         "chosen": "mean DPO reward of the chosen chains: beta times the log-ratio to the reference",
         "rejected": "mean DPO reward of the rejected chains",
     },
     "Ratio of trainer and sampler": {
-        "ratio": "mean probability ratio of policy and behavior policy; 1 in the first update",
+        "ratio": "mean probability ratio of policy and behavior policy; 1 where they are one",
+    },
+    "Gap of trainer and sampler": {
         "logp_gap": "mean of |log-probability in training - in sampling|, nats",
         "logp_gap_max": "its largest value of any token",
     },
@@ -99,7 +101,7 @@ CHARTS: Mapping[str, Mapping[str, str]] = {  # title of a chart -> scalars, with
     },
     "Prompts and chains that were cut": {
         "cut_prompts": "prompts that did not fit into model.prompt_length, of the batch",
-        "cut_chains": "chains that did not fit into model.completion_length, and are not trained on",
+        "cut_chains": "chains too long for model.completion_length, which are not trained on",
         "left_out": "questions that did not fit into the process reward model's length",
     },
     "Questions to the process reward model": {
@@ -110,7 +112,7 @@ CHARTS: Mapping[str, Mapping[str, str]] = {  # title of a chart -> scalars, with
 TIMES: Mapping[str, str] = {  # not drawn: another machine has others
     "time/step": "seconds of the update, with its sampling",
     "time/tokens_per_s": "trained tokens per second",
-    "time/preparation": "seconds before the first update of this start: filtering, loading, sampling",
+    "time/preparation": "seconds before the first update of a start: filter, loading, sampling",
     "time/sample": "seconds of sampling",
     "time/verify": "seconds of parsing, rewards and credit",
     "time/score_steps": "seconds of the process reward model",
@@ -133,6 +135,11 @@ def charts_of(names: Iterable[str]) -> dict[str, list[str]]:
         for title, group in CHARTS.items()
         if (scalars := [n for pattern in group for n, found in known.items() if found == pattern])
     }
+
+
+def step_of(name: str) -> str:
+    """The step that a scalar is about; "" if it is about none."""
+    return name.rpartition("/")[2] if _pattern(name).endswith("<step>") else ""
 
 
 @cache

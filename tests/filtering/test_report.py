@@ -1,15 +1,14 @@
 """The report of a filter: its numbers, plots and examples, and its safety."""
 
-import base64
 import json
 import math
 import unicodedata
 import xml.etree.ElementTree as ET
-from html.parser import HTMLParser
 
 import matplotlib
 import numpy as np
 import pytest
+from recipes import HOSTILE, Page
 
 from she_jax.filtering import page as filter_page
 from she_jax.filtering import select as filtering
@@ -63,29 +62,6 @@ def strict_json(folder):
 
     text = (folder / "report.json").read_text(encoding="utf-8")
     return json.loads(text, parse_constant=refuse)
-
-
-class Page(HTMLParser):
-    """A page's tags with their attributes, and its text."""
-
-    def __init__(self, folder):
-        super().__init__()
-        self.tags, self.text = [], ""
-        self.source = (folder / "report.html").read_text(encoding="utf-8")
-        self.feed(self.source)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text += data
-
-    @property
-    def plots(self):
-        """The SVG of each plot by its title."""
-        images = [attrs for tag, attrs in self.tags if tag == "img"]
-        svgs = [base64.b64decode(image["src"].partition("base64,")[2]) for image in images]
-        return {image["alt"]: svg for image, svg in zip(images, svgs, strict=True)}
 
 
 def by_hand():
@@ -204,9 +180,6 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
 
 TAGS = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "div", "b", "br"}
 TAGS |= {"table", "tr", "th", "td", "img", "article", "code", "bdi", "details", "summary", "pre"}
-HOSTILE = (
-    "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>&lt;\u202edesrever\u2066\x00\ud800"
-)
 
 
 def test_texts_of_data_and_model_are_escaped_on_the_page(tmp_path):
@@ -223,7 +196,7 @@ def test_texts_of_data_and_model_are_escaped_on_the_page(tmp_path):
     )
     quotas = (Quota(cell=f"class 4, {HOSTILE}", wanted=2, available=1, kept=1),)
     report_of(tmp_path, [hostile], ["kept"], quotas=quotas, front=(HOSTILE,))
-    page = Page(tmp_path)
+    page = Page(tmp_path / "report.html")
     assert {tag for tag, _ in page.tags} <= TAGS
     for tag, attrs in page.tags:
         assert not any(name.startswith("on") for name in attrs), (tag, attrs)
@@ -242,7 +215,7 @@ def test_texts_of_data_and_model_are_escaped_on_the_page(tmp_path):
 @pytest.mark.parametrize("kind", ["$\\frac{$", "\x00\x1b", "否定", "x" * 200, ""])
 def test_plots_are_drawn_for_any_name_of_a_kind(tmp_path, kind):
     report_of(tmp_path, [record(0, kind=kind, right=(1, 0), paths="ab")], ["kept"])
-    plots = Page(tmp_path).plots
+    plots = Page(tmp_path / "report.html").plots
     assert list(plots) == [
         "Plot: What became of the 1 pairs",
         "Plot: Pass rates before and after the filter",
@@ -261,7 +234,7 @@ def test_of_many_kinds_only_the_largest_are_shown(tmp_path):
     kinds = [f"kind {k:02}" for k, size in enumerate(sizes) for _ in range(size)]
     records = [record(row, kind=kind) for row, kind in enumerate(kinds)]
     report = report_of(tmp_path, records, ["kept"] * len(kinds))
-    page = Page(tmp_path)
+    page = Page(tmp_path / "report.html")
     assert len(report["by_kind"]) == 42
     assert "Plot: Pairs by kind of query: the 12 largest of 42" in page.plots
     assert "kind 39" in page.text
@@ -276,7 +249,7 @@ def test_no_rollouts_and_nothing_kept(tmp_path):
         assert report[name] == {"before": None, "after": None}
     assert report["step_pass_rates"]["label"] == {"before": None, "after": None}
     assert sum(report["pass_rate_histogram"]["before"]) == 0
-    page = Page(tmp_path)
+    page = Page(tmp_path / "report.html")
     assert "- → -" in page.text
     assert not any("Pass rates" in title for title in page.plots)
     assert "nan" not in page.text.lower()
@@ -293,14 +266,14 @@ def test_no_rollouts_and_nothing_kept(tmp_path):
 )
 def test_quotas_that_could_not_be_met_are_listed(tmp_path, quotas, words):
     report_of(tmp_path, [record(0, right=(1, 0))], ["kept"], quotas=quotas)
-    assert words in Page(tmp_path).text
+    assert words in Page(tmp_path / "report.html").text
 
 
 def test_examples_of_each_reason_are_few_and_spread_over_the_rows(tmp_path):
     reasons = [name for name in REASONS for _ in range(9)]
     records = [record(row, query=f"query {row};", right=(0, 1)) for row in range(len(reasons))]
     report_of(tmp_path, records, reasons, shards=2)
-    text = Page(tmp_path).text.partition("Examples")[2]
+    text = Page(tmp_path / "report.html").text.partition("Examples")[2]
     for k, name in enumerate(REASONS):
         start = text.index(name.replace("_", " ").capitalize())
         shown = [n for n in range(9) if f"query {9 * k + n};" in text]
@@ -312,20 +285,20 @@ def test_an_example_shows_two_rollouts_that_differ(tmp_path):
     texts = ("first try", "second try", "third try")
     pair = record(0, right=(0, 0, 1), paths="aba", texts=texts)
     report_of(tmp_path / "outcome", [pair], ["kept"])
-    page = Page(tmp_path / "outcome").text
+    page = Page(tmp_path / "outcome" / "report.html").text
     assert "1 of 3 rollouts right" in page
     assert "2 × a, 1 × b" in page
     assert "wrongfirst tryrightthird try" in page
     assert "second try" not in page
     report_of(tmp_path / "path", [record(0, right=(0, 0, 0), paths="aab", texts=texts)], ["kept"])
-    page = Page(tmp_path / "path").text
+    page = Page(tmp_path / "path" / "report.html").text
     assert "wrongfirst trywrongthird try" in page
     assert "second try" not in page
 
 
 def test_long_texts_are_cut(tmp_path):
     report_of(tmp_path, [record(0, right=(1,), texts=["gnome " * 10_000])], ["kept"])
-    assert Page(tmp_path).text.count("gnome") == filter_page.LONGEST // 6
+    assert Page(tmp_path / "report.html").text.count("gnome") == filter_page.LONGEST // 6
 
 
 def test_shards_other_than_the_surveyed_ones_are_refused(tmp_path):

@@ -95,6 +95,8 @@ def test_a_completion_decodes_to_the_encoded_text():
     tokens, mask, _ = FORMAT.encode_chains([text])
     rollout = Rollout(tokens=tokens, prompt_mask=~mask, completion_mask=mask, logps=mask * 1.0)
     assert FORMAT.decode(rollout) == [text]
+    pieces = FORMAT.pieces(ids := tokens[mask].tolist())
+    assert (len(pieces), "".join(pieces)) == (len(ids), text)
     assert not FORMAT.truncated(rollout)[0]
     assert FORMAT.newlines(400).sum() >= 1
     assert FORMAT.newlines(400)[tokens[0][mask[0]]].sum() == 1

@@ -11,7 +11,7 @@ from she_jax.rewards.hybrid import combine_rewards
 from she_jax.rewards.verifier import FULL_REWARD
 from she_jax.rl.advantages import ESTIMATORS, clip_advantages, srpo_advantages, token_advantages
 from she_jax.rl.steps import step_token_counts
-from she_jax.rollouts.credit import CreditConfig, assign_credit
+from she_jax.rollouts.credit import CreditConfig, assign_credit, grpo_credit
 from she_jax.runs.config import parse
 from she_jax.types import Advantages, StepBatch
 
@@ -192,3 +192,16 @@ def test_a_standard_deviation_up_to_min_std_counts_as_none(min_std, differs):
 def test_values_out_of_range_are_refused(values):
     with pytest.raises(ValueError, match=r"expected a weight in \[0, 1\]"):
         CreditConfig(estimator=srpo_advantages, group_size=2, **values)
+
+
+@pytest.mark.parametrize(
+    ("changes", "golden"),
+    [
+        ({}, [1, -1, -1, 1]),
+        ({"rl__advantage_clip": 0.5, "rl__negative_advantage_weight": 0.5}, [0.5, -0.25] * 2),
+    ],
+)
+def test_what_grpo_would_give_has_the_runs_limits(changes, golden):
+    outcome = OUTCOME if not changes else np.array([1, 0, 1, 0], np.float32)
+    credit = credit_config(rl__group_size=4, **changes)
+    np.testing.assert_allclose(grpo_credit(credit, jnp.asarray(outcome)), golden, rtol=1e-3)

@@ -10,15 +10,16 @@ from she_jax.cot import CotSchema
 from she_jax.evaluation.report import before_after_table
 from she_jax.rollouts.batch import RolloutBatch
 from she_jax.rollouts.page import write_rollouts
+from she_jax.rollouts.records import PageParts
 from she_jax.training import files
 from she_jax.training.files import write_json, write_text
-from she_jax.types import Example, StepBatch
+from she_jax.types import Example, StepBatch, TrainBatch
 
 SCHEMA = CotSchema()
 GOOD = "query: shoes\nproduct: boots\ncategory: shoes / boots => near\nattributes: met\nlabel: 3"
 
 
-def page_of(path, texts, query="shoes", unknown=(), groups=1, **options):
+def page_of(path, texts, query="shoes", unknown=(), groups=1, prm=None):
     """The page of some rollouts, the same number for each group."""
     example = Example(
         uid="u1", query=query, product={"title": "Boots"}, label=3, steps={"category": "near"}
@@ -27,17 +28,27 @@ def page_of(path, texts, query="shoes", unknown=(), groups=1, **options):
     chains = [SCHEMA.parse(text) for text in texts]
     known = np.array([[step is not None for step in chain.steps] for chain in chains])
     known[:, list(unknown)] = False
+    by_verifier = np.zeros((rows, 5), bool)
+    by_verifier[:, 2] = True  # the category
     steps = StepBatch(
-        step_ids=np.zeros((rows, 1), np.int32),
+        step_ids=np.tile([-1, 0, 0, 2, -1, -1], (rows, 1)),
         step_mask=known,
-        verifier=np.zeros((rows, 5), np.float32),
-        verifier_known=np.zeros((rows, 5), bool),
+        verifier=np.ones((rows, 5), np.float32),
+        verifier_known=by_verifier,
         model_score=np.full((rows, 5), 0.25, np.float32),
         model_known=known,
         outcome=np.zeros(rows, np.float32),
     )
+    by_token = np.tile([0, 0.5, 0.5, -1, 0.25, 0], (rows, 1)).astype(np.float32)
+    batch = TrainBatch(  # a token of the prompt, four that were sampled, one of padding
+        tokens=np.tile([9, 1, 2, 3, 4, 0], (rows, 1)),
+        positions=np.tile([0, 1, 2, 3, 4, -1], (rows, 1)),
+        loss_weights=by_token,
+        advantages=by_token,
+        old_logps=by_token,
+    )
     rollouts = RolloutBatch(
-        batch=None,  # of which the page shows nothing
+        batch=batch,
         metrics={},
         examples=[example] * groups,
         texts=texts,
@@ -49,7 +60,13 @@ def page_of(path, texts, query="shoes", unknown=(), groups=1, **options):
         advantages=np.linspace(-1, 1, rows * 5).reshape(rows, 5),
         informative=np.ones(groups, bool),
     )
-    write_rollouts(path, 40, SCHEMA, rollouts, **options)
+    parts = PageParts(
+        schema=SCHEMA,
+        pieces=lambda ids: [f"<{n}>" for n in ids],
+        grpo=lambda outcome: outcome - 1,
+        prm=prm,
+    )
+    write_rollouts(path, 40, rollouts, parts)
     return path.read_text(encoding="utf-8")
 
 
@@ -90,6 +107,23 @@ def test_a_page_shows_the_first_groups(tmp_path):
         "### Rollout 2.1: outcome reward 0.33",
         "### Rollout 2.2: outcome reward 0.50",
     ]
+
+
+def test_the_same_is_kept_token_by_token_beside_the_page(tmp_path):
+    page_of(tmp_path / "step_000040.md", [GOOD, "label: 2"], unknown=[1])
+    record = json.loads((tmp_path / "step_000040.json").read_text())
+    (group,) = record["groups"]
+    assert (record["step"], group["uid"], group["truth"]) == (40, "u1", {"category": "near"})
+    first, second = group["rollouts"]
+    assert (first["grpo"], second["grpo"], second["outcome"]) == (-1.0, -0.5, 0.5)
+    assert first["tokens"] == ["<1>", "<2>", "<3>", "<4>"]
+    assert first["token_steps"] == [0, 0, 2, -1]
+    assert first["token_advantages"] == [0.5, 0.5, -1.0, 0.25]
+    assert [step["sources"] for step in first["steps"][:3]] == [
+        {"process reward model": 0.25}, {}, {"verifier": 1.0, "process reward model": 0.25},
+    ]  # fmt: skip
+    assert (first["steps"][1]["reward"], first["steps"][2]["reward"]) == (None, 0.5)
+    assert (second["steps"][0]["written"], second["steps"][0]["sources"]) == (False, {})
 
 
 class Critic:

@@ -12,9 +12,18 @@ import time
 
 import jax
 import pytest
-from recipes import ROOT, assert_same_run, changed, config, lines, load_checkpoint
+from recipes import (
+    ROOT,
+    Page,
+    assert_same_run,
+    changed,
+    config,
+    lines,
+    load_checkpoint,
+)
 
 from she_jax.cot import CotSchema
+from she_jax.evaluation.chains import read_chains
 from she_jax.generate.generator import Generator
 from she_jax.models.weights import load_model
 from she_jax.recipes import evaluate, stage1
@@ -55,6 +64,25 @@ def test_a_run_writes_its_metrics_its_samples_and_its_config(done):
     assert json.loads((done / "config.json").read_text())["sft"]["steps"] == 6
 
 
+def test_a_run_ends_with_a_page(done):
+    """Of its results, its curves, the chains that changed and its rollouts, token by token."""
+    page = Page(done / "report.html")
+    titles = [attrs["aria-label"] for tag, attrs in page.tags if tag == "svg"]
+    assert {"Chart: Reward of the rollouts", "Chart: Loss"} <= set(titles)
+    for heading in ("Before and after on the same pairs", "Rollouts, token by token"):
+        assert heading in page.text
+    for when in ("before", "after"):
+        chains = read_chains(done / "eval" / f"chains_{when}.jsonl")
+        assert len(chains) == json.loads((done / "summary.json").read_text())["n"]
+    (group, _) = json.loads((done / "samples" / "step_000004.json").read_text())["groups"]
+    for rollout in group["rollouts"]:
+        assert len(rollout["tokens"]) == len(rollout["token_advantages"]) > 0
+        assert "".join(rollout["tokens"]) == rollout["text"]
+        by_step = {k: step["advantage"] for k, step in enumerate(rollout["steps"])}
+        for k, advantage in zip(rollout["token_steps"], rollout["token_advantages"], strict=True):
+            assert k < 0 or advantage == pytest.approx(by_step[k], abs=1e-6)
+
+
 def test_the_sampler_and_the_trainer_agree_on_the_log_probabilities(done):
     for row in lines(done):
         if row["phase"] == "rl":
@@ -74,13 +102,16 @@ def test_the_same_command_again_reports_that_all_is_done(done, capsys):
         f"she-jax export --checkpoint={done}",
     ):
         assert place in screen
+    assert screen.splitlines()[-1].endswith(f"page: {done / 'report.html'}")
     assert {p: p.stat().st_mtime_ns for p in done.rglob("*") if p.is_file()} == before
 
 
 def test_a_finished_run_can_still_be_exported(done, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(done, folder)
+    (folder / "report.html").unlink()  # as of an earlier version
     run(config(export=True), folder)
+    assert (folder / "report.html").read_bytes() == (done / "report.html").read_bytes()
     assert load_model(folder / "export").config.dim == config().model.dim
     files = {path: path.read_bytes() for path in (folder / "export").iterdir()}
     shutil.rmtree(folder / "export")
@@ -155,7 +186,8 @@ def test_trap_11_a_run_stopped_by_a_signal_and_killed_later_equals_an_uninterrup
         with pytest.raises(KeyboardInterrupt):
             run(config(), workdir)
     run(config(), workdir)
-    assert_same_run(done, workdir)
+    files = ("report.html", "summary.json", "tokenizer.json", "samples/step_000004.json")
+    assert_same_run(done, workdir, files)
 
 
 def test_a_run_starts_from_another_one_and_keeps_a_copy_of_its_parameters(done, tmp_path):
@@ -168,6 +200,8 @@ def test_a_run_starts_from_another_one_and_keeps_a_copy_of_its_parameters(done, 
     assert {row["phase"] for row in lines(tmp_path / "run")} == {"rl", "eval"}
     before = json.loads((tmp_path / "run" / "summary.json").read_text())["before"]
     assert before == json.loads((done / "eval" / "after.json").read_text())
+    chains = (tmp_path / "run" / "eval" / "chains_before.jsonl").read_text()
+    assert chains == (done / "eval" / "chains_after.jsonl").read_text()
     best = json.loads((done / "summary.json").read_text())["checkpoint"]
     validation = (tmp_path / "run/eval/step_000000_validation.json").read_text()
     assert validation == (done / f"eval/step_{best:06d}_validation.json").read_text()
