@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from she_jax.runs.scalars import charts_of, step_of
 
 WIDTH, HEIGHT = 460, 190  # of a chart, in its own units
-LEFT, RIGHT, TOP, BOTTOM = 48, 8, 10, 22  # its margins
+LEFT, RIGHT, TOP, BOTTOM = 56, 8, 10, 22  # its margins
 MOST_POINTS = 200  # of a line
 MOST_DOTS = 30  # points that are marked, each with its value
 COLORS = 8  # of the page's style; further lines begin again
@@ -27,7 +28,7 @@ class Line:
       name: of the scalar.
       color: index of its color.
       first, last: its values at both ends, as text.
-      path: the points of an SVG polyline.
+      path: the points of an SVG polyline; of numbers alone, so it needs no escapes and is not cut.
       dots: (x, y, what it says) of the points that are marked.
     """
 
@@ -35,7 +36,7 @@ class Line:
     color: int
     first: str
     last: str
-    path: str
+    path: Markup
     dots: Sequence[tuple[float, float, str]]
 
 
@@ -128,7 +129,7 @@ def _chart(
                 color=colors[name],
                 first=f"{points[0][1]:.4g}",
                 last=f"{points[-1][1]:.4g}",
-                path=" ".join(f"{x:g},{y:g}" for x, y in places),
+                path=Markup(" ".join(f"{x:g},{y:g}" for x, y in places)),
                 dots=[(*xy, f"{name} {y:.4g} at {x:,g}") for xy, (x, y) in marked],
             )
         )

@@ -8,7 +8,7 @@ from typing import Any
 from she_jax.evaluation.chains import KEPT, chains_file, compare_chains, read_chains
 from she_jax.evaluation.page import LONGEST, render
 from she_jax.evaluation.report import before_after_rows, below_floor
-from she_jax.runs.curves import HEIGHT, WIDTH, draw_charts
+from she_jax.runs.curves import HEIGHT, LEFT, WIDTH, draw_charts
 from she_jax.runs.scalars import meaning
 from she_jax.training.files import write_text
 from she_jax.training.workdir import read_recipe
@@ -52,7 +52,7 @@ def write_report(workdir: Path) -> None:
         head=head,
         results=results,
         curves=[(PHASES[phase], drawn) for phase, drawn in draw_charts(rows, [*PHASES]).items()],
-        size=(WIDTH, HEIGHT),
+        size=(WIDTH, HEIGHT, LEFT),
         changes=_changes(*chains),
         rollouts=[_page(json.loads(p.read_text(encoding="utf-8"))) for p in _spread(pages)],
         more_pages=max(0, len(pages) - MOST_PAGES),

@@ -164,9 +164,9 @@ def test_every_token_shows_its_advantage_beside_that_of_grpo(tmp_path):
     words = words_of(page)
     assert [f"Update {n} " in words for n in (1, 5, 10, 15, 20)] == [True, False, True, False, True]
     assert "2 more pages are in samples/" in words
-    fact = "category near · reward 0.25 (process reward model 0.25) · advantage +1.60 cat near"
-    assert f"outcome reward 1.00, GRPO's advantage +0.80 {fact} reward model: see cat" in words
-    assert "label missing · reward unknown · advantage - outside every step ·" in words
+    fact = "category near · reward 0.25 (process reward model 0.25) · advantage +1.60 (GRPO +0.80)"
+    assert f"outcome reward 1.00 {fact} cat near reward model: see cat" in words
+    assert "label missing · reward unknown · advantage - (GRPO +0.80) outside every step ·" in words
     shown, folded = words.partition("2 more of its rollouts")[::2]
     assert ("see fox" in shown, "see dog" in shown) == (True, False)  # those that differ go first
     assert "see dog" in folded
@@ -215,12 +215,12 @@ def test_texts_of_data_and_model_are_escaped_on_the_page(tmp_path):
     assert (tmp_path / "run" / "report.html").read_bytes() == again
 
 
-def test_long_curves_are_means_of_several_updates():
+def test_long_curves_are_means_of_several_updates_and_are_drawn_to_their_end(tmp_path):
     rows = [row("sft", n + 1, loss=float(n % 2)) for n in range(2 * MOST_POINTS)]
-    (chart,) = draw_charts(rows, ["sft"])["sft"]
-    assert chart.mean_of == 2
-    assert len(chart.lines[0].path.split()) == MOST_POINTS
-    assert (chart.lines[0].first, chart.lines[0].last) == ("0.5", "0.5")
+    page = run_folder(tmp_path / "run", rows)
+    (line,) = (attrs["points"] for tag, attrs in page.tags if tag == "polyline")
+    assert len(line.split()) == MOST_POINTS
+    assert "loss 0.5 → 0.5 (a point: the mean of 2 updates)" in words_of(page)
 
 
 def test_a_step_has_one_color_in_all_charts():

@@ -68,7 +68,7 @@ def test_a_run_ends_with_a_page(done):
     """Of its results, its curves, the chains that changed and its rollouts, token by token."""
     page = Page(done / "report.html")
     titles = [attrs["aria-label"] for tag, attrs in page.tags if tag == "svg"]
-    assert {"Chart: Reward of the rollouts", "Chart: Loss"} <= set(titles)
+    assert {"Chart: Entropy of the policy", "Chart: Loss"} <= set(titles)
     for heading in ("Before and after on the same pairs", "Rollouts, token by token"):
         assert heading in page.text
     for when in ("before", "after"):
