@@ -211,10 +211,14 @@ def _side(advantage: float) -> str:
     return "up" if advantage > 0 else "down" if advantage < 0 else "flat"
 
 
-def _legend(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
-    """Name, phases and meaning of every scalar."""
+def _legend(rows: Sequence[Mapping[str, Any]]) -> list[tuple[list[str], str, str]]:
+    """(names, phases, meaning) of every scalar; those with one meaning share a line."""
     phases: dict[str, dict[str, None]] = {}
+    names: dict[str, dict[str, None]] = {}
     for row in rows:
         for name in row.keys() - {"phase", "step"}:
-            phases.setdefault(name, {})[row["phase"]] = None
-    return [(name, ", ".join(phases[name]), meaning(name)) for name in sorted(phases)]
+            text = meaning(name)
+            names.setdefault(text, {})[name] = None
+            phases.setdefault(text, {})[row["phase"]] = None
+    lines = [(sorted(names[text]), ", ".join(phases[text]), text) for text in names]
+    return sorted(lines)

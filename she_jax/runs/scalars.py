@@ -22,29 +22,29 @@ CHARTS: Mapping[str, Mapping[str, str]] = {  # title of a chart -> scalars, with
     "Reward of the rollouts": {
         "reward": "mean outcome reward that the advantages come from, in [0, 1]",
         "outcome": "mean of the verifier's outcome rewards, where a reward model's replace them",
-        "reward/<step>": "mean reward of the step, over the rollouts where it is known",
+        "reward/<step>": "mean reward of this step, over the rollouts where it is known",
     },
     "Process reward model": {
         "prm": "mean score of the process reward model, over all steps",
-        "prm/<step>": "its mean score of the step: the probability that it is correct",
+        "prm/<step>": "its mean score of this step, the probability that it is correct",
         "truth/<step>": "share of truly correct steps among those it scored",
     },
     "Disagreement of process reward model and verifier": {
         "disagreement": "share of the steps that both know on which they disagree; rises with the "
         "score when the policy exploits the model",
-        "disagreement/<step>": "the same in the step",
+        "disagreement/<step>": "share of disagreement of both in this step",
         "prm/unreadable": "share of written steps for which the model gave no score",
     },
     "Entropy of the policy": {
-        "entropy": "of the next token, mean over the trained tokens, nats",
-        "entropy/<step>": "mean of -log p over the tokens sampled in the step, nats",
+        "entropy": "entropy of the next token, mean over the trained tokens, nats",
+        "entropy/<step>": "mean of -log p over the tokens sampled in this step, nats",
     },
     "Paths in a group": {
-        "paths": "mean number of different paths (verdicts of a chain) in a group",
+        "paths": "mean number of different paths (a chain's verdicts) in a group",
     },
     "Groups without signal": {
         "zero_variance": "share of sampled groups whose rollouts the verifier cannot tell apart",
-        "dynamic_sampling/zero_variance": "the same after dynamic sampling replaced some",
+        "dynamic_sampling/zero_variance": "zero_variance after some groups were replaced",
         "self_imitation/share": "share of groups replaced by stored correct rollouts",
     },
     "Groups sampled beyond the batch": {
@@ -65,7 +65,7 @@ CHARTS: Mapping[str, Mapping[str, str]] = {  # title of a chart -> scalars, with
         "pg_loss": "the clipped policy loss alone, without the KL term",
     },
     "KL to the reference": {
-        "kl": "from the cold start, mean over the trained tokens, estimator k3, nats",
+        "kl": "KL to the policy that training began with, mean over tokens, nats (k3)",
     },
     "Gradient": {
         "grad_norm": "norm of the whole gradient, before it is clipped",
@@ -73,7 +73,7 @@ CHARTS: Mapping[str, Mapping[str, str]] = {  # title of a chart -> scalars, with
     "Preferences": {
         "accuracy": "share of DPO pairs whose chosen chain has the higher reward; of chains, or "
         "pairs of them, that an outcome reward model gets right",
-        "margin": "mean of chosen minus rejected",
+        "margin": "mean DPO reward of the chosen chains minus that of the rejected ones",
         "chosen": "mean DPO reward of the chosen chains: beta times the log-ratio to the reference",
         "rejected": "mean DPO reward of the rejected chains",
     },
@@ -82,7 +82,7 @@ CHARTS: Mapping[str, Mapping[str, str]] = {  # title of a chart -> scalars, with
     },
     "Gap of trainer and sampler": {
         "logp_gap": "mean of |log-probability in training - in sampling|, nats",
-        "logp_gap_max": "its largest value of any token",
+        "logp_gap_max": "the largest of these gaps, of any token, nats",
     },
     "Clipped tokens": {
         "clip_low": "share of tokens whose gradient is clipped because the ratio fell too far",

@@ -112,7 +112,8 @@ def test_charts_without_anything_to_show_are_left_out(tmp_path):
     assert "loss 1 → 0.5" in words
     assert "nan" not in words
     for name in ("cut_prompts", "time/step", "reward/label"):  # all are in the legend
-        assert f"{name} {'sft' if name == 'cut_prompts' else 'rl'} {meaning(name)[:20]}" in words
+        assert f"{name} ({'sft' if name == 'cut_prompts' else 'rl'}) {meaning(name)}" in words
+    assert "mystery (rl) unknown" in words
 
 
 def test_the_pairs_that_training_changed_are_shown_by_what_it_did_to_them(tmp_path):
@@ -247,7 +248,7 @@ def test_ticks_are_few_and_inside(low, width):
     ("name", "words"),
     [
         ("prm/queries", "different questions"),  # not the score of a step of that name
-        ("prm/category", "mean score of the step"),
+        ("prm/category", "mean score of this step"),
         ("validation/step/check_1", "share of correct verdicts"),
         ("reward/", ""),
         ("mystery/category", ""),
