@@ -45,14 +45,6 @@ def write_chains(
     write_text(path, "".join(lines))
 
 
-def read_chains(path: Path) -> list[dict[str, Any]]:
-    """The lines of ``write_chains``; none if there is no such file."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
 def _line(example: Example, chain: Chain, text: str, schema: CotSchema) -> dict[str, Any]:
     steps = zip(schema.steps, chain.steps, strict=True)
     return {

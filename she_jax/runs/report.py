@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from she_jax.evaluation.chains import KEPT, chains_file, compare_chains, read_chains
+from she_jax.evaluation.chains import KEPT, chains_file, compare_chains
 from she_jax.evaluation.page import LONGEST, render
 from she_jax.evaluation.report import before_after_rows, below_floor
 from she_jax.runs.curves import HEIGHT, LEFT, WIDTH, draw_charts
 from she_jax.runs.scalars import meaning
-from she_jax.training.files import write_text
+from she_jax.training.files import read_json_lines, write_text
 from she_jax.training.workdir import read_recipe
 
 REPORT = "report.html"
@@ -38,9 +38,10 @@ def write_report(workdir: Path) -> None:
     the page of an uninterrupted one.
     """
     summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
-    with (workdir / "metrics.jsonl").open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    chains = [read_chains(workdir / "eval" / chains_file(when)) for when in ("before", "after")]
+    rows = read_json_lines(workdir / "metrics.jsonl")  # none where nothing was trained
+    before, after = (
+        read_json_lines(workdir / "eval" / chains_file(when)) for when in ("before", "after")
+    )
     pages = sorted((workdir / "samples").glob("step_*.json"))
     head, *results = before_after_rows(summary["before"], summary)
     html = render(
@@ -53,7 +54,7 @@ def write_report(workdir: Path) -> None:
         results=results,
         curves=[(PHASES[phase], drawn) for phase, drawn in draw_charts(rows, [*PHASES]).items()],
         size=(WIDTH, HEIGHT, LEFT),
-        changes=_changes(*chains),
+        changes=_changes(before, after),
         rollouts=[_page(json.loads(p.read_text(encoding="utf-8"))) for p in _spread(pages)],
         more_pages=max(0, len(pages) - MOST_PAGES),
         legend=_legend(rows),
@@ -101,6 +102,7 @@ def _changes(
     changed = compare_chains(before, after)
     return {
         "pairs": len(after),
+        "changed": sum(map(len, changed.values())),
         "all": len(after) < KEPT,
         "counts": [(title, len(changed[kind])) for kind, title in CHANGES.items()],
         "shown": {
@@ -124,7 +126,7 @@ def _changed_pair(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, A
         "rows": [
             (name, _said(was, gold), "-" if gold is None else gold, _said(now, gold))
             for name, was, gold, now in verdicts
-            if not was is gold is now is None
+            if {was, gold, now} != {None}
         ],
         "texts": [
             (when, line["text"].split("\n")) for when, line in (("before", old), ("after", new))

@@ -7,9 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 
-VALIDATION = "Labels on validation"
 CHARTS: Mapping[str, Mapping[str, str]] = {  # title of a chart -> scalars, with their meanings
-    VALIDATION: {
+    "Labels on validation": {
         "validation/macro_f1": "macro F1 of greedy chains; selects the checkpoint",
         "validation/accuracy": "share of correct labels",
         "validation/good_f1": "F1 of good labels against the others",

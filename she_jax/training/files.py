@@ -33,6 +33,14 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
     write_text(path, json.dumps(_to_json(obj), indent=2, allow_nan=False) + "\n")
 
 
+def read_json_lines(path: Path) -> list[Any]:
+    """The values in a file with one on each line; none if there is no such file."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
 def printable(text: str, longest: int = LONGEST) -> str:
     """The text on one line, with invisible characters escaped, cut to ``longest`` characters."""
     line = without_unseen(text[:longest])

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from recipes import HOSTILE, Page
 
 from she_jax.cot import CotSchema
-from she_jax.evaluation.chains import compare_chains, read_chains, write_chains
+from she_jax.evaluation.chains import compare_chains, write_chains
 from she_jax.runs.curves import MOST_POINTS, draw_charts, ticks
 from she_jax.runs.report import write_report
 from she_jax.runs.scalars import CHARTS, TIMES, charts_of, meaning
+from she_jax.training.files import read_json_lines
 from she_jax.types import Example
 
 SCHEMA = CotSchema()
@@ -62,7 +63,8 @@ def run_folder(folder, rows=(), summary=AFTER, chains=None, rollouts=None, text=
     (folder / "samples").mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(RECIPE))
     (folder / "summary.json").write_text(json.dumps(summary))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if rows:
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for when, texts in (chains or {}).items():
         chains_file(folder / "eval" / f"chains_{when}.jsonl", texts, query=text)
     for step, group in (rollouts or {}).items():
@@ -98,7 +100,7 @@ def test_a_page_begins_with_the_results_the_floor_and_a_warning(tmp_path):
         "macro F1 0.800 0.400 0.750 +0.350",
     ):
         assert part in words, part
-    for absent in ("Learning curves", "Before and after on", "Rollouts, token", "<svg"):
+    for absent in ("Every scalar", "Learning curves", "Before and after on", "Rollouts, token", "<svg"):
         assert absent not in page.source
 
 
@@ -122,7 +124,7 @@ def test_the_pairs_that_training_changed_are_shown_by_what_it_did_to_them(tmp_pa
     after = [GOOD, GOOD, near, GOOD, wrong]
     for when, texts in (("before", before), ("after", after)):
         chains_file(tmp_path / when, texts)
-    sides = [read_chains(tmp_path / when) for when in ("before", "after")]
+    sides = [read_json_lines(tmp_path / when) for when in ("before", "after")]
     changed = compare_chains(*sides)
     uids = {kind: [new["uid"] for _, new in found] for kind, found in changed.items()}
     assert uids == {"gained": ["u1", "u3"], "lost": [], "other": ["u2", "u4"]}
@@ -130,7 +132,7 @@ def test_the_pairs_that_training_changed_are_shown_by_what_it_did_to_them(tmp_pa
     page = run_folder(tmp_path / "run", chains={"before": before, "after": after})
     words = words_of(page)
     for part in (
-        "Of 5 pairs the label or a verdict changed",
+        "Of 5 pairs the label or a verdict changed in 4.",
         "The label became right 2 The label became wrong 0 Other changes 2",
         "category match ✓ match near ✗",
         "label 3 ✗ 4 4 ✓",
@@ -144,7 +146,7 @@ def test_the_pairs_that_training_changed_are_shown_by_what_it_did_to_them(tmp_pa
 def test_of_a_label_that_nobody_knows_a_change_is_neither_good_nor_bad(tmp_path):
     for when, label in (("before", 4), ("after", 3)):
         chains_file(tmp_path / when, [GOOD.replace("4", str(label))], label=None)
-    changed = compare_chains(*(read_chains(tmp_path / when) for when in ("before", "after")))
+    changed = compare_chains(*(read_json_lines(tmp_path / when) for when in ("before", "after")))
     assert {kind: len(found) for kind, found in changed.items()} == {
         "gained": 0, "lost": 0, "other": 1,
     }  # fmt: skip

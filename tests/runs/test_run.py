@@ -23,7 +23,6 @@ from recipes import (
 )
 
 from she_jax.cot import CotSchema
-from she_jax.evaluation.chains import read_chains
 from she_jax.generate.generator import Generator
 from she_jax.models.weights import load_model
 from she_jax.recipes import evaluate, stage1
@@ -32,7 +31,7 @@ from she_jax.runs.config import parse
 from she_jax.runs.export import export_run
 from she_jax.runs.run import run
 from she_jax.runs.validate import validate
-from she_jax.training.files import printable
+from she_jax.training.files import printable, read_json_lines
 from she_jax.training.logging import MetricsWriter, log
 from she_jax.training.setup import read_tokenizer
 from she_jax.training.workdir import lock_workdir
@@ -72,7 +71,7 @@ def test_a_run_ends_with_a_page(done):
     for heading in ("Before and after on the same pairs", "Rollouts, token by token"):
         assert heading in page.text
     for when in ("before", "after"):
-        chains = read_chains(done / "eval" / f"chains_{when}.jsonl")
+        chains = read_json_lines(done / "eval" / f"chains_{when}.jsonl")
         assert len(chains) == json.loads((done / "summary.json").read_text())["n"]
     (group, _) = json.loads((done / "samples" / "step_000004.json").read_text())["groups"]
     for rollout in group["rollouts"]:
