@@ -208,6 +208,12 @@ def test_stage_1_runs_with_a_process_reward_model(warm_start, prm_run, tmp_path,
                 assert not {f"credit/{name}", f"wrong_sign/{name}"} & row.keys()
                 assert row[f"reward/{name}"] == pytest.approx(row[f"prm/{name}"], abs=1e-6)
     assert "reward model:  0." in (done / "samples" / "step_000001.md").read_text()
+    record = json.loads((done / "samples" / "step_000001.json").read_text())
+    steps = [s for group in record["groups"] for r in group["rollouts"] for s in r["steps"]]
+    sources = {(step["name"], *step["sources"]) for step in steps}
+    assert ("query", "process reward model") in sources
+    assert ("label", "verifier", "process reward model") in sources
+    assert "process reward model 0." in (done / "report.html").read_text()
 
 
 @pytest.mark.usefixtures("readable")

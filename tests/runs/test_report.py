@@ -100,7 +100,13 @@ def test_a_page_begins_with_the_results_the_floor_and_a_warning(tmp_path):
         "macro F1 0.800 0.400 0.750 +0.350",
     ):
         assert part in words, part
-    for absent in ("Every scalar", "Learning curves", "Before and after on", "Rollouts, token", "<svg"):
+    for absent in (
+        "Every scalar",
+        "Learning curves",
+        "Before and after on",
+        "Rollouts, token",
+        "<svg",
+    ):
         assert absent not in page.source
 
 
