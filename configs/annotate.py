@@ -3,8 +3,8 @@
     python launch.py --config=configs/annotate.py --config.checkpoint=runs/stage1 \\
         --workdir=runs/stage1/annotate
 
-The pairs are the run's training pairs; those of a table (data.name, data.path); or those of a folder
-of predictions, whose chains are then taken as they are (config.checkpoint).
+The pairs are the run's training pairs, or those of a table (data.name, data.path). Of a folder of
+predictions (checkpoint) the chains are taken as they are.
 """
 
 from typing import Any

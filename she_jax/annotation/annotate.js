@@ -57,7 +57,7 @@ function type(task, step, text) {
   const said = {...saidOf(task, step), value: text};
   if (!text) delete said.value;
   set(task, step, said.value || said.correct !== undefined ? said : null);
-  show();
+  count();  // the pair stays as it is: the click that ended the typing may be on one of its buttons
 }
 
 function undo() {
@@ -126,7 +126,7 @@ function stepBox(task, step, index) {
   box.append(line, written, choices);
   if (step.free) {
     const items = node("input", "", "items");
-    items.placeholder = "the right items, with ; between them (optional)";
+    items.placeholder = "the right items; like; these (optional)";
     items.setAttribute("aria-label", items.placeholder);
     items.value = said && said.value || "";
     items.addEventListener("change", () => type(task, step, items.value.trim()));
@@ -136,9 +136,8 @@ function stepBox(task, step, index) {
   return box;
 }
 
-function show() {
+function count() {
   keep();
-  const task = tasks[state.at], pair = get("pair");
   const done = tasks.filter((other) => !openSteps(other)).length;
   get("progress").value = tasks.length ? done / tasks.length : 0;
   get("count").textContent = "pair " + (state.at + 1) + " of " + tasks.length + " · " + done + " done";
@@ -146,6 +145,11 @@ function show() {
   get("next").disabled = state.at === tasks.length - 1;
   get("undo").disabled = !state.undo.length;
   say("");
+}
+
+function show() {
+  count();
+  const task = tasks[state.at], pair = get("pair");
   const query = node("h2"), fields = node("dl");
   query.append(node("bdi", task.query));
   for (const [name, text] of task.fields) {
@@ -154,7 +158,7 @@ function show() {
     fields.append(node("dt", name), value);
   }
   const boxes = task.steps.map((step, index) => stepBox(task, step, index));
-  pair.replaceChildren(query, fields, node("p", task.facts.join(" · "), "quiet"), ...boxes);
+  pair.replaceChildren(query, fields, node("p", task.kind, "quiet"), ...boxes);
   boxes[state.step].scrollIntoView({block: "nearest"});
 }
 

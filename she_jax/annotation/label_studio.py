@@ -17,22 +17,22 @@ ITEMS_HINT = "the right items, with ; between them"
 
 def labeling_config(schema: CotSchema) -> str:
     """The labeling config, XML to paste into a project: a choice for each step."""
-    view = ET.Element("View")
+    view, single = ET.Element("View"), {"choice": "single-radio", "showInline": "true"}
+    typed = {"maxSubmissions": "1", "editable": "true", "placeholder": ITEMS_HINT}
     for name in ("query", "product"):
         ET.SubElement(view, "Header", value=name.capitalize())
         ET.SubElement(view, "Text", name=name, value=f"$she_{name}")
     for number, step in enumerate(schema.steps):
         title = f"{step.name}: {step.meaning}" if step.meaning else step.name
-        target = {"toName": f"step_{number}"}
+        to = f"step_{number}"
         ET.SubElement(view, "Header", value=title)
-        ET.SubElement(view, "Text", name=f"step_{number}", value=f"$she_step_{number}")
-        options = {"choice": "single-radio", "showInline": "true"}
-        choices = ET.SubElement(view, "Choices", name=f"{HUMAN}{step.name}", **target, **options)
+        ET.SubElement(view, "Text", name=to, value=f"$she_{to}")
+        control = {"name": f"{HUMAN}{step.name}", "toName": to}
+        choices = ET.SubElement(view, "Choices", control | single)
         for verdict in step.verdicts or (CORRECT, INCORRECT):
             ET.SubElement(choices, "Choice", value=verdict)
         if not step.verdicts:
-            options = {"maxSubmissions": "1", "editable": "true", "placeholder": ITEMS_HINT}
-            ET.SubElement(view, "TextArea", name=f"{ITEMS}{step.name}", **target, **options)
+            ET.SubElement(view, "TextArea", {"name": f"{ITEMS}{step.name}", "toName": to} | typed)
     ET.indent(view)
     return ET.tostring(view, encoding="unicode") + "\n"
 
@@ -70,7 +70,7 @@ def label_studio_task(task: Task, schema: CotSchema, model: str) -> dict[str, An
 def label_studio_opinions(
     row: Mapping[str, Any], tasks: Mapping[str, Task], schema: CotSchema
 ) -> Iterator[Opinion | ValueError]:
-    """What a task of Label Studio's JSON export states; a ValueError for each part that is unusable.
+    """What a task of the JSON export states; a ValueError for each part that cannot be used.
 
     Canceled annotations state nothing, and neither do predictions.
     """

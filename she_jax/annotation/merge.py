@@ -1,7 +1,7 @@
 """From several annotators' opinions to one annotation of each pair, and how well they agree."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
@@ -11,7 +11,6 @@ from she_jax.evaluation.raters import rater_metrics
 from she_jax.types import Example
 
 T = TypeVar("T", bound=Hashable)
-UNKNOWN = "of unknown truth"  # neither a majority nor anything that was said
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,20 +31,9 @@ class Consensus:
 def latest(opinions: Iterable[Opinion]) -> list[Opinion]:
     """The last opinion of each annotator on each step of each pair, sorted; in any order given."""
     newest: dict[tuple[str, str, str], Opinion] = {}
-    for opinion in sorted(opinions, key=_when):
+    for opinion in sorted(opinions, key=lambda opinion: opinion.order):
         newest[opinion.uid, opinion.step, opinion.annotator] = opinion
-    return sorted(newest.values(), key=_when)
-
-
-def _when(opinion: Opinion) -> tuple[Any, ...]:
-    return (
-        opinion.at,
-        opinion.uid,
-        opinion.step,
-        opinion.annotator,
-        opinion.value,
-        str(opinion.correct),
-    )
+    return sorted(newest.values(), key=lambda opinion: opinion.order)
 
 
 def by_pair(opinions: Iterable[Opinion]) -> dict[str, list[Opinion]]:
@@ -100,7 +88,7 @@ def pair_row(example: Example) -> dict[str, Any]:
 def annotated_row(
     example: Example, opinions: Sequence[Opinion], schema: CotSchema
 ) -> dict[str, Any]:
-    """The row of an annotated pair: ``steps``, the label if the annotators gave one, and who said it.
+    """The row of an annotated pair: its ``steps``, the label that was given, and who said it.
 
     What they say comes before what was known. ``annotators`` keeps each last opinion.
     """

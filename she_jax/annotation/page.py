@@ -1,7 +1,7 @@
 """The page on which people annotate: one file, no server, nothing from the network.
 
-It holds the pairs as JSON and one script, which writes text as text and is allowed by its hash. What
-is chosen is kept in the browser's storage and saved as JSONL, a line for each step (see
+It holds the pairs as JSON and one script, which writes text as text and is allowed by its hash.
+What is chosen is kept in the browser's storage and saved as JSONL, a line for each step (see
 ``she_jax.annotation.tasks``).
 """
 
@@ -39,7 +39,7 @@ def annotation_page(tasks: Sequence[Task], schema: CotSchema, about: str) -> str
             "uid": task.uid,
             "query": _shown(task.example.query),
             "fields": [[_shown(k), _shown(v)] for k, v in task.example.product.items()],
-            "facts": _facts(task),
+            "kind": _shown(task.example.kind),
             "steps": [_step(step, steps[step.name], schema) for step in task.chain],
         }
         for task in tasks
@@ -71,14 +71,6 @@ def _step(written: ChainStep, step: Step, schema: CotSchema) -> dict[str, Any]:
         "free": not step.verdicts,
         "choices": choices,
     }
-
-
-def _facts(task: Task) -> list[str]:
-    kind = [task.example.kind] if task.example.kind else []
-    votes = [
-        f"{label}: {share:.0%}" for label, share in (task.probabilities or {}).items() if share
-    ]
-    return [*kind, *([f"votes {', '.join(votes)}"] if votes else [])]
 
 
 def _shown(text: str) -> str:

@@ -98,7 +98,7 @@ def quotas(errors: Float[np.ndarray, "C"], n: int) -> Float[np.ndarray, "C"]:
 def apportion(
     wanted: Float[np.ndarray, "C"], available: Int[np.ndarray, "C"], n: int
 ) -> Int[np.ndarray, "C"]:
-    """Whole numbers near the wanted ones: at most what each cell has, n in all if there are as many.
+    """Whole numbers near the wanted ones: at most what each cell has, n in all if there are.
 
     What a full cell cannot take goes to the others in proportion to what they want; the last pairs
     go to the largest remainders, of equal ones to the first cell.

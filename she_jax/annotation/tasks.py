@@ -120,7 +120,7 @@ def json_lines(values: Iterable[Any]) -> str:
     return "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
 
 
-@dataclass(frozen=True, kw_only=True, order=True)
+@dataclass(frozen=True, kw_only=True)
 class Opinion:
     """What one annotator says of one step of one pair.
 
@@ -140,6 +140,11 @@ class Opinion:
     at: str = ""
     value: str = ""
     correct: bool | None = None
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """What opinions are sorted by: first the time."""
+        return self.at, self.uid, self.step, self.annotator, self.value, str(self.correct)
 
 
 def make_opinion(

@@ -1,7 +1,7 @@
 """Chooses pairs that are worth annotating, and writes what people annotate them with."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from she_jax.annotation.quotas import (
     entropy,
 )
 from she_jax.annotation.stepwise import stepwise_row
-from she_jax.annotation.tasks import Task, json_lines, make_task, task_to_json
+from she_jax.annotation.tasks import json_lines, make_task, task_to_json
 from she_jax.cot import LABEL_STEP, CotSchema
 from she_jax.data.dataset import open_split, shuffled_rows
 from she_jax.evaluation.decide import DecideConfig
@@ -248,9 +248,10 @@ def _write(
     write_text(workdir / "label_studio.json", json.dumps(studio, ensure_ascii=False, indent=1))
     write_text(workdir / "stepwise.jsonl", json_lines(stepwise_row(task, schema) for task in tasks))
     write_text(workdir / PAIRS, json_lines(task_to_json(task) for task in tasks))
-    unsure = np.mean([doubts[index][0] for index in chosen])
+    mean, of_all = (
+        np.mean([1 - doubts[k][0] for k in which]) for which in (chosen, range(len(doubts)))
+    )
     log(
-        f"chose {len(tasks):,} of {len(judged):,} pairs in {sum(map(bool, counts.values()))} cells; "
-        f"mean confidence {1 - unsure:.2f}, of all candidates "
-        f"{1 - np.mean([first for first, _ in doubts]):.2f}; see {workdir / CHOICE}"
+        f"chose {len(tasks):,} of {len(judged):,} pairs, in {sum(map(bool, counts.values()))} "
+        f"cells; mean confidence {mean:.2f}, of all {of_all:.2f}; see {workdir / CHOICE}"
     )

@@ -56,7 +56,7 @@ def import_annotations(folder: Path, files: Sequence[Path], *, whole: bool = Fal
             log(f"{len(bad):,} lines or steps set aside, see {folder / 'bad_rows.jsonl'}:{first}")
         store = folder / STORE
         earlier = read_opinions([store], tasks, schema)[0] if _filled(store) else []
-        opinions = sorted({*earlier, *fresh}, key=_order)
+        opinions = sorted({*earlier, *fresh}, key=lambda opinion: opinion.order)
         if not opinions:
             raise UserError(
                 f"no annotation in {', '.join(map(str, files))}: expected a step or more"
@@ -68,10 +68,6 @@ def import_annotations(folder: Path, files: Sequence[Path], *, whole: bool = Fal
 
 def _filled(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
-
-
-def _order(opinion: Opinion) -> tuple[Any, ...]:
-    return (*asdict(opinion).values(),)[:5], str(opinion.correct)
 
 
 def _merge(
@@ -86,7 +82,8 @@ def _merge(
     usable = {uid: row for uid, row in rows.items() if "steps" in row and _trainable(row, schema)}
     write_text(folder / "annotated.jsonl", json_lines(usable.values()))
     judged = [judged_row(tasks[u], schema, consensus(pairs[u], schema).correct) for u in rows]
-    write_text(folder / "stepwise_judged.jsonl", json_lines(filter(None, judged)))
+    if any(judged):  # datasets refuses an empty file
+        write_text(folder / "stepwise_judged.jsonl", json_lines(filter(None, judged)))
     missing = {
         "without_annotation": [uid for uid in tasks if uid not in pairs],
         "without_steps": [uid for uid, row in rows.items() if "steps" not in row],
