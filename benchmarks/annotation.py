@@ -9,6 +9,9 @@ verdicts are flipped; they type the items of query and product. What they save c
 pairs, of which the first 0, 100, 300 or all have annotated steps, with the sizes and rates of
 ``configs/stage1.py`` without its filter.
 
+``--labels=annotated`` is the harder case: no pair has a label but those that the annotators give, a
+tenth of them flipped too, and an arm trains on its annotated pairs alone (0 is the cold start).
+
 What is done is not done again, and a stopped arm goes on where it was: ``--arms=0,100`` runs some
 of them, and later calls the others. Once all are done, writes ``annotation.json`` (a table for
 ``docs/results/``) and ``annotation.png`` into ``--runs``.
@@ -29,7 +32,7 @@ import numpy as np
 from absl import app, flags
 
 from she_jax.annotation.tasks import Task, json_lines, read_tasks
-from she_jax.cot import CotSchema
+from she_jax.cot import LABEL_STEP, CotSchema
 from she_jax.data.shopworld.builder import World, generate
 from she_jax.runs.annotate import PAIRS
 from she_jax.runs.annotate_import import import_annotations
@@ -39,6 +42,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("runs", "runs/annotation", "Folder of the arms.")
 flags.DEFINE_string("stage1", "runs/stage1", "A finished stage 1, whose cold start all begin with.")
 flags.DEFINE_list("arms", ["0", "100", "300", "1000"], "How many pairs are annotated.")
+flags.DEFINE_enum("labels", "all", ["all", "annotated"], "Which pairs have labels.")
 flags.DEFINE_integer("pairs", 1_000, "Pairs to train on, those chosen to be annotated.")
 flags.DEFINE_integer("candidates", 10_000, "Pairs that they are chosen from.")
 flags.DEFINE_list("evaluated", ["512", "2048"], "Pairs of validation and test.")
@@ -48,6 +52,10 @@ flags.DEFINE_integer("devices", 2, "CPU devices; with 1, two commands may run si
 ROOT = Path(__file__).resolve().parent.parent
 FLIPPED = 0.1  # share of the verdicts that the annotators get wrong
 SCHEMA = CotSchema.build()
+ABOUT = {
+    "all": "on the same {:,} labeled pairs",
+    "annotated": "on the annotated pairs alone, with the annotators' labels",
+}
 COLUMNS = ("macro F1", "step accuracy", "category", "attributes", "right for a wrong reason")
 
 
@@ -58,23 +66,26 @@ def world() -> World:
 
 
 def pool() -> Iterator[dict]:
-    """The candidates as a user's table: labels, and nothing of the steps."""
+    """The candidates as a user's table: labels, if there are any, and nothing of the steps."""
     for e in generate(world(), "train"):
-        product = dict(e.product)
-        yield {"uid": e.uid, "query": e.query, "product": product, "label": e.label, "kind": e.kind}
+        row = {"uid": e.uid, "query": e.query, "product": dict(e.product), "kind": e.kind}
+        yield row | ({"label": e.label} if FLAGS.labels == "all" else {})
 
 
 def annotations(tasks: list[Task], truth: dict[str, dict[str, str]]) -> Iterator[dict]:
-    """What the annotators save: the truth with flipped verdicts, the items of free text, no label.
+    """What the annotators save: the truth with flipped verdicts, and the items of free text.
+
+    The label is theirs only where no pair has one.
 
     Args:
       tasks: the pairs, in their order: who annotates fewer says the same of them.
-      truth: the steps of each pair.
+      truth: the steps and the label of each pair.
     """
     rng = random.Random(FLAGS.seed)
     for task in tasks:
         for step in SCHEMA.steps:
-            if (value := truth[task.uid].get(step.name)) is None:
+            value = truth[task.uid][step.name]
+            if step.name == LABEL_STEP and FLAGS.labels == "all":
                 continue
             if step.verdicts and rng.random() < FLIPPED:
                 value = rng.choice([verdict for verdict in step.verdicts if verdict != value])
@@ -105,7 +116,9 @@ def arm_table(folder: Path, count: int) -> Path:
     if table.is_file():
         return table
     tasks = list(read_tasks(folder / "annotate" / PAIRS).values())
-    truth = {e.uid: dict(e.steps or {}) for e in generate(world(), "train")}
+    truth = {
+        e.uid: {**(e.steps or {}), LABEL_STEP: str(e.label)} for e in generate(world(), "train")
+    }
     rows = {row["uid"]: row for row in pool()}
     if count:
         own = arm / "annotate"
@@ -117,7 +130,7 @@ def arm_table(folder: Path, count: int) -> Path:
         import_annotations(own, [saved])
         with (own / "annotated.jsonl").open(encoding="utf-8") as file:
             rows |= {row["uid"]: row for row in map(json.loads, file)}
-    chosen = [rows[task.uid] | {"split": "train"} for task in tasks]
+    chosen = [rows[t.uid] | {"split": "train"} for t in tasks if "label" in rows[t.uid]]
     measured = [
         {"uid": e.uid, "query": e.query, "product": dict(e.product), "label": e.label}
         | {"kind": e.kind, "steps": dict(e.steps or {}), "split": split}
@@ -185,10 +198,11 @@ def table(summaries: dict[str, dict]) -> dict:
         "schema": 1,
         "order": 125,
         "title": "Annotated pairs, the truth with a tenth of the verdicts flipped",
-        "note": f"SRPO from one cold start on the same {FLAGS.pairs:,} labeled pairs, chosen by "
+        "note": f"SRPO from one cold start {ABOUT[FLAGS.labels].format(FLAGS.pairs)}, chosen by "
         "she-jax annotate; no other step is annotated; one seed, so differences below 0.02 say "
         "nothing.",
-        "command": f"python benchmarks/annotation.py --runs={FLAGS.runs} --stage1={FLAGS.stage1}",
+        "command": f"python benchmarks/annotation.py --runs={FLAGS.runs} --stage1={FLAGS.stage1} "
+        f"--labels={FLAGS.labels}",
         "commit": commit or None,
         "date": datetime.date.today().isoformat(),
         "hardware": f"{os.cpu_count()} cores",
@@ -223,8 +237,9 @@ def main(argv: list[str]) -> None:
     del argv
     folder = Path(FLAGS.runs).absolute()
     choose(folder)
-    for count in FLAGS.arms:
-        run_arm(folder, int(count))
+    for count in map(int, FLAGS.arms):
+        if count or FLAGS.labels == "all":
+            run_arm(folder, count)
     counts = sorted(int(arm.name.partition("-")[2]) for arm in folder.glob("arm-*"))
     files = {str(count): folder / f"arm-{count}" / "run" / "summary.json" for count in counts}
     done = {name: json.loads(file.read_bytes()) for name, file in files.items() if file.is_file()}

@@ -29,7 +29,7 @@ def annotation_page(tasks: Sequence[Task], schema: CotSchema, about: str) -> str
     Args:
       tasks: the pairs, in the order in which they are shown.
       schema: the steps.
-      about: whose chains they are, a phrase.
+      about: whose chains they are.
     """
     script = SCRIPT.read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")

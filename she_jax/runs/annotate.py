@@ -90,7 +90,8 @@ def annotate(config: AnnotateConfig, workdir: Path) -> None:
     log(f"annotate in a browser: {workdir / 'annotate.html'}")
     log(f"or in Label Studio: {workdir / 'label_studio.json'} with label_studio.xml")
     log(f"or as TRL's stepwise supervision: {workdir / 'stepwise.jsonl'}")
-    log(f"then: she-jax annotate {config.checkpoint} --workdir={workdir} --import FILE ...")
+    folder = "" if workdir == Path(config.checkpoint) / "annotate" else f" --workdir={workdir}"
+    log(f"then: she-jax annotate {config.checkpoint}{folder} --import FILE ...")
 
 
 def _is_run(checkpoint: str) -> bool:
@@ -112,7 +113,7 @@ def _of_predictions(
     uids = examples.texts("uid")
     judged = [(examples[n], lines[uid]) for n, uid in enumerate(uids) if uid in lines]
     log(f"{len(judged):,} pairs with their chains, as predicted in {folder}")
-    return schema, judged, None, f"with the chains of {source}"
+    return schema, judged, None, str(source)
 
 
 def _by_policy(
@@ -146,7 +147,7 @@ def _by_policy(
     lines = [json.loads(line) for path in paths for line in path.read_bytes().splitlines()]
     judged = [(examples[row], line) for row, line in zip(rows, lines, strict=True)]
     errors = _measured_errors(Generator(lm, config.evaluation.batch_size), params, source, schema)
-    return schema, judged, errors, f"with the chains of {source}"
+    return schema, judged, errors, str(source)
 
 
 def _open_rows(
@@ -248,10 +249,9 @@ def _write(
     write_text(workdir / "label_studio.json", json.dumps(studio, ensure_ascii=False, indent=1))
     write_text(workdir / "stepwise.jsonl", json_lines(stepwise_row(task, schema) for task in tasks))
     write_text(workdir / PAIRS, json_lines(task_to_json(task) for task in tasks))
-    mean, of_all = (
-        np.mean([1 - doubts[k][0] for k in which]) for which in (chosen, range(len(doubts)))
-    )
-    log(
-        f"chose {len(tasks):,} of {len(judged):,} pairs, in {sum(map(bool, counts.values()))} "
-        f"cells; mean confidence {mean:.2f}, of all {of_all:.2f}; see {workdir / CHOICE}"
-    )
+    log(f"chose {len(tasks):,} of {len(judged):,} pairs, see {workdir / CHOICE}")
+    if any(line["confidence"] is not None for _, line in judged):
+        sure = [np.mean([1 - doubts[k][0] for k in ks]) for ks in (chosen, range(len(doubts)))]
+        log(f"mean confidence of the chosen {sure[0]:.2f}, of all {sure[1]:.2f}")
+    else:
+        log("there were no votes, so the pairs cover the cells and nothing says which are doubtful")
