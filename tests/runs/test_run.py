@@ -421,10 +421,8 @@ def test_pairs_to_annotate_are_chosen_from_a_table_or_from_predictions(done, tmp
     run(changed(evaluate.get_config(), judged), tmp_path / "out")
     predicted = {"checkpoint": str(tmp_path / "out"), "annotate.pairs": 3}
     run(changed(annotate.get_config(), predicted), tmp_path / "out" / "annotate")
-    lines_of = {
-        line["uid"]: line
-        for line in map(json.loads, (tmp_path / "out" / "predictions.jsonl").open())
-    }
+    text = (tmp_path / "out" / "predictions.jsonl").read_text()
+    lines_of = {line["uid"]: line for line in map(json.loads, text.splitlines())}
     for task in read_tasks(tmp_path / "out" / "annotate" / "pairs.jsonl").values():
         assert task.confidence == lines_of[task.uid]["confidence"]
     for fitted in (done / "checkpoints" / "policy").glob("decide_3.json"):
