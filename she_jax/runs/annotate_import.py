@@ -1,6 +1,7 @@
 """Merges what annotators send back into a table of pairs that training reads."""
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -101,7 +102,9 @@ def _merge(
         path = folder / "all_pairs.jsonl"
         write_text(path, json_lines(_all_rows(folder, schema, usable)))
         log(f"all pairs, these among them: {path}")
-    log(f"train on them: she-jax train {path}")
+    labels = f" --config.data.labels={shlex.quote(schema.labels.text)}"
+    known = schema.label_index < 0 or schema.labels.text == "1-4"
+    log(f"train on them: she-jax train {shlex.quote(str(path))}{'' if known else labels}")
 
 
 def _trainable(row: Mapping[str, Any], schema: CotSchema) -> bool:
