@@ -68,12 +68,14 @@ def doubt(line: Mapping[str, Any]) -> tuple[float, float]:
     """How doubtful a policy's label is, to sort by: 1 - confidence, then the votes' entropy.
 
     Args:
-      line: of ``predictions.jsonl``. Without votes all readable chains are alike, at 0.
+      line: of ``predictions.jsonl``. Without votes all readable chains are alike, at 0; where no
+        label could be read, the most votes stand for its confidence.
     """
-    if line["label"] is None:
-        return 1.0, 0.0
-    shares = [share for share in (line["probabilities"] or {}).values() if share > 0]
-    return 1 - (1.0 if line["confidence"] is None else line["confidence"]), entropy(shares)
+    shares = list((line["probabilities"] or {}).values())
+    confidence = line["confidence"]
+    if confidence is None:
+        confidence = max(shares, default=0.0) if line["label"] is None else 1.0
+    return 1 - confidence, entropy(shares)
 
 
 def entropy(shares: Sequence[float]) -> float:

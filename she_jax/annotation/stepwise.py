@@ -1,8 +1,8 @@
 """TRL's stepwise supervision format: ``prompt``, ``completions`` and ``labels``, one per step.
 
 Before anyone has judged them the labels are null. ``uid``, ``steps``, ``truth``, ``annotator`` and
-``at`` are columns of ours, which TRL leaves out; without them a file is still read, a line being
-known by its prompt and completions, and its annotator by the file's name.
+``at`` are columns of ours; without them a file is still read, a line being known by its prompt and
+completions, and its annotator by the file's name.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

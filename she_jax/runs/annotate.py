@@ -133,7 +133,7 @@ def _by_policy(
     k = config.samples
     log(
         f"{len(rows):,} candidates, {1 + k} chains each ({(1 + k) * len(rows):,} in all): one to "
-        f"look at, {k} that vote; she-jax predict writes chains at the same pace"
+        f"look at, {k} that vote; fewer with --samples or annotate.candidates"
     )
     decider = Decider(
         DecideConfig(samples=k, seed=config.seed), lm, params, config.evaluation.batch_size

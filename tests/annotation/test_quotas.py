@@ -95,6 +95,7 @@ def test_an_unread_chain_is_in_more_doubt_than_divided_votes_and_these_than_one_
         doubt(line(3, {"3": 1.0, "4": 0.0}, 1.0)),
         doubt(line(3, {"3": 0.5, "4": 0.5}, 0.5)),
         doubt(line(3, {"2": 0.25, "3": 0.5, "4": 0.25}, 0.5)),
+        doubt(line(None, {"2": 0.4, "3": 0.3, "4": 0.3}, None)),
         doubt(line(None, None, None)),
     ]
     assert doubts == sorted(doubts)
