@@ -121,14 +121,14 @@ def arm_table(folder: Path, count: int) -> Path:
     }
     rows = {row["uid"]: row for row in pool()}
     if count:
-        own = arm / "annotate"
-        own.mkdir(parents=True, exist_ok=True)
+        copy = arm / "annotate"
+        copy.mkdir(parents=True, exist_ok=True)
         for name in (PAIRS, "choice.json"):
-            shutil.copy(folder / "annotate" / name, own / name)
-        saved = own / "annotated-by-simulated.jsonl"
+            shutil.copy(folder / "annotate" / name, copy / name)
+        saved = copy / "annotated-by-simulated.jsonl"
         write_text(saved, json_lines(annotations(tasks[:count], truth)))
-        import_annotations(own, [saved])
-        with (own / "annotated.jsonl").open(encoding="utf-8") as file:
+        import_annotations(copy, [saved])
+        with (copy / "annotated.jsonl").open(encoding="utf-8") as file:
             rows |= {row["uid"]: row for row in map(json.loads, file)}
     chosen = [rows[t.uid] | {"split": "train"} for t in tasks if "label" in rows[t.uid]]
     measured = [

@@ -222,26 +222,10 @@ def _write(
         errors = cell_errors(cells, [first for first, _ in doubts])
     chosen = choose(cells, doubts, errors, config.pairs)
     tasks = [make_task(*judged[index], schema, cells[index]) for index in chosen]
-    names = sorted(set(cells))
-    counts = {name: sum(task.cell == name for task in tasks) for name in names}
-    choice = {
-        "chain": schema.options,
-        "about": about,
-        "pairs": len(tasks),
-        "candidates": len(judged),
-        "errors": "validation" if measured else "doubt",
-        "coverage": entropy([n / len(tasks) for n in counts.values()]),
-        "coverage_of_candidates": entropy([cells.count(name) / len(cells) for name in names]),
-        "cells": [
-            {
-                **dict(zip(("category", "kind", "step"), name, strict=True)),
-                "candidates": cells.count(name),
-                "chosen": counts[name],
-                "errors": errors.get(name),
-            }
-            for name in names
-        ],
-    }
+    about_errors = "validation" if measured else "doubt"
+    about_cells = _cell_table(cells, [task.cell for task in tasks], errors)
+    choice = {"chain": schema.options, "about": about, "pairs": len(tasks)}
+    choice |= {"candidates": len(judged), "errors": about_errors, **about_cells}
     write_json(workdir / CHOICE, choice)
     write_text(workdir / "annotate.html", annotation_page(tasks, schema, about))
     write_text(workdir / "label_studio.xml", labeling_config(schema))
@@ -255,3 +239,23 @@ def _write(
         log(f"mean confidence of the chosen {sure[0]:.2f}, of all {sure[1]:.2f}")
     else:
         log("there were no votes, so the pairs cover the cells and nothing says which are doubtful")
+
+
+def _cell_table(
+    cells: Sequence[Cell], chosen: Sequence[Cell], errors: Mapping[Cell, float]
+) -> dict[str, Any]:
+    """How the candidates and the chosen pairs cover the cells, entropies in nats."""
+    names = sorted(set(cells))
+    return {
+        "coverage": entropy([chosen.count(name) / len(chosen) for name in names]),
+        "coverage_of_candidates": entropy([cells.count(name) / len(cells) for name in names]),
+        "cells": [
+            {
+                **dict(zip(("category", "kind", "step"), name, strict=True)),
+                "candidates": cells.count(name),
+                "chosen": chosen.count(name),
+                "errors": errors.get(name),
+            }
+            for name in names
+        ],
+    }

@@ -205,7 +205,7 @@ def test_bad_lines_are_set_aside_with_file_and_line_and_the_rest_is_used(folder,
     for line, (_, reason) in enumerate(rows, start=1):
         reasons = [row["reason"] for row in bad if row["line"] == line]
         assert bool(reasons) == bool(reason), (line, reasons)
-        assert all(reason in found for found in reasons), (line, reasons)
+        assert all(reason in given for given in reasons), (line, reasons)
     assert {row["file"] for row in bad} == {str(folder / "mixed.jsonl")}
     used = json.loads((folder / "annotators.json").read_text())
     assert used["opinions"] == 1 + 4  # the good line, and what else the task of Label Studio says
