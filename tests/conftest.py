@@ -33,7 +33,10 @@ from jaxtyping import install_import_hook  # noqa: E402
 # Shapes and dtypes in the signatures of these modules are enforced as long as the tests run. Not
 # those of she_jax.types: JAX rebuilds records with shardings, shapes or a scan's leading axis in
 # the fields.
-CHECKED = ("rl", "models", "generate.sampler", "rewards.verifier", "rewards.orm.loss")
+CHECKED = (
+    *("rl", "models", "generate.sampler", "rewards.verifier", "rewards.orm.loss"),
+    "annotation.quotas",
+)
 install_import_hook([f"she_jax.{name}" for name in CHECKED], "beartype.beartype")
 
 import hypothesis  # noqa: E402

@@ -1,4 +1,4 @@
-"""The console script: ``she-jax train|check|evaluate|predict|filter|export``.
+"""The console script: ``she-jax train|check|evaluate|predict|filter|annotate|export``.
 
 Each command becomes a recipe and its flags, which ``she_jax.runs.launch`` runs; so does
 ``launch.py`` in a checkout. Exit codes are those of ``she_jax.runs.launch``.
@@ -59,6 +59,8 @@ examples:
   she-jax train pairs.jsonl --config.model.name=smollm2
   she-jax predict pairs.jsonl --checkpoint=runs/stage1
   she-jax train reward_model --config.checkpoint=runs/stage1
+  she-jax annotate runs/stage1 --pairs=100
+  she-jax annotate runs/stage1 --import annotated-by-ann.jsonl
   she-jax export --checkpoint=runs/stage1
 """
 
@@ -170,11 +172,27 @@ def _parser() -> argparse.ArgumentParser:
         "filter", _filter, "choose the training pairs of a run that are worth training on"
     )
     command.add_argument("--checkpoint", metavar="DIR", required=True, help="the policy's run")
+    _add_annotate(add("annotate", _annotate, "choose pairs for people to annotate step by step"))
     command = add("export", _export, "write the best policy of a run as a Hugging Face directory")
     command.add_argument(
         "--checkpoint", "--workdir", dest="run_folder", metavar="DIR", required=True, help="the run"
     )
     return parser
+
+
+def _add_annotate(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run_folder", metavar="RUN", help="a policy's run, or predictions")
+    command.add_argument("--pairs", metavar="N", type=int, help="how many to choose (100)")
+    command.add_argument("--table", metavar="FILE", help="choose from a table's pairs")
+    command.add_argument("--samples", metavar="K", type=int, help="chains a pair that vote (8)")
+    about = "where what is annotated is, or RUN/annotate"
+    command.add_argument("--workdir", metavar="DIR", help=about)
+    about = "merge what annotators saved: the page's files, Label Studio's JSON, TRL's format"
+    command.add_argument(
+        "--import", dest="files", metavar="FILE", nargs="+", action="extend", help=about
+    )
+    about = "with --import: also write all pairs of the run, these annotations among them"
+    command.add_argument("--all", dest="whole", action="store_true", help=about)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -222,6 +240,30 @@ def _predict(options: argparse.Namespace, flags: list[str]) -> None:
 def _filter(options: argparse.Namespace, flags: list[str]) -> None:
     recipe = f"--config={RECIPES / 'filter.py'}"
     launch(["she-jax", recipe, f"--config.checkpoint={options.checkpoint}", *flags], {})
+
+
+def _annotate(options: argparse.Namespace, flags: list[str]) -> None:
+    folder = options.workdir or os.path.join(options.run_folder, "annotate")
+    if options.files is not None:
+        files = [*options.files, *(flag for flag in flags if flag[0] != "-")]
+        if others := [flag for flag in flags if flag[0] == "-"]:
+            exit_with(f"annotate --import: unexpected arguments {others}", 2)
+        with exit_in_a_line(folder):
+            from she_jax.runs.annotate_import import import_annotations
+
+            import_annotations(Path(folder), [Path(file) for file in files], whole=options.whole)
+        return
+    given = {
+        "config": RECIPES / "annotate.py",
+        "workdir": folder,
+        "config.checkpoint": options.run_folder,
+        "config.annotate.pairs": options.pairs,
+        "config.annotate.samples": options.samples,
+        "config.data.name": options.table and (pairs_reader(options.table) or "table"),
+        "config.data.path": options.table,
+    }
+    said = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    launch(["she-jax", *said, *flags], {})
 
 
 def _export(options: argparse.Namespace, flags: list[str]) -> None:

@@ -124,6 +124,38 @@ class PredictConfig(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnnotateConfig(RunConfig):
+    """The choice of pairs for people to annotate.
+
+    Attributes:
+      checkpoint: a policy, or a folder of predictions.
+      phase: of a policy's run, see ``PredictConfig``.
+      evaluation: how many chains are written at a time.
+      pairs: how many to choose, >= 1.
+      candidates: how many the policy looks at; 0 for ten times as many.
+      samples: chains of each candidate that vote.
+      split: the pairs' split.
+    """
+
+    checkpoint: str
+    phase: str
+    evaluation: EvalConfig
+    pairs: int
+    candidates: int
+    samples: int
+    split: str
+
+    def __post_init__(self):
+        if self.pairs < 1:
+            raise ValueError(f"annotate.pairs={self.pairs}: expected at least 1")
+        if self.candidates and self.candidates < self.pairs:
+            raise ValueError(
+                f"annotate.candidates={self.candidates}: expected at least the number of pairs, "
+                f"{self.pairs}; or 0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class FilterRunConfig(RunConfig):
     """Filtering of a run's training pairs by its policy."""
 
@@ -163,8 +195,8 @@ def parse(recipe: Recipe, workdir: Path) -> RunConfig:
     """The dataclasses of a recipe, whose values check themselves.
 
     Args:
-      recipe: a ``ConfigDict`` of the kind ``train``, ``evaluate``, ``filter``, ``reward_model`` or
-        ``scalar_reward``; the last three complete, see ``inherit``.
+      recipe: a ``ConfigDict`` of the kind ``train``, ``evaluate``, ``annotate``, ``filter``,
+        ``reward_model`` or ``scalar_reward``; the last four complete, see ``inherit``.
       workdir: the run's folder.
 
     Raises:
@@ -175,6 +207,7 @@ def parse(recipe: Recipe, workdir: Path) -> RunConfig:
         "check": _train,
         "time": _train,
         "evaluate": _predict,
+        "annotate": _annotate,
         "filter": _filter_run,
         "reward_model": _prm_run,
         "scalar_reward": _orm_run,
@@ -292,7 +325,8 @@ def data_config(recipe: Recipe, workdir: Path, pairs: Plugin | None = None) -> D
         max_bad_share=data.max_bad_share,
         locales=tuple(name.strip() for name in data.locales.split(",") if name.strip()),
         world=_world(recipe) if data.name == "shopworld" else None,
-        evaluation=recipe.kind == "evaluate",
+        evaluation=recipe.kind == "evaluate"
+        or (recipe.kind == "annotate" and recipe.annotate.split != "train"),
         pairs=None if pairs is None else pairs.value,
         digest="" if pairs is None else pairs.digest,
         chain=chain_options(recipe),
@@ -498,6 +532,16 @@ def _predict(recipe: Recipe, common: dict[str, Any]) -> PredictConfig:
         phase=recipe.phase,
         evaluation=_evaluation(recipe),
         decide=DecideConfig(**recipe.decide.to_dict(), seed=recipe.seed),
+    )
+
+
+def _annotate(recipe: Recipe, common: dict[str, Any]) -> AnnotateConfig:
+    return AnnotateConfig(
+        **common,
+        checkpoint=recipe.checkpoint,
+        phase=recipe.phase,
+        evaluation=_evaluation(recipe),
+        **recipe.annotate.to_dict(),
     )
 
 

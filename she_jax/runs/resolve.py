@@ -18,6 +18,7 @@ from she_jax.training.workdir import ARTIFACTS, read_recipe
 from she_jax.types import UserError
 
 SHOPWORLD = {"prompt_length": 32, "completion_length": 72}  # a few of its prompts are cut
+JUDGING = ("evaluate", "annotate")  # kinds whose pairs a policy judges
 
 
 def resolve(recipe: Recipe, workdir: Path) -> Recipe:
@@ -38,7 +39,7 @@ def resolve(recipe: Recipe, workdir: Path) -> Recipe:
     from_file = bool(re.fullmatch(r"[^\n]*(/[^\n]*|\.(txt|md|labels))", text))
     from_pairs = (
         recipe.data.name in TABLES
-        and recipe.kind != "evaluate"  # there the pairs follow the chain of the policy
+        and recipe.kind not in JUDGING  # there the pairs follow the chain of the policy
         and text.lower() in ("", "binary")
     )
     if not (from_file or from_pairs):
@@ -78,7 +79,7 @@ def columns_of(checkpoint: str, path: str, products: str, given: str) -> str:
 def _columns(recipe: Recipe, workdir: Path) -> Recipe:
     """The recipe of an evaluation with the columns that the policy's run was given."""
     data = recipe.data
-    if recipe.kind != "evaluate" or data.name not in ("table", "jsonl"):
+    if recipe.kind not in JUDGING or data.name not in ("table", "jsonl"):
         return recipe
     try:
         columns = columns_of(recipe.checkpoint, data.path, data.products, data.columns)

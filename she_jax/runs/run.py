@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from she_jax.runs.annotate import annotate, complete
 from she_jax.runs.check import check
 from she_jax.runs.config import Recipe, inherit, parse
 from she_jax.runs.curriculum import run_prerequisite, run_stages
@@ -27,6 +28,7 @@ KINDS = (
     "curriculum",
     "filter",
     "evaluate",
+    "annotate",
     "reward_model",
     "scalar_reward",
 )
@@ -56,6 +58,8 @@ def run(recipe: Recipe, workdir: Path) -> None:
         return
     if recipe.kind in ("reward_model", "scalar_reward", "filter"):
         recipe = inherit(recipe)
+    if recipe.kind == "annotate":
+        recipe = complete(recipe)
     recipe = resolve(recipe, workdir)
     if recipe.get("prerequisite") and recipe.init_from:
         run_prerequisite(recipe, workdir, run)
@@ -69,6 +73,7 @@ def run(recipe: Recipe, workdir: Path) -> None:
         "time": check,
         "filter": filter_run,
         "evaluate": predict,
+        "annotate": annotate,
         "reward_model": train_prm,
         "scalar_reward": train_orm,
     }

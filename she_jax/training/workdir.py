@@ -17,7 +17,10 @@ from she_jax.training.logging import log
 from she_jax.types import UserError
 
 # While none of these exists, the recipe may change without loss.
-ARTIFACTS = ("checkpoints", "predictions", "predictions.jsonl", "step_queries", "chains", "filter")
+ARTIFACTS = (
+    *("checkpoints", "predictions", "predictions.jsonl", "step_queries", "chains", "filter"),
+    "pairs.jsonl",
+)
 LOCK = ".lock"
 CONTENTS = "contents.json"  # digests of what the recipe's settings in MOVABLE name
 # Settings that say where something is. It may move as long as its content stays ...

@@ -1,7 +1,9 @@
 """The scripts beside the study: each imports, and what it runs or measures fits the library."""
 
 import importlib
+import json
 import sys
+from collections import Counter
 
 import jax
 import pytest
@@ -9,6 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 from recipes import ROOT
 
+from she_jax.annotation.tasks import json_lines, make_task, task_to_json
 from she_jax.runs.config import parse
 
 
@@ -62,6 +65,32 @@ def test_the_arms_of_the_curriculum_script_have_as_many_updates(load_script, tmp
         assert stages[0].init_from.endswith("/s1/checkpoints/sft")
         sampled = any(stage.online.dynamic_sampling_rounds for stage in stages)
         assert sampled == (arm not in ("no_difficulty", "plain"))
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_the_annotation_script_flips_a_tenth_and_trains_on_the_chosen_pairs(load_script, tmp_path):
+    sizes = ("--pairs=20", "--candidates=300", "--evaluated=4,6", "--steps=7", "--stage1=s")
+    script = load_script("annotation", f"--runs={tmp_path}", *sizes)
+    examples = list(script.generate(script.world(), "train"))
+    truth = {e.uid: e.steps | {"label": str(e.label)} for e in examples}
+    line = {"steps": [], "label": 4, "confidence": None, "probabilities": None}
+    tasks = [make_task(example, line, script.SCHEMA, ("",) * 3) for example in examples]
+    said = list(script.annotations(tasks, truth))
+    assert {row["step"] for row in said} == {"query", "product", "category", "attributes"}
+    wrong = [row["value"] != truth[row["uid"]][row["step"]] for row in said]
+    assert 0.07 < sum(wrong) / 600 < 0.13  # of the verdicts; the free text is right
+    folder = tmp_path / "annotate"
+    folder.mkdir()
+    (folder / "pairs.jsonl").write_text(json_lines(map(task_to_json, tasks[:20])))
+    (folder / "choice.json").write_text(json.dumps({"chain": script.SCHEMA.options}))
+    for count in (0, 5):
+        table = script.arm_table(tmp_path, count)
+        rows = [json.loads(row) for row in table.read_text().splitlines()]
+        assert Counter(row["split"] for row in rows) == {"train": 20, "validation": 4, "test": 6}
+        assert sum("steps" in row for row in rows) == count + 10
+        assert all("label" in row for row in rows)
+    (config,) = parse_command("stage1.py", script.settings(table), tmp_path)
+    assert (config.online.steps, config.data.path) == (7, str(table))
 
 
 def test_the_shares_of_the_headroom_script_by_hand(load_script):

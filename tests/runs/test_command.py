@@ -46,6 +46,13 @@ def run(monkeypatch):
          "--config.data.name=table --config.data.path=pairs.jsonl"),
         ("filter --checkpoint=runs/a --workdir=w",
          "--config=filter.py --config.checkpoint=runs/a --workdir=w"),
+        ("annotate runs/a --pairs=50",
+         "--config=annotate.py --workdir=runs/a/annotate --config.checkpoint=runs/a "
+         "--config.annotate.pairs=50"),
+        ("annotate runs/a --table=new.csv --samples 4 --workdir=w --config.phase=sft",
+         "--config=annotate.py --workdir=w --config.checkpoint=runs/a "
+         "--config.annotate.samples=4 --config.data.name=table --config.data.path=new.csv "
+         "--config.phase=sft"),
     ],
 )  # fmt: skip
 def test_a_command_is_a_recipe_and_its_flags(run, arguments, launched):
@@ -77,9 +84,11 @@ def test_a_folder_of_pairs_is_known_by_its_files(run, tmp_path, monkeypatch, rea
         ("tran stage1", "invalid choice: 'tran' (choose from"),
         ("train", "required: RECIPE_OR_TABLE; see she-jax train --help"),
         ("train stge2", "stge2: neither a recipe's name or file (.py) nor a table"),
-        ("train pairs.xls", "the recipes are curriculum, evaluate"),
+        ("train pairs.xls", "the recipes are annotate, curriculum"),
         ("predict pairs.jsonl", "required: --checkpoint"),
         ("filter", "required: --checkpoint"),
+        ("annotate", "required: RUN; see she-jax annotate --help"),
+        ("annotate a --import b --config.seed=1", "unexpected arguments ['--config.seed=1']"),
         ("export --checkpoint=a --config.seed=1", "unexpected arguments ['--config.seed=1']"),
     ],
 )
@@ -99,6 +108,21 @@ def test_a_folder_without_a_run_is_not_exported(run, capsys, tmp_path):
     assert capsys.readouterr().err == (
         f"she-jax: {tmp_path}: there is no run; expected the folder of a policy's run\n"
     )
+
+
+def test_annotations_are_imported_from_several_files(run, monkeypatch):
+    imported = []
+    module = "she_jax.runs.annotate_import.import_annotations"
+    monkeypatch.setattr(module, lambda *given, **options: imported.append((given, options)))
+    for line in (
+        "--import a.jsonl b.json",
+        "--import=a.jsonl b.json",
+        "--import=a.jsonl --import=b.json",
+    ):
+        with pytest.raises(ValueError, match="not enough values"):  # nothing is launched
+            run("annotate", "runs/a", *line.split())
+    files = [Path("a.jsonl"), Path("b.json")]
+    assert imported == [((Path("runs/a/annotate"), files), {"whole": False})] * 3
 
 
 def test_the_help_lists_every_recipe_and_keys_that_exist(run, capsys):

@@ -22,11 +22,13 @@ from recipes import (
     load_checkpoint,
 )
 
+from she_jax.annotation.tasks import read_tasks
 from she_jax.cot import CotSchema
 from she_jax.generate.generator import Generator
 from she_jax.models.weights import load_model
-from she_jax.recipes import evaluate, stage1
+from she_jax.recipes import annotate, evaluate, stage1
 from she_jax.runs import predict
+from she_jax.runs.annotate_import import import_annotations
 from she_jax.runs.config import parse
 from she_jax.runs.export import export_run
 from she_jax.runs.run import run
@@ -420,6 +422,44 @@ def test_votes_give_a_confidence_and_a_killed_prediction_goes_on(done, tmp_path,
     assert about["pairs"] == 16
     assert sum(about["label_mix"].values()) == pytest.approx(1)
     fitted.unlink()
+
+
+def test_pairs_to_annotate_are_chosen_from_a_table_or_from_predictions(done, tmp_path, capsys):
+    file, folder = tmp_path / "pairs.csv", tmp_path / "annotate"
+    file.write_text("query,title,label\nred mug,Red mug,4\noak desk,Desk,2\nred mug,Blue mug,\n")
+    table = {"checkpoint": str(done), "data.name": "table", "data.path": str(file)}
+    table |= {"eval.batch_size": 6, "annotate.samples": 3, "annotate.pairs": 2}
+    run(changed(annotate.get_config(), table), folder)
+    written = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert {"annotate.html", "label_studio.json", "label_studio.xml"} <= written.keys()
+    tasks = read_tasks(folder / "pairs.jsonl")
+    assert len(tasks) == 2
+    assert json.loads(written["choice.json"])["errors"] == "validation"
+    uid = next(iter(tasks))
+    said = {"uid": uid, "step": "category", "annotator": "ann", "value": "near"}
+    (tmp_path / "ann.jsonl").write_text(json.dumps(said))
+    import_annotations(folder, [tmp_path / "ann.jsonl"], whole=True)
+    rows = [json.loads(line) for line in (folder / "all_pairs.jsonl").read_text().splitlines()]
+    assert len(rows) == 3
+    assert {row["uid"]: row.get("steps") for row in rows}[uid] == {"category": "near"}
+    run(changed(annotate.get_config(), table), folder)  # nothing that was given out is touched
+    assert {name: (folder / name).read_bytes() for name in written} == written
+    with pytest.raises(UserError, match=r"annotate\.pairs: 2 in the workdir, 1 now"):
+        run(changed(annotate.get_config(), table | {"annotate.pairs": 1}), folder)
+    # All steps of the run's own pairs are annotated, and predictions bring their chains.
+    with pytest.raises(UserError, match="all steps of all 200 pairs are annotated"):
+        run(changed(annotate.get_config(), {"checkpoint": str(done)}), tmp_path / "own")
+    judged = table | {"decide.samples": 3, "decide.rule": "majority"}
+    judged = {name: value for name, value in judged.items() if not name.startswith("annotate")}
+    run(changed(evaluate.get_config(), judged), tmp_path / "out")
+    predicted = {"checkpoint": str(tmp_path / "out"), "annotate.pairs": 3}
+    run(changed(annotate.get_config(), predicted), tmp_path / "out" / "annotate")
+    text = (tmp_path / "out" / "predictions.jsonl").read_text()
+    lines_of = {line["uid"]: line for line in map(json.loads, text.splitlines())}
+    for task in read_tasks(tmp_path / "out" / "annotate" / "pairs.jsonl").values():
+        assert task.confidence == lines_of[task.uid]["confidence"]
+    for fitted in (done / "checkpoints" / "policy").glob("decide_3.json"):
+        fitted.unlink()
 
 
 def test_pairs_are_prepared_for_the_chain_of_the_policy(done, tmp_path, monkeypatch):

@@ -75,7 +75,7 @@ def column_names(paths: Sequence[Path]) -> tuple[str, ...]:
     for path in paths:
         kind, partition = _checked_kind(path), dict.fromkeys(_partition(path, paths), "text")
         if kind == "json":
-            for _, row in _json_rows(path):
+            for _, row in json_rows(path):
                 names |= dict.fromkeys(flatten(row, Counter()) if isinstance(row, dict) else ())
             names |= dict.fromkeys(partition)
             continue
@@ -161,7 +161,7 @@ def _text(value: Any) -> str:
 
 
 def _read_json(path: Path, left_out: Counter[str]) -> Iterator[Record | BadRow]:
-    for line, row in _json_rows(path):
+    for line, row in json_rows(path):
         if isinstance(row, ValueError):
             yield BadRow(file=str(path), line=line, reason=str(row))
         elif isinstance(row, dict):
@@ -171,7 +171,7 @@ def _read_json(path: Path, left_out: Counter[str]) -> Iterator[Record | BadRow]:
             yield BadRow(file=str(path), line=line, reason=f"not an object: {shown}")
 
 
-def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
+def json_rows(path: Path) -> Iterator[tuple[int, Any]]:
     """The values that stand for rows, or a ValueError that says why there is none, with lines."""
     lines = Lines(read_lines(path))
     first = next((line for line in lines if line.strip()), "")
