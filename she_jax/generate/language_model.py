@@ -48,11 +48,14 @@ class LanguageModel:
       model: the decoder as pure functions.
       prompts: how examples become tokens, and tokens text.
       mesh: the devices.
+      stored_dtype: in which the parameters are exported: bfloat16 if the model that training began
+        with is stored so.
     """
 
     model: Model
     prompts: PromptFormat
     mesh: Mesh
+    stored_dtype: str = "float32"
 
 
 UNLIMITED = 1 << 20  # a length that is not chosen yet

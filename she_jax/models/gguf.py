@@ -87,6 +87,7 @@ def read_gguf(path: str | Path) -> StoredModel:
         _hugging_face_name(name): StoredTensor(
             tuple(int(n) for n in reversed(tensor.shape)),
             partial(_read_tensor, tensor, family, config),
+            bfloat16=tensor.tensor_type == gguf.GGMLQuantizationType.BF16,
         )
         for name, tensor in tensors.items()
         if name != "rope_freqs.weight"  # read by _config

@@ -34,10 +34,11 @@ _POSITIONS = {"llama": 2048, "qwen2": 32768, "qwen3": 32768}
 
 
 class StoredTensor(NamedTuple):
-    """A tensor in a file: its shape, and a function that reads it."""
+    """A tensor in a file: its shape, a function that reads it, whether it is bfloat16 there."""
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
+    bfloat16: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,5 +335,9 @@ def _open_safetensors(files: list[Path], stack: ExitStack) -> dict[str, StoredTe
             piece = handle.get_slice(name)
             if piece.get_dtype() not in ("F64", "F32", "F16", "BF16"):
                 raise UserError(f"{file}: tensor {name} is {piece.get_dtype()}, expected floats")
-            tensors[name] = StoredTensor(tuple(piece.get_shape()), partial(handle.get_tensor, name))
+            tensors[name] = StoredTensor(
+                tuple(piece.get_shape()),
+                partial(handle.get_tensor, name),
+                bfloat16=piece.get_dtype() == "BF16",
+            )
     return tensors

@@ -62,12 +62,14 @@ class LoadedModel:
       params: parameters as ``init_params`` returns them, in that dtype.
       vocabulary: tokenizer, special tokens and chat template; ``eos_token`` is one of its
         ``specials``.
+      stored_dtype: of the embedding in the files: bfloat16, or float32 for whatever else.
       notes: what the user should know: what was left out, or differs from what a file declares.
     """
 
     config: ModelConfig
     params: dict[str, Any]
     vocabulary: Vocabulary
+    stored_dtype: str = "float32"
     notes: tuple[str, ...] = ()
 
 
@@ -116,7 +118,11 @@ def load_model(path: str | os.PathLike, *, dtype: str = "float32") -> LoadedMode
             notes = [*notes, f"{path}: declares tied embeddings, but its head differs and is kept"]
         params = _assemble(path, config, tensors)
     return LoadedModel(
-        config=config, params=params, vocabulary=vocabulary, notes=(*stored.notes, *notes)
+        config=config,
+        params=params,
+        vocabulary=vocabulary,
+        stored_dtype="bfloat16" if tensors[_OUTSIDE["embed"]].bfloat16 else "float32",
+        notes=(*stored.notes, *notes),
     )
 
 
@@ -172,6 +178,8 @@ def save_model(
         "eos_token_id": list(vocabulary.eos_ids),
         "pad_token_id": vocabulary.pad_id,
     }
+    if family == "llama" and "bos_token" not in texts and "bos_token" not in (chat_template or ""):
+        texts["bos_token"] = texts["eos_token"]  # Llama's default is id 1, whatever token that is
     if "bos_token" in texts:
         ids["bos_token_id"] = tokenizer.token_to_id(texts["bos_token"])
     dtype = str(tensors["model.embed_tokens.weight"].dtype)

@@ -177,6 +177,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--checkpoint", "--workdir", dest="run_folder", metavar="DIR", required=True, help="the run"
     )
+    command.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        default="",
+        help="of the weights; by default that of the model that the run began with",
+    )
     return parser
 
 
@@ -272,7 +278,7 @@ def _export(options: argparse.Namespace, flags: list[str]) -> None:
     with exit_in_a_line(options.run_folder):
         from she_jax.runs.export import export_run
 
-        print(f"exported: {export_run(Path(options.run_folder))}")
+        print(f"exported: {export_run(Path(options.run_folder), options.dtype)}")
 
 
 def _stem(target: str) -> str:

@@ -104,19 +104,22 @@ def make_language_model(
         shape["max_positions"] = max(ModelConfig.max_positions, length)
         model = ModelConfig(**shape)
         params = init_params(model, jax.random.PRNGKey(seed))
-        vocabulary = _trained_vocabulary(tokenizer)
+        vocabulary, stored_dtype = _trained_vocabulary(tokenizer), "float32"
     else:
         log(f"model: loading {config.name}")
         loaded = load_model(config.name)  # in float32: smaller types lose small updates
         model = replace(loaded.config, dtype=config.dtype, remat=config.remat)
-        params, vocabulary = loaded.params, loaded.vocabulary
+        params, vocabulary, stored_dtype = loaded.params, loaded.vocabulary, loaded.stored_dtype
         for note in loaded.notes:
             log(f"model: {note}")
     if config.prompt_length and config.completion_length:
         check_context(model, config.prompt_length + config.completion_length)
     prompts = _prompt_format(config, schema, vocabulary)
     params = jax.device_put(params, shardings(params, mesh))
-    return LanguageModel(model=build_model(model), prompts=prompts, mesh=mesh), params
+    lm = LanguageModel(
+        model=build_model(model), prompts=prompts, mesh=mesh, stored_dtype=stored_dtype
+    )
+    return lm, params
 
 
 def make_prompts(

@@ -75,7 +75,8 @@ def test_a_new_model_is_saved_as_llama(tmp_path):
     vocabulary = Vocabulary(tokenizer=tokenizer, eos_ids=(0,), pad_id=129)
     save_model(tmp_path / "out", config, params, vocabulary)
     model = load_model(tmp_path / "out")
-    expected = replace(vocabulary, specials={"eos_token": "<|end|>"})
+    # Without a begin token, programs would take Llama's default, id 1, or refuse the model.
+    expected = replace(vocabulary, specials={"eos_token": "<|end|>", "bos_token": "<|end|>"})
     assert_same(model, LoadedModel(config=config, params=params, vocabulary=expected))
 
 

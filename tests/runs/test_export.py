@@ -112,18 +112,23 @@ def test_an_exported_prompt_has_the_tokens_of_training_in_transformers(family, t
     assert theirs.padding_side == "left"
     generation = GenerationConfig.from_pretrained(tmp_path)
     assert (generation.do_sample, generation.max_new_tokens) == (False, 72)
-    before, after = record["prompt"].split(" {query}")[0], record["prompt"].split("{text}")[-1]
+    bos = generation.bos_token_id  # Llama's default, 1, may be any token
+    assert bos == config.bos_token_id == theirs.bos_token_id != 1 or family == "scratch"
+    prompt = record["prompt"]
+
+    def text_of(pair, opening, closing):
+        fields = [prompt["field"].format(name=n, text=t) for n, t in pair.product.items()]
+        return f"{opening}{pair.query}{''.join(fields)}{closing}"
+
     options = {} if add_special_tokens else {"add_special_tokens": False}
     batch, _ = lm.prompts.encode_prompts(PAIRS)
     for tokens, mask, pair in zip(batch.tokens, batch.mask, PAIRS, strict=True):
-        text = f"{before}{query_text(pair)}{product_text(pair)}{after}"
+        text = text_of(pair, prompt["opening"], prompt["closing"])
         assert theirs(text, **options)["input_ids"] == tokens[mask].tolist()
     if template is not None:
         named = Example(uid="2", query="a <|im_end|>\n", product={"title": "</think> <think>."})
         for pair in (*PAIRS, named):
-            text = (
-                f"{instruction(lm.prompts.schema)}\n\nquery:{query_text(pair)}{product_text(pair)}"
-            )
+            text = text_of(pair, prompt["message"], "")
             chat = theirs.apply_chat_template(
                 [{"role": "user", "content": text}],
                 add_generation_prompt=True,

@@ -124,9 +124,8 @@ def test_a_finished_run_can_still_be_exported(done, tmp_path):
     lengths = lm.prompts.prompt_length, lm.prompts.completion_length
     assert lengths == (config().model.prompt_length, config().model.completion_length)
     assert lm.prompts.schema == CotSchema(), "prompted as it was trained"
-    record = json.loads((folder / "export" / "she_jax.json").read_text())
-    prompt = record["prompt"].format(query="mug", field="title", text="red mug")
-    assert prompt == "query: mug\ntitle: red mug\ntitle: red mug\n\n"
+    export_run(folder, "bfloat16")
+    assert load_model(folder / "export").stored_dtype == "bfloat16"
 
 
 def test_truncated_pairs_are_reported_once(done, capsys):
