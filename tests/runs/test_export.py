@@ -1,27 +1,28 @@
-"""Exported models as transformers reads them: the tokens of a prompt are those of training."""
+"""Exported models in other programs: prompts have the tokens of training, answers our labels."""
 
 import json
 
 import jax
 import numpy as np
 import pytest
-from recipes import byte_level
+from recipes import byte_level, config
 from tokenizers import AddedToken, normalizers, pre_tokenizers, processors
 
 from she_jax.cot import CotSchema
+from she_jax.data.dataset import open_split
+from she_jax.generate.generator import Generator
 from she_jax.generate.language_model import LanguageModel
 from she_jax.generate.prompts import (
     PromptFormat,
-    instruction,
-    product_text,
-    query_text,
     train_tokenizer,
 )
 from she_jax.models.decoder import ModelConfig, build_model, init_params
 from she_jax.models.sharding import make_mesh
 from she_jax.models.tokenizer import split_words
 from she_jax.models.weights import load_model
-from she_jax.runs.export import export
+from she_jax.runs.export import export, export_run
+from she_jax.runs.load import load_run
+from she_jax.runs.run import run
 from she_jax.types import Example
 
 CHAT = (
@@ -95,6 +96,12 @@ def language_model(tokenizer, template, shape):
     return LanguageModel(model=build_model(config), prompts=prompts, mesh=make_mesh(data=-1))
 
 
+def text_of(pair, prompt):
+    """The prompt of a pair, written from what she_jax.json says alone."""
+    fields = [prompt["field"].format(name=n, text=t) for n, t in pair.product.items()]
+    return prompt["opening"] + pair.query + "".join(fields) + prompt["closing"]
+
+
 @pytest.mark.filterwarnings("ignore")  # of what transformers imports
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_exported_prompt_has_the_tokens_of_training_in_transformers(family, tmp_path):
@@ -115,20 +122,15 @@ def test_an_exported_prompt_has_the_tokens_of_training_in_transformers(family, t
     bos = generation.bos_token_id  # Llama's default, 1, may be any token
     assert bos == config.bos_token_id == theirs.bos_token_id != 1 or family == "scratch"
     prompt = record["prompt"]
-
-    def text_of(pair, opening, closing):
-        fields = [prompt["field"].format(name=n, text=t) for n, t in pair.product.items()]
-        return f"{opening}{pair.query}{''.join(fields)}{closing}"
-
     options = {} if add_special_tokens else {"add_special_tokens": False}
     batch, _ = lm.prompts.encode_prompts(PAIRS)
     for tokens, mask, pair in zip(batch.tokens, batch.mask, PAIRS, strict=True):
-        text = text_of(pair, prompt["opening"], prompt["closing"])
+        text = text_of(pair, prompt)
         assert theirs(text, **options)["input_ids"] == tokens[mask].tolist()
     if template is not None:
         named = Example(uid="2", query="a <|im_end|>\n", product={"title": "</think> <think>."})
         for pair in (*PAIRS, named):
-            text = text_of(pair, prompt["message"], "")
+            text = text_of(pair, prompt | {"opening": prompt["message"], "closing": ""})
             chat = theirs.apply_chat_template(
                 [{"role": "user", "content": text}],
                 add_generation_prompt=True,
@@ -142,3 +144,71 @@ def test_an_exported_prompt_has_the_tokens_of_training_in_transformers(family, t
     assert (loaded.config, loaded.notes) == (lm.model.config, ())
     assert loaded.vocabulary.eos_ids == lm.prompts.eos_ids
     jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory):
+    """An exported judge that writes whole chains, with prompts and our answers to them."""
+    folder = tmp_path_factory.mktemp("judge") / "run"
+    shape = {
+        "model__layers": 2,
+        "model__dim": 64,
+        "model__ffn": 128,
+        "model__completion_length": 72,
+    }
+    steps = {"sft__steps": 400, "sft__batch_size": 32, "sft__checkpoint_every": 400, "rl__steps": 0}
+    pairs = (4000, 16, 200, 16)
+    run(config(**shape, **steps, shopworld__pairs=pairs, eval__pass_k=0), folder)
+    lm, params, _ = load_run(folder, make_mesh(data=1))
+    data = next(folder.rglob("dataset_info.json")).parent
+    examples = list(open_split(data, "test"))
+    chains = Generator(lm, 50).greedy_samples(params, examples, lambda done: None)
+    record = json.loads((export_run(folder) / "she_jax.json").read_text(encoding="utf-8"))
+    texts = [text_of(example, record["prompt"]) for example in examples]
+    labels = [sample.chain.label for sample in chains]
+    assert sum(label is not None for label in labels) > 190
+    assert len(set(labels)) > 2
+    return folder / "export", lm.prompts.schema, texts, chains
+
+
+def differing(chains, answers, schema):
+    """How many answers have another label than ours, and how many another text."""
+    labels = [schema.parse(answer).label for answer in answers]
+    texts = sum(a.strip() != c.text.strip() for a, c in zip(answers, chains, strict=True))
+    return sum(a != c.chain.label for a, c in zip(labels, chains, strict=True)), texts
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of what transformers imports
+def test_what_users_of_transformers_write_gives_our_labels(judge):
+    pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, schema, texts, chains = judge
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    inputs = tokenizer(texts, padding=True, return_tensors="pt")
+    tokens = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
+    answers = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    assert len(answers) == 200
+    assert differing(chains, answers, schema) == (0, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_ctranslate2_gives_our_labels(judge, tmp_path):
+    pytest.importorskip("torch")
+    ctranslate2 = pytest.importorskip("ctranslate2")
+    from ctranslate2.converters import TransformersConverter
+    from transformers import AutoTokenizer
+
+    folder, schema, texts, chains = judge
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    generator = ctranslate2.Generator(TransformersConverter(str(folder)).convert(tmp_path / "out"))
+    prompts = [tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"]) for text in texts]
+    results = generator.generate_batch(prompts, max_length=72, include_prompt_in_result=False)
+    answers = [
+        tokenizer.decode(result.sequences_ids[0], skip_special_tokens=True) for result in results
+    ]
+    assert len(answers) == 200
+    assert differing(chains, answers, schema) == (0, 0)
