@@ -1,11 +1,14 @@
 """Exported models in other programs: prompts have the tokens of training, answers our labels."""
 
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
-from recipes import byte_level, config
+from recipes import ROOT, byte_level
 from tokenizers import AddedToken, normalizers, pre_tokenizers, processors
 
 from she_jax.cot import CotSchema
@@ -22,7 +25,6 @@ from she_jax.models.tokenizer import split_words
 from she_jax.models.weights import load_model
 from she_jax.runs.export import export, export_run
 from she_jax.runs.load import load_run
-from she_jax.runs.run import run
 from she_jax.types import Example
 
 CHAT = (
@@ -150,16 +152,19 @@ def test_an_exported_prompt_has_the_tokens_of_training_in_transformers(family, t
 def judge(tmp_path_factory):
     """An exported judge that writes whole chains, with prompts and our answers to them."""
     folder = tmp_path_factory.mktemp("judge") / "run"
-    shape = {
-        "model__layers": 2,
-        "model__dim": 64,
-        "model__ffn": 128,
-        "model__completion_length": 72,
+    settings = {
+        "shopworld.pairs": "(4000, 64, 200, 64)",
+        **{"model.layers": 2, "model.dim": 64, "model.ffn": 128, "cpu_devices": 1},
+        **{"sft.steps": 300, "sft.batch_size": 32, "sft.micro_batches": 1},
+        **{"sft.learning_rate": 0.01, "rl.steps": 0, "filter.pairs": 0, "eval.pass_k": 0},
     }
-    steps = {"sft__steps": 400, "sft__batch_size": 32, "sft__checkpoint_every": 400, "rl__steps": 0}
-    pairs = (4000, 16, 200, 16)
-    run(config(**shape, **steps, shopworld__pairs=pairs, eval__pass_k=0), folder)
-    lm, params, _ = load_run(folder, make_mesh(data=1))
+    flags = [f"--config.{key}={value}" for key, value in settings.items()]
+    command = [sys.executable, "-m", "she_jax", "train", "stage1", f"--workdir={folder}", *flags]
+    # Compiled as for users: a minute of training on one device.
+    off = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS", "PYTEST_XDIST_WORKER")
+    environment = {key: value for key, value in os.environ.items() if key not in off}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    lm, params, _ = load_run(folder, make_mesh(data=-1))
     data = next(folder.rglob("dataset_info.json")).parent
     examples = list(open_split(data, "test"))
     chains = Generator(lm, 50).greedy_samples(params, examples, lambda done: None)
