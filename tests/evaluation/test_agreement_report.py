@@ -8,12 +8,9 @@ import pytest
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, ndcg_score
 
 from she_jax.cot import LabelSet
-from she_jax.evaluation.agreement_page import agreement_page, judged_rows
-from she_jax.evaluation.agreement_report import (
-    agreement_report,
-    judged_pairs,
-    worst_disagreements,
-)
+from she_jax.evaluation.agreement_page import agreement_page, judged_row
+from she_jax.evaluation.agreement_report import agreement_report, worst_disagreements
+from she_jax.evaluation.judged import judged_pairs
 from she_jax.types import Example
 
 LABELS = LabelSet.parse("0-3")
@@ -170,6 +167,6 @@ def test_the_worst_disagreements_come_first_and_the_surest_of_them():
     assert gaps == sorted(gaps, reverse=True)
     sure = [lines[n]["confidence"] for n in worst if gaps[worst.index(n)] == gaps[0]]
     assert sure == sorted(sure, reverse=True)
-    rows = judged_rows(examples, lines)
-    assert rows[3]["human"] == examples[3].label
-    assert rows[3]["chain"] == f"label: {lines[3]['label']}"
+    row = judged_row(examples[3], lines[3])
+    assert row["human"] == examples[3].label
+    assert row["chain"] == f"label: {lines[3]['label']}"

@@ -18,7 +18,7 @@ from she_jax.cot import CotSchema
 from she_jax.generate.generator import Generator
 from she_jax.models.weights import load_model
 from she_jax.recipes import evaluate, stage1
-from she_jax.runs import predict
+from she_jax.runs import blocks, predict
 from she_jax.runs.config import parse
 from she_jax.runs.export import export_run
 from she_jax.runs.run import run
@@ -344,7 +344,7 @@ def test_votes_give_a_confidence_and_a_killed_prediction_goes_on(done, tmp_path,
     file.write_text("query,title,label\nred mug,Red mug,4\noak desk,Desk,2\nred mug,Blue mug,\n")
     changes = {"checkpoint": str(done), "data.name": "table", "data.path": str(file)}
     changes |= {"eval.batch_size": 6, "decide.samples": 3, "decide.rule": "auto"}
-    monkeypatch.setattr(predict, "BLOCK", 2)
+    monkeypatch.setattr(blocks, "BLOCK", 2)
     gather, calls = predict.Decider.gather, []
 
     def die(self, examples, *rest):
