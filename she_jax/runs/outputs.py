@@ -220,13 +220,13 @@ def write_judgments(table: Table, folder: Path) -> None:
         (folder / "quepid.csv").open("w", encoding="utf-8", newline="") as quepid,
         (folder / "qrels.txt").open("w", encoding="utf-8") as qrels,
     ):
-        rows = csv.writer(quepid, lineterminator="\n")
-        rows.writerow(["query", "docid", "rating"])
+        table_rows = csv.writer(quepid, lineterminator="\n")
+        table_rows.writerow(["query", "docid", "rating"])
         for outcome, cells in table.records():
             label, query, docid = outcome.answer["label"], cells["query"], cells["docid"]
             if label is None:
                 continue
-            rows.writerow([query, docid, label])
+            table_rows.writerow([query, docid, label])
             rating = json.dumps({"docId": docid, "rating": str(label)}, ensure_ascii=False)
             ratings.setdefault(query, []).append(rating)
             number = "" if table.has_qids else str(numbers.setdefault(query, len(numbers) + 1))
@@ -237,11 +237,12 @@ def write_judgments(table: Table, folder: Path) -> None:
             queries.setdefault(fields[0], query)
             qrels.write(" ".join(fields) + "\n")
     with (folder / "opensearch.json").open("w", encoding="utf-8") as file:
-        parts = (
-            f'{{"query": {json.dumps(query, ensure_ascii=False)}, "ratings": [{", ".join(rows)}]}}'
-            for query, rows in ratings.items()
-        )
-        file.write('{"judgmentRatings": [\n' + ",\n".join(parts) + "\n]}\n")
+        before = '{\n"judgmentRatings": [\n'
+        for query, rows in ratings.items():
+            text = json.dumps(query, ensure_ascii=False)
+            file.write(f'{before}{{"query": {text}, "ratings": [{", ".join(rows)}]}}')
+            before = ",\n"
+        file.write("\n]}\n" if ratings else '{"judgmentRatings": []}\n')
     with (folder / "queries.tsv").open("w", encoding="utf-8") as file:
         file.writelines(f"{qid}\t{' '.join(text.split())}\n" for qid, text in queries.items())
     if lacking:
