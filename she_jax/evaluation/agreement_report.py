@@ -4,7 +4,6 @@ Everything is computed from the labeled pairs and the lines of ``predictions.jso
 cannot be read counts as the label farthest from the human one.
 """
 
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,7 +13,6 @@ import numpy as np
 from jaxtyping import Float
 
 from she_jax.data.intake import normalize_text
-from she_jax.data.languages import language_of
 from she_jax.evaluation.agreement import (
     Judgments,
     accuracy,
@@ -25,20 +23,20 @@ from she_jax.evaluation.agreement import (
 )
 from she_jax.evaluation.confidence import brier, log_loss, reliability, review_limit
 from she_jax.evaluation.decide import UNREAD
-from she_jax.evaluation.floor import labeled_floor
+from she_jax.evaluation.floor import LabeledPairs, labeled_floor
 from she_jax.evaluation.intervals import Interval, interval_of_sums
 from she_jax.evaluation.judged import JudgedPairs
+from she_jax.evaluation.lazy import Lazy
 from she_jax.evaluation.ranking import compare_systems, mean_ndcg, ndcg_by_query
 from she_jax.evaluation.raters import judge_alpha, rater_metrics
 from she_jax.rewards.calibration import calibration_error
-from she_jax.types import Example, Label
+from she_jax.types import Example
 
 METRICS = (
     "accuracy", "macro_f1", "good_f1", "good_macro_f1", "kappa", "quadratic_kappa", "alpha",
     "good_auc", "ndcg@10",
 )  # fmt: skip
 SHARES = (0.95, 0.99)  # agreement of the labels that nobody looks at
-LENGTHS = {"product text up to 100 characters": 100, "up to 300": 300, "longer": np.inf}
 
 
 def agreement_report(
@@ -66,13 +64,13 @@ def agreement_report(
     metrics = {"judge": judge_report(judged)}
     if train and 0 < seen.sum() < len(seen):
         metrics["unseen"] = judge_report(judged.subset(~seen))
-    if train and (baselines := labeled_floor(train, judged.examples, labels)):
+    if train and (baselines := labeled_floor(train, _pairs(judged), labels)):
         floor = baselines["word_overlap"]
         metrics["floor"] = floor.metrics | {
             "alpha": judge_alpha(judged.queries, judged.gold, floor.judgments.predicted, size),
             "ndcg@10": _ndcg(judged, floor.probabilities @ np.arange(size)),
         }
-    ratings = _ratings(judged)
+    ratings = judged.ratings
     if any(len(given) > 1 for given in ratings):
         metrics["raters"] = rater_metrics(judged.queries, ratings, size)
     columns = np.where(judged.predicted == UNREAD, size, judged.predicted)
@@ -91,7 +89,7 @@ def agreement_report(
         "confusion": matrix.tolist(),
         "calibration": _calibration(judged),
         "review": _review(judged),
-        "slices": _slices(judged),
+        "slices": {title: _slice(judged, groups) for title, groups in judged.slices.items()},
         "unread": int((judged.predicted == UNREAD).sum()),
         "systems": compare_systems(ranks, judged.queries, judged.gold, judged.farthest)
         if ranks
@@ -99,13 +97,10 @@ def agreement_report(
     }
 
 
-def _ratings(judged: JudgedPairs) -> list[tuple[int, ...]]:
-    """The class indices that the raters of each pair gave; equal ones are the same object."""
-    known: dict[tuple[Label, ...], tuple[int, ...]] = {}
-    return [
-        known.setdefault(e.raters, tuple(map(judged.labels.index, e.raters)))
-        for e in judged.examples
-    ]
+def _pairs(judged: JudgedPairs) -> LabeledPairs:
+    """The pairs for the floor, their products read when they are asked for."""
+    products = Lazy(range(len(judged.gold)), lambda n: judged.examples[n].product)
+    return LabeledPairs(queries=judged.queries, products=products, labels=judged.gold.tolist())
 
 
 def judge_report(judged: JudgedPairs) -> dict[str, Interval]:
@@ -187,16 +182,6 @@ def _review(judged: JudgedPairs) -> dict[str, Any] | None:
     return {"limits": limits, "curve": curve[:: max(1, len(curve) // 100)]}
 
 
-def _slices(judged: JudgedPairs) -> dict[str, dict[str, dict[str, Any]]]:
-    names: dict[str, list[str]] = {"kind": [], "language": [], "length": []}
-    for example in judged.examples:
-        size = sum(map(len, example.product.values()))
-        names["kind"].append(sys.intern(example.kind or "unknown"))
-        names["language"].append(_language(example))
-        names["length"].append(next(n for n, most in LENGTHS.items() if size <= most))
-    return {title: _slice(judged, values) for title, values in names.items()}
-
-
 def _slice(judged: JudgedPairs, values: Sequence[str]) -> dict[str, dict[str, Any]]:
     size = len(judged.labels.values)
     metrics = {"accuracy": accuracy, "quadratic_kappa": quadratic_kappa}
@@ -209,11 +194,6 @@ def _slice(judged: JudgedPairs, values: Sequence[str]) -> dict[str, dict[str, An
         intervals = {n: interval_of_sums(part.queries, m, matrices) for n, m in metrics.items()}
         slices[value] = {"pairs": count, **{n: asdict(i) for n, i in intervals.items()}}
     return slices
-
-
-def _language(example: Example) -> str:
-    name = language_of(example.query, example.product).name
-    return "too few known words" if name == "unknown" else name
 
 
 def _folded(query: str) -> str:

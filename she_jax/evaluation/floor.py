@@ -15,7 +15,6 @@ from threadpoolctl import threadpool_limits
 from she_jax.cot import LabelSet
 from she_jax.evaluation.agreement import Judgments, judge_metrics
 from she_jax.evaluation.intervals import Interval
-from she_jax.evaluation.lazy import Lazy
 from she_jax.evaluation.overlap import Overlap
 from she_jax.types import Example
 
@@ -85,10 +84,12 @@ def floor(
 
 
 def labeled_floor(
-    train: Sequence[Example], test: Sequence[Example], labels: LabelSet
+    train: Sequence[Example], test: Sequence[Example] | LabeledPairs, labels: LabelSet
 ) -> dict[str, Baseline] | None:
     """The baselines on the labeled ones of some examples; None if a side has none."""
-    parts = [_labeled(examples, labels) for examples in (train, test)]
+    parts = [
+        part if isinstance(part, LabeledPairs) else _labeled(part, labels) for part in (train, test)
+    ]
     if not all(part.labels for part in parts):
         return None
     good = [labels.index(value) for value in labels.good]
@@ -96,17 +97,12 @@ def labeled_floor(
 
 
 def _labeled(examples: Sequence[Example], labels: LabelSet) -> LabeledPairs:
-    """The labeled ones of some examples, whose products are read when they are asked for."""
-    rows: list[int] = []
-    queries: list[str] = []
-    given: list[int] = []
-    for row, example in enumerate(examples):
-        if example.label is not None:
-            rows.append(row)
-            queries.append(example.query)
-            given.append(labels.index(example.label))
-    products = Lazy(rows, lambda row: examples[row].product)
-    return LabeledPairs(queries=queries, products=products, labels=given)
+    known = [example for example in examples if example.label is not None]
+    return LabeledPairs(
+        queries=[example.query for example in known],
+        products=[example.product for example in known],
+        labels=[labels.index(example.label) for example in known if example.label is not None],
+    )
 
 
 def baseline(

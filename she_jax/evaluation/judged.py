@@ -8,10 +8,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from she_jax.cot import LabelSet
+from she_jax.data.languages import language_of
 from she_jax.evaluation.confidence import log_votes, tempered
 from she_jax.evaluation.decide import UNREAD
 from she_jax.evaluation.lazy import Lazy
 from she_jax.types import Example
+
+LENGTHS = {"product text up to 100 characters": 100, "up to 300": 300, "longer": np.inf}
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,9 @@ class JudgedPairs:
       lines: their lines of ``predictions.jsonl``.
       labels: the label set.
       places: of each among the pairs that it was chosen from; ascending, shape [N].
-      queries: of each pair; length N, equal ones share their text.
+      queries: of each pair; length N, equal ones share their text, as in the next ones.
+      ratings: the class indices that the raters of each pair gave.
+      slices: by title (``kind``, ``language``, ``length``) the group of each pair.
       gold: human labels; shape [N].
       predicted: the judge's, or ``UNREAD``; shape [N].
       confidence: of each line, NaN where there is none; shape [N].
@@ -36,6 +41,8 @@ class JudgedPairs:
     labels: LabelSet
     places: Int[np.ndarray, "N"]
     queries: Sequence[str]
+    ratings: Sequence[tuple[int, ...]]
+    slices: Mapping[str, Sequence[str]]
     gold: Int[np.ndarray, "N"]
     predicted: Int[np.ndarray, "N"]
     confidence: Float[np.ndarray, "N"]
@@ -68,6 +75,8 @@ class JudgedPairs:
             lines=Lazy(kept, self.lines.__getitem__),
             places=self.places[kept],
             queries=[self.queries[n] for n in kept.tolist()],
+            ratings=[self.ratings[n] for n in kept.tolist()],
+            slices={k: [groups[n] for n in kept.tolist()] for k, groups in self.slices.items()},
             gold=self.gold[kept],
             predicted=self.predicted[kept],
             confidence=self.confidence[kept],
@@ -87,7 +96,7 @@ def judged_pairs(
     """The labeled ones of some pairs, with their answers.
 
     Args:
-      examples: the pairs; read once here, and those that are shown once more.
+      examples: the pairs; all are read once here.
       lines: their lines of ``predictions.jsonl``; the same.
       labels: the label set.
       samples: k, chains that voted; 0 if the probabilities are the label's own.
@@ -98,12 +107,18 @@ def judged_pairs(
     confidence = np.full(size, np.nan)
     probabilities = np.full((size, len(labels.values)), np.nan)
     queries: list[str] = []
-    texts: dict[str, str] = {}
+    ratings: list[tuple[int, ...]] = []
+    slices: dict[str, list[str]] = {"kind": [], "language": [], "length": []}
+    shared: dict[Any, Any] = {}
     for n, (example, line) in enumerate(zip(examples, lines, strict=True)):
         if example.label is None:
             continue
         kept[n], gold[n] = True, labels.index(example.label)
-        queries.append(texts.setdefault(example.query, example.query))
+        queries.append(shared.setdefault(example.query, example.query))
+        given = tuple(map(labels.index, example.raters))
+        ratings.append(shared.setdefault(given, given))
+        for title, group in _groups(example).items():
+            slices[title].append(shared.setdefault(group, group))
         if line["label"] is not None:
             predicted[n] = labels.index(line["label"])
         if line["confidence"] is not None:
@@ -123,9 +138,22 @@ def judged_pairs(
         labels=labels,
         places=rows,
         queries=queries,
+        ratings=ratings,
+        slices=slices,
         gold=gold[rows],
         predicted=predicted[rows],
         confidence=confidence[rows],
         probabilities=known,
         confident=confident,
     )
+
+
+def _groups(example: Example) -> dict[str, str]:
+    """The groups that a pair is counted in, by title."""
+    language = language_of(example.query, example.product).name
+    size = sum(map(len, example.product.values()))
+    return {
+        "kind": example.kind or "unknown",
+        "language": "too few known words" if language == "unknown" else language,
+        "length": next(name for name, most in LENGTHS.items() if size <= most),
+    }

@@ -5,6 +5,7 @@ judged before it, and its pairs alone are batched together: so its bytes are the
 it, and a killed run judges at most one block again.
 """
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -25,6 +26,7 @@ from she_jax.training.stop import StopSignal
 from she_jax.types import UserError
 
 BLOCK = 512  # pairs a file
+_KEPT = 16  # files in memory
 IDENTITY_FILE = "identity.json"  # what the blocks of a folder are of
 
 
@@ -43,7 +45,7 @@ class Blocks(Sequence[dict[str, Any]]):
     def __init__(self, folder: Path, format: str, size: int):
         count = -(-size // BLOCK)
         self.paths = [folder / f"{n:06d}.{format}" for n in range(count)]
-        self._size, self._at, self._lines = size, -1, []
+        self._size, self._read = size, functools.lru_cache(maxsize=_KEPT)(read_block)
 
     def __len__(self) -> int:
         return self._size
@@ -52,9 +54,7 @@ class Blocks(Sequence[dict[str, Any]]):
         if not 0 <= index < self._size:
             raise IndexError(f"index {index} of {self._size} predictions")
         block, place = divmod(index, BLOCK)
-        if block != self._at:
-            self._at, self._lines = block, read_block(self.paths[block])
-        return self._lines[place]
+        return self._read(self.paths[block])[place]
 
     def rows(self, block: int) -> range:
         """The indices of the pairs of a block."""

@@ -21,6 +21,7 @@ from she_jax.evaluation.agreement_page import chain_lines
 from she_jax.runs.predictions import label_type
 from she_jax.training.files import printable
 from she_jax.training.logging import log
+from she_jax.types import Label
 
 LABELED, JUDGMENTS = "labeled", "judgments"  # folders
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so is a formula to a spreadsheet
@@ -33,18 +34,16 @@ class Outcome(NamedTuple):
 
     Attributes:
       place: of its pair among those that were judged; None if it was not judged.
-      uid: of its pair; "" if it was not judged.
-      answer: the new cells of the row, by column.
-      repeats: whether an earlier record has its uid, and so its place and its label.
+      error: why it was not judged, or not for itself; None if it was.
     """
 
     place: int | None
-    uid: str
-    answer: Mapping[str, Any]
-    repeats: bool = False
+    error: str | None = None
 
-
-_UNJUDGED = Outcome(None, "", _NOTHING)
+    @property
+    def repeats(self) -> bool:
+        """Whether an earlier record has its uid, and so its place and its label."""
+        return self.place is not None and self.error is not None
 
 
 class Table:
@@ -81,7 +80,7 @@ class Table:
         repeated = {
             uid for bad in self._bad_rows() if (uid := repeated_uid(bad["reason"])) is not None
         }
-        first: dict[str, Outcome] = {}  # what a later row repeats
+        first: dict[str, int] = {}  # the places that later records repeat
         files = {str(part) for part in self._judgments.parts}
         record, bad_rows = 0, self._bad_rows()
         bad = next(bad_rows, None)
@@ -92,26 +91,21 @@ class Table:
         pair = 0
         while pair < len(self._examples) or bad:
             if bad and bad["record"] == record:
-                uid = repeated_uid(bad["reason"]) or ""
-                before = first.get(uid, _UNJUDGED)
-                answer = {**before.answer, "error": bad["reason"]}
-                yield before._replace(answer=answer, repeats=True)
+                yield Outcome(first.get(repeated_uid(bad["reason"]) or ""), bad["reason"])
                 bad = next(bad_rows, None)
             elif pair == row and place is not None:
-                line = self._lines[place]
-                outcome = Outcome(place, line["uid"], self._answer(line))
-                if outcome.uid in repeated:
-                    first[outcome.uid] = outcome
-                yield outcome
+                if repeated and (uid := self._lines[place]["uid"]) in repeated:
+                    first[uid] = place
+                yield Outcome(place)
                 place, row = next(judged, (None, None))
                 pair += 1
             else:
-                yield Outcome(None, "", {**_NOTHING, "error": "not judged: data.eval_pairs"})
+                yield Outcome(None, "not judged: data.eval_pairs")
                 pair += 1
             record += 1
 
-    def records(self) -> Iterator[tuple[Outcome, Mapping[str, str]]]:
-        """The outcome of each record that a pair was judged of, with its cells by field.
+    def records(self) -> Iterator[tuple[int, Mapping[str, str]]]:
+        """The place of each pair that was judged, with the cells of its record by field.
 
         ``query`` is the pair's, ``docid`` its uid if the table has none; ``qid`` may be missing.
         """
@@ -120,7 +114,13 @@ class Table:
                 cells = self._judgments.pair(record)
                 if "query" not in cells:
                     cells["query"] = self._examples[self._rows[outcome.place]].query
-                yield outcome, {"docid": outcome.uid, **cells}
+                if "docid" not in cells:
+                    cells["docid"] = self._lines[outcome.place]["uid"]
+                yield outcome.place, cells
+
+    def label(self, place: int) -> Label | None:
+        """The label of a pair that was judged."""
+        return self._lines[place]["label"]
 
     def ranks(self) -> Iterator[tuple[int, str, str]]:
         """The place, the system and the rank of each record that has them, repeated ones too."""
@@ -140,20 +140,23 @@ class Table:
             self._config.path,
             folder,
             dict(zip(_COLUMNS, types, strict=True)),
-            (outcome.answer for outcome in self.outcomes()),
+            map(self._answer, self.outcomes()),
             {**_NOTHING, "error": "empty row"},
         )
         if others := [f"{theirs} for {name}" for name, theirs in names.items() if theirs != name]:
             log(f"columns of {self._config.path} keep their names; ours: {', '.join(others)}")
 
-    def _answer(self, line: Mapping[str, Any]) -> dict[str, Any]:
+    def _answer(self, outcome: Outcome) -> dict[str, Any]:
         """The new cells of a row."""
+        if outcome.place is None:
+            return {**_NOTHING, "error": outcome.error}
+        line = self._lines[outcome.place]
         chain = " | ".join(text for text in chain_lines(line) if text)
         unread = self._schema.label_index >= 0 and line["label"] is None
         return {
             **{name: line[name] for name in ("label", "confidence", "expected", "review")},
             "chain": no_formula(printable(chain)) or None,
-            "error": "no label could be read in the answer" if unread else None,
+            "error": outcome.error or ("no label could be read in the answer" if unread else None),
         }
 
     def _bad_rows(self) -> Iterator[dict[str, Any]]:
@@ -222,8 +225,8 @@ def write_judgments(table: Table, folder: Path) -> None:
     ):
         table_rows = csv.writer(quepid, lineterminator="\n")
         table_rows.writerow(["query", "docid", "rating"])
-        for outcome, cells in table.records():
-            label, query, docid = outcome.answer["label"], cells["query"], cells["docid"]
+        for place, cells in table.records():
+            label, query, docid = table.label(place), cells["query"], cells["docid"]
             if label is None:
                 continue
             table_rows.writerow([query, docid, label])

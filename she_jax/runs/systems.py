@@ -53,9 +53,7 @@ def check_run(run: str, data: DataConfig) -> None:
 
 def _of_run(table: Table, path: Path) -> dict[str, dict[int, float]]:
     places: Mapping[tuple[str, str], int] = {
-        (cells.get("qid", ""), cells["docid"]): outcome.place
-        for outcome, cells in table.records()
-        if outcome.place is not None
+        (cells.get("qid", ""), cells["docid"]): place for place, cells in table.records()
     }
     ranks: dict[str, dict[int, float]] = {}
     unknown = 0
