@@ -103,13 +103,17 @@ def test_answers_that_cannot_be_read_are_the_farthest_and_are_shown():
     lines[0], lines[1] = unread(lines[0]), unread(lines[1])
     case = judged(examples, lines)
     assert case.farthest[0] == (0 if examples[0].label >= 2 else 3)
-    report = agreement_report(case, [])
+    ranks = {"<i>a</i>": {n: n % 12 for n in range(SIZE)}, "b": {n: -n for n in range(24)}}
+    report = agreement_report(case, [], ranks)
+    assert report["systems"]["systems"]["b"]["n"] == 24
     assert report["unread"] == 2
     assert sum(row[4] for row in report["confusion"]) == 2
     page = agreement_page(report, case, "judged by <b>me</b>")
     assert "Answers that could not be read: 2" in page
     assert "&lt;script&gt;alert(1)" in page
     assert "judged by &lt;b&gt;me" in page
+    assert "&lt;i&gt;a&lt;/i&gt;" in page
+    assert f"two orders of systems: {report['systems']['tau']:.3f}" in page
     assert not re.search(r"<script|https?://(?!www\.w3\.org)", page)
 
 
