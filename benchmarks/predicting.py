@@ -1,8 +1,8 @@
 """Judges the blocks of a prediction on Apache Beam's or Ray's workers.
 
     pip install apache-beam ray        # either, in an environment of its own
-    python benchmarks/predicting.py --table=more.csv --checkpoint=runs/stage1 --blocks=/shared/blocks --on=ray --workers=4
-    python benchmarks/predicting.py --table=... --checkpoint=... --blocks=... --on=beam    # plus Beam's own flags
+    python benchmarks/predicting.py --table=more.csv --checkpoint=runs/stage1 \\
+        --blocks=/shared/blocks --on=ray --workers=4      # or --on=beam plus Beam's own flags
     she-jax predict more.csv --checkpoint=runs/stage1 --config.predict.blocks=/shared/blocks
 
 The elements are the numbers of the blocks that are missing; each worker loads the policy once and

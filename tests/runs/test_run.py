@@ -330,7 +330,7 @@ def test_a_checkpoint_predicts_the_labels_of_a_users_file(done, tmp_path, capsys
         {name: row[name] for name in given} for row, given in zip(rows, pairs, strict=True)
     ] == pairs
     assert rows[2]["error"] == "empty query"
-    assert [row.get("she_label", row["label"]) for row in rows[:2]] == [None, None]
+    assert [row["she_label"] for row in rows] == [line["label"] for line in predictions] + [None]
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["n"] == 1
     # All is done, and stays so after a move of everything, and without the source.
     moved = file.rename(tmp_path / "moved.jsonl")
