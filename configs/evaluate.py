@@ -25,5 +25,15 @@ def get_config() -> Any:
     config.decide.samples = 0  # chains a pair that vote, 8 say; 0 leaves probabilities out
     config.decide.rule = "greedy"  # greedy | majority | cumulative | auto
     config.decide.chains = True  # False: the label alone, of a policy that gives its label first
+    config.predict = ConfigDict()
+    config.predict.format = "jsonl"  # of the predictions: jsonl | parquet
+    # Several runs may share the work: each has its number and the same folder of blocks, and
+    # whoever finds all blocks there finishes. docs/scaling.md
+    config.predict.blocks = ""  # "" for a folder of the run's own, which goes once all is done
+    config.predict.part = 0
+    config.predict.parts = 1
+    # With labels: a TREC run file (qid Q0 docid rank score tag), whose systems are compared under
+    # human and under the judge's labels. A table's columns system and rank do without.
+    config.predict.systems = ""
     config.data.max_bad_share = 1.0  # rows that cannot be read are set aside, however many
     return config.lock()

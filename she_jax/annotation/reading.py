@@ -8,7 +8,7 @@ from she_jax.annotation.label_studio import label_studio_opinions
 from she_jax.annotation.stepwise import stepwise_opinions
 from she_jax.annotation.tasks import Opinion, Task, make_opinion
 from she_jax.cot import CotSchema
-from she_jax.data.readers.records import json_rows
+from she_jax.data.readers.records import raw_objects
 from she_jax.types import BadRow
 
 
@@ -29,7 +29,7 @@ def read_opinions(
     bad: list[BadRow] = []
     for path in paths:
         annotator = path.name.partition(".")[0]
-        for line, row in json_rows(path):
+        for line, row, _ in raw_objects(path):
             for part in _row_opinions(row, tasks, schema, annotator):
                 if isinstance(part, Opinion):
                     opinions.append(part)

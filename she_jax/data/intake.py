@@ -4,6 +4,7 @@ All text passes ``normalize_text``. A row that cannot be used is set aside with 
 reason.
 """
 
+import ast
 import dataclasses
 import hashlib
 import html
@@ -19,6 +20,7 @@ from typing import TextIO
 from she_jax.cot import FOUR_GRADES, LabelSet
 from she_jax.types import BadRow, Example, Label, UserError
 
+_DUPLICATE = "duplicate uid: "
 _EARLY_CHECK = 1_000  # rows after which a stream of mostly bad rows is aborted
 
 # Between words: controls, line and paragraph separators, lone surrogates. Inside words, so removed
@@ -59,6 +61,13 @@ def strip_markup(text: str) -> str:
 def _character(entity: re.Match[str]) -> str:
     known = entity[1].startswith("#") or entity[1] in html.entities.html5
     return html.unescape(entity[0]) if known else entity[0]
+
+
+def repeated_uid(reason: str) -> str | None:
+    """The uid of a row that was rejected because an earlier one has it; None of other rows."""
+    if not reason.startswith(_DUPLICATE):
+        return None
+    return ast.literal_eval(reason.removeprefix(_DUPLICATE))
 
 
 def query_hash(query: str) -> float:
@@ -111,7 +120,7 @@ class Intake:
 
         Args:
           rows: the stream.
-          bad_file: receives one JSON object per rejected row.
+          bad_file: receives a JSON object per rejected row, its place in the stream as ``record``.
           max_chars: longer fields are cut to this many characters.
           max_bad_share: largest allowed share of rejected rows, in [0, 1].
           labels: the labels that rows may have; what stands for one of them becomes it.
@@ -123,14 +132,15 @@ class Intake:
             or, after the first thousand rows, as soon as more than half are bad as well.
         """
         seen_uids: set[int] = set()
-        for row in rows:
+        for number, row in enumerate(rows):
             if markup and isinstance(row, Row):
                 row = _without_markup(row)
             checked = self._check(row, max_chars, seen_uids, labels, needs_title)
             if isinstance(checked, BadRow):
                 self.bad[checked.reason.partition(":")[0]] += 1
                 self.first += [checked] if len(self.first) < 5 else []
-                bad_file.write(json.dumps(dataclasses.asdict(checked)) + "\n")
+                entry = dataclasses.asdict(checked) | {"record": number}
+                bad_file.write(json.dumps(entry) + "\n")
                 if self.good + self.bad.total() >= _EARLY_CHECK:
                     self._limit_bad_share(max(0.5, max_bad_share))
             else:
@@ -156,7 +166,7 @@ class Intake:
         # Hashes, not strings: millions are remembered, and 64 bits do not collide by chance.
         uid = hash(example.uid)
         reason = _defect(example, needs_title)
-        reason = reason or (f"duplicate uid: {example.uid!r}" if uid in seen_uids else "")
+        reason = reason or (f"{_DUPLICATE}{example.uid!r}" if uid in seen_uids else "")
         if reason:
             return BadRow(file=row.file, line=row.line, reason=reason)
         seen_uids.add(uid)

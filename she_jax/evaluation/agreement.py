@@ -90,7 +90,7 @@ def judge_differences(
 def confusions(
     gold: Int[np.ndarray, "N"], predicted: Int[np.ndarray, "N"], classes: int
 ) -> Int[np.ndarray, "N K K"]:
-    """The confusion matrix of each pair: a 1 in the row of its gold class, else 0.
+    """The confusion matrix of each pair: a 1 in the row of its gold class, else 0; of bytes.
 
     Raises:
       ValueError: if the lengths differ or a class index is outside of [0, classes).
@@ -101,7 +101,7 @@ def confusions(
         outside = values[(values < 0) | (values >= classes)]
         if outside.size:
             raise ValueError(f"{name} class {outside[0]}: expected an index in [0, {classes})")
-    matrices = np.zeros((len(gold), classes, classes), int)
+    matrices = np.zeros((len(gold), classes, classes), np.int8)
     matrices[np.arange(len(gold)), gold, predicted] = 1
     return matrices
 

@@ -1,11 +1,12 @@
 """The HTML page of an agreement report: figures, tables, plots and the pairs to read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from she_jax.evaluation.agreement_report import METRICS, JudgedPairs, worst_disagreements
+from she_jax.evaluation.agreement_report import METRICS, worst_disagreements
 from she_jax.evaluation.decide import UNREAD
+from she_jax.evaluation.judged import JudgedPairs
 from she_jax.evaluation.page import (
     AFTER,
     BEFORE,
@@ -16,6 +17,7 @@ from she_jax.evaluation.page import (
     render,
     svg_of,
 )
+from she_jax.types import Example
 
 TEMPLATE = Path(__file__).with_name("agreement.html.jinja")
 MOST_ROWS = 12  # of a table of slices
@@ -59,6 +61,8 @@ def agreement_page(report: Mapping[str, Any], judged: JudgedPairs, about: str) -
         plots={t: data_uri(svg) for t, svg in _plots(report).items()} if calibration else {},
         review=_review_lines(report),
         slices={title: _slice_rows(rows) for title, rows in report["slices"].items()},
+        systems=_system_rows(report["systems"]),
+        tau=_number(report["systems"]["tau"]) if report["systems"] else "",
         disagreements=[_pair(judged, n) for n in worst_disagreements(judged)],
         unread=[_pair(judged, n) for n in unread[:SHOWN]],
         unread_count=len(unread),
@@ -128,6 +132,17 @@ def _slice_rows(rows: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
     return [
         (name, f"{row['pairs']:,}", _interval(row["accuracy"]), _interval(row["quadratic_kappa"]))
         for name, row in list(rows.items())[:MOST_ROWS]
+    ]
+
+
+def _system_rows(compared: Mapping[str, Any] | None) -> list[tuple[str, ...]]:
+    """Name, pairs and both figures of each system, the best by people first."""
+    if not compared:
+        return []
+    ordered = sorted(compared["systems"].items(), key=lambda row: -(row[1]["human"] or 0))
+    return [
+        (name, f"{row['n']:,}", _number(row["human"]), _number(row["judge"]))
+        for name, row in ordered
     ]
 
 
@@ -207,25 +222,17 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def judged_rows(
-    examples: Sequence[Any], lines: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """The rows of ``judged.csv``."""
-    return [
-        {
-            "query": example.query,
-            "docid": example.uid,
-            "title": example.product.get("title", ""),
-            "human": example.label,
-            "raters": " ".join(map(str, example.raters)),
-            "judge": line["label"],
-            "expected": line["expected"],
-            "confidence": line["confidence"],
-            "review": line["review"],
-            "verdicts": " ".join(
-                f"{s['name']}={s['verdict']}" for s in line["steps"] if s["verdict"]
-            ),
-            "chain": "\n".join(chain_lines(line)),
-        }
-        for example, line in zip(examples, lines, strict=True)
-    ]
+def judged_row(example: Example, line: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of ``judged.csv``, without the ids."""
+    return {
+        "query": example.query,
+        "title": example.product.get("title", ""),
+        "human": example.label,
+        "raters": " ".join(map(str, example.raters)),
+        "judge": line["label"],
+        "expected": line["expected"],
+        "confidence": line["confidence"],
+        "review": line["review"],
+        "verdicts": " ".join(f"{s['name']}={s['verdict']}" for s in line["steps"] if s["verdict"]),
+        "chain": "\n".join(chain_lines(line)),
+    }

@@ -6,15 +6,13 @@ cannot be read counts as the label farthest from the human one.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from she_jax.cot import LabelSet
 from she_jax.data.intake import normalize_text
-from she_jax.data.languages import language_of
 from she_jax.evaluation.agreement import (
     Judgments,
     accuracy,
@@ -23,18 +21,13 @@ from she_jax.evaluation.agreement import (
     macro_f1,
     quadratic_kappa,
 )
-from she_jax.evaluation.confidence import (
-    brier,
-    log_loss,
-    log_votes,
-    reliability,
-    review_limit,
-    tempered,
-)
+from she_jax.evaluation.confidence import brier, log_loss, reliability, review_limit
 from she_jax.evaluation.decide import UNREAD
-from she_jax.evaluation.floor import labeled_floor
+from she_jax.evaluation.floor import LabeledPairs, labeled_floor
 from she_jax.evaluation.intervals import Interval, interval_of_sums
-from she_jax.evaluation.ranking import mean_ndcg, ndcg_by_query
+from she_jax.evaluation.judged import JudgedPairs
+from she_jax.evaluation.lazy import Lazy
+from she_jax.evaluation.ranking import compare_systems, mean_ndcg, ndcg_by_query
 from she_jax.evaluation.raters import judge_alpha, rater_metrics
 from she_jax.rewards.calibration import calibration_error
 from she_jax.types import Example
@@ -44,121 +37,40 @@ METRICS = (
     "good_auc", "ndcg@10",
 )  # fmt: skip
 SHARES = (0.95, 0.99)  # agreement of the labels that nobody looks at
-LENGTHS = {"product text up to 100 characters": 100, "up to 300": 300, "longer": np.inf}
 
 
-@dataclass(frozen=True)
-class JudgedPairs:
-    """Labeled pairs with a judge's answers, as class indices worst to best.
-
-    Attributes:
-      examples: the pairs, each with a label.
-      lines: their lines of ``predictions.jsonl``.
-      gold: human labels; shape [N].
-      predicted: the judge's, or ``UNREAD``; shape [N].
-      probabilities: as voted, NaN where there are none; None if no pair has any. Shape [N, K].
-      confident: the same after the temperature.
-      labels: the label set.
-    """
-
-    examples: Sequence[Example]
-    lines: Sequence[Mapping[str, Any]]
-    gold: Int[np.ndarray, "N"]
-    predicted: Int[np.ndarray, "N"]
-    probabilities: Float[np.ndarray, "N K"] | None
-    confident: Float[np.ndarray, "N K"] | None
-    labels: LabelSet
-
-    @property
-    def queries(self) -> list[str]:
-        """The query of each pair."""
-        return [example.query for example in self.examples]
-
-    @property
-    def expected(self) -> Float[np.ndarray, "N"]:
-        """What ranks the products: the expected grade, else the label; the worst if unread."""
-        places = np.maximum(self.predicted, 0).astype(float)
-        if self.confident is None:
-            return places
-        return np.where(np.isnan(self.confident).any(1), places, self.confident @ _places(self))
-
-    @property
-    def farthest(self) -> Int[np.ndarray, "N"]:
-        """The judge's labels; where none could be read, the class farthest from the human one."""
-        last = len(self.labels.values) - 1
-        return np.where(
-            self.predicted == UNREAD, np.where(self.gold * 2 > last, 0, last), self.predicted
-        )
-
-
-def judged_pairs(
-    examples: Sequence[Example],
-    lines: Sequence[Mapping[str, Any]],
-    labels: LabelSet,
-    *,
-    samples: int,
-    temperature: float | None,
-) -> JudgedPairs:
-    """The labeled ones of some pairs, with their answers.
-
-    Args:
-      examples: the pairs.
-      lines: their lines of ``predictions.jsonl``.
-      labels: the label set.
-      samples: k, chains that voted; 0 if the probabilities are the label's own.
-      temperature: that was fitted; None for none.
-    """
-    kept = [(e, line) for e, line in zip(examples, lines, strict=True) if e.label is not None]
-    gold = np.array([labels.index(e.label) for e, _ in kept if e.label is not None], int)
-    given = [line["label"] for _, line in kept]
-    predicted = np.array([UNREAD if v is None else labels.index(v) for v in given], int)
-    rows = [line["probabilities"] for _, line in kept]
-    probabilities = confident = None
-    if any(rows):
-        unknown = dict.fromkeys(labels.texts, np.nan)
-        probabilities = np.array([list((row or unknown).values()) for row in rows])
-        confident = probabilities
-        if temperature is not None:
-            logits = (
-                log_votes(np.round(probabilities * samples)) if samples else np.log(probabilities)
-            )
-            confident = tempered(logits, temperature)
-    return JudgedPairs(
-        examples=[e for e, _ in kept],
-        lines=[line for _, line in kept],
-        gold=gold,
-        predicted=predicted,
-        probabilities=probabilities,
-        confident=confident,
-        labels=labels,
-    )
-
-
-def agreement_report(judged: JudgedPairs, train: Sequence[Example]) -> dict[str, Any]:
+def agreement_report(
+    judged: JudgedPairs,
+    train: Sequence[Example],
+    ranks: Mapping[str, Mapping[int, float]] | None = None,
+) -> dict[str, Any]:
     """The report as plain values.
 
     Args:
       judged: labeled pairs with a judge's answers, at least one.
       train: the pairs that the judge was trained on, for the floor; none if they are not known.
+      ranks: of ranking systems to compare, see ``compare_systems``; None for none.
 
     Returns:
       ``pairs``, ``queries``, ``seen`` (pairs whose query is one of the training pairs), ``labels``,
       ``metrics`` (of ``judge``, ``unseen``, ``floor`` and ``raters``, each by name an interval),
-      ``confusion``, ``calibration``, ``review``, ``slices``, ``unread`` (a count).
+      ``confusion``, ``calibration``, ``review``, ``slices``, ``unread`` (a count), ``systems``
+      (see ``compare_systems``; None without).
     """
     labels, size = judged.labels, len(judged.labels.values)
     seen_queries = {_folded(example.query) for example in train}
-    seen = np.array([_folded(query) in seen_queries for query in judged.queries], bool)
+    known = {query: _folded(query) in seen_queries for query in set(judged.queries)}
+    seen = np.array([known[query] for query in judged.queries], bool)
     metrics = {"judge": judge_report(judged)}
     if train and 0 < seen.sum() < len(seen):
-        metrics["unseen"] = judge_report(subset(judged, ~seen))
-    if train and (baselines := labeled_floor(train, judged.examples, labels)):
+        metrics["unseen"] = judge_report(judged.subset(~seen))
+    if train and (baselines := labeled_floor(train, _pairs(judged), labels)):
         floor = baselines["word_overlap"]
         metrics["floor"] = floor.metrics | {
             "alpha": judge_alpha(judged.queries, judged.gold, floor.judgments.predicted, size),
             "ndcg@10": _ndcg(judged, floor.probabilities @ np.arange(size)),
         }
-    ratings = [[labels.index(rating) for rating in e.raters] for e in judged.examples]
+    ratings = judged.ratings
     if any(len(given) > 1 for given in ratings):
         metrics["raters"] = rater_metrics(judged.queries, ratings, size)
     columns = np.where(judged.predicted == UNREAD, size, judged.predicted)
@@ -177,9 +89,18 @@ def agreement_report(judged: JudgedPairs, train: Sequence[Example]) -> dict[str,
         "confusion": matrix.tolist(),
         "calibration": _calibration(judged),
         "review": _review(judged),
-        "slices": _slices(judged),
+        "slices": {title: _slice(judged, groups) for title, groups in judged.slices.items()},
         "unread": int((judged.predicted == UNREAD).sum()),
+        "systems": compare_systems(ranks, judged.queries, judged.gold, judged.farthest)
+        if ranks
+        else None,
     }
+
+
+def _pairs(judged: JudgedPairs) -> LabeledPairs:
+    """The pairs for the floor, their products read when they are asked for."""
+    products = Lazy(range(len(judged.gold)), lambda n: judged.examples[n].product)
+    return LabeledPairs(queries=judged.queries, products=products, labels=judged.gold.tolist())
 
 
 def judge_report(judged: JudgedPairs) -> dict[str, Interval]:
@@ -200,24 +121,10 @@ def judge_report(judged: JudgedPairs) -> dict[str, Interval]:
     return {name: metrics[name] for name in METRICS}
 
 
-def subset(judged: JudgedPairs, rows: np.ndarray) -> JudgedPairs:
-    """Some of the pairs, by a boolean for each."""
-    kept = np.flatnonzero(rows).tolist()
-    return JudgedPairs(
-        examples=[judged.examples[n] for n in kept],
-        lines=[judged.lines[n] for n in kept],
-        gold=judged.gold[kept],
-        predicted=judged.predicted[kept],
-        probabilities=None if judged.probabilities is None else judged.probabilities[kept],
-        confident=None if judged.confident is None else judged.confident[kept],
-        labels=judged.labels,
-    )
-
-
 def worst_disagreements(judged: JudgedPairs, most: int = 50) -> list[int]:
     """The pairs whose labels are farthest apart, the judge's surest first among equals."""
     gaps = np.abs(judged.farthest - judged.gold)
-    sure = np.array([line["confidence"] or 0.0 for line in judged.lines])
+    sure = np.nan_to_num(judged.confidence)
     order = np.lexsort((np.arange(len(gaps)), -sure, -gaps))
     return [int(n) for n in order[:most] if gaps[n] and judged.predicted[n] != UNREAD]
 
@@ -275,36 +182,18 @@ def _review(judged: JudgedPairs) -> dict[str, Any] | None:
     return {"limits": limits, "curve": curve[:: max(1, len(curve) // 100)]}
 
 
-def _slices(judged: JudgedPairs) -> dict[str, dict[str, dict[str, Any]]]:
-    lengths = [sum(map(len, example.product.values())) for example in judged.examples]
-    by_length = [next(n for n, most in LENGTHS.items() if size <= most) for size in lengths]
-    names: dict[str, Sequence[str]] = {
-        "kind": [example.kind or "unknown" for example in judged.examples],
-        "language": [_language(example) for example in judged.examples],
-        "length": by_length,
-    }
-    return {title: _slice(judged, values) for title, values in names.items()}
-
-
 def _slice(judged: JudgedPairs, values: Sequence[str]) -> dict[str, dict[str, Any]]:
     size = len(judged.labels.values)
     metrics = {"accuracy": accuracy, "quadratic_kappa": quadratic_kappa}
-    found = {}
+    places = {value: n for n, value in enumerate(dict.fromkeys(values))}
+    number = np.array([places[value] for value in values])
+    slices = {}
     for value, count in Counter(values).most_common():
-        part = subset(judged, np.array([v == value for v in values]))
+        part = judged.subset(number == places[value])
         matrices = confusions(part.gold, part.farthest, size)
         intervals = {n: interval_of_sums(part.queries, m, matrices) for n, m in metrics.items()}
-        found[value] = {"pairs": count, **{n: asdict(i) for n, i in intervals.items()}}
-    return found
-
-
-def _language(example: Example) -> str:
-    name = language_of(example.query, example.product).name
-    return "too few known words" if name == "unknown" else name
-
-
-def _places(judged: JudgedPairs) -> np.ndarray:
-    return np.arange(len(judged.labels.values))
+        slices[value] = {"pairs": count, **{n: asdict(i) for n, i in intervals.items()}}
+    return slices
 
 
 def _folded(query: str) -> str:

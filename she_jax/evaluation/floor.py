@@ -18,6 +18,8 @@ from she_jax.evaluation.intervals import Interval
 from she_jax.evaluation.overlap import Overlap
 from she_jax.types import Example
 
+_ROWS = 2**16  # pairs at a time
+
 
 @dataclass(frozen=True, kw_only=True)
 class LabeledPairs:
@@ -82,23 +84,25 @@ def floor(
 
 
 def labeled_floor(
-    train: Sequence[Example], test: Sequence[Example], labels: LabelSet
+    train: Sequence[Example], test: Sequence[Example] | LabeledPairs, labels: LabelSet
 ) -> dict[str, Baseline] | None:
     """The baselines on the labeled ones of some examples; None if a side has none."""
-    parts = []
-    for examples in (train, test):
-        known = [example for example in examples if example.label is not None]
-        parts.append(
-            LabeledPairs(
-                queries=[example.query for example in known],
-                products=[example.product for example in known],
-                labels=[labels.index(example.label) for example in known],
-            )
-        )
+    parts = [
+        part if isinstance(part, LabeledPairs) else _labeled(part, labels) for part in (train, test)
+    ]
     if not all(part.labels for part in parts):
         return None
     good = [labels.index(value) for value in labels.good]
     return floor(*parts, classes=len(labels.values), good=good)
+
+
+def _labeled(examples: Sequence[Example], labels: LabelSet) -> LabeledPairs:
+    known = [example for example in examples if example.label is not None]
+    return LabeledPairs(
+        queries=[example.query for example in known],
+        products=[example.product for example in known],
+        labels=[labels.index(example.label) for example in known if example.label is not None],
+    )
 
 
 def baseline(
@@ -156,5 +160,7 @@ def regression(
     # The matrices are small: more threads only wait for each other, and change the last digits.
     with threadpool_limits(1):
         model.fit(train[order], gold[order])
-        probabilities[:, present] = model.predict_proba(test)
+        for first in range(0, len(test), _ROWS):
+            part = slice(first, first + _ROWS)
+            probabilities[part, present] = model.predict_proba(test[part])
     return probabilities

@@ -53,34 +53,37 @@ def score(
 
     if len(chains) != len(examples):
         raise ValueError(f"{len(chains)} chains for {len(examples)} examples: expected one each")
-    parsed = [chain.well_formed for chain in chains]
-    labeled = [(c, e) for c, e in zip(chains, examples, strict=True) if e.label is not None]
     if schema.label_index < 0:
         return _score_steps(chains, examples, schema)
-    labels = schema.labels
-    gold = np.array([labels.index(example.label) for _, example in labeled], int)
-    predicted = np.array(
-        [UNREAD if chain.label is None else labels.index(chain.label) for chain, _ in labeled], int
-    )
-    kinds = np.array([example.kind or "unknown" for _, example in labeled], str)
+    labels, parsed, rows = schema.labels, 0, []
+    known: dict[tuple[Any, ...], dict[str, bool]] = {}  # equal verdicts are the same object
+    for chain, example in zip(chains, examples, strict=True):
+        parsed += chain.well_formed
+        if example.label is None:
+            continue
+        guess = UNREAD if chain.label is None else labels.index(chain.label)
+        steps = correct_verdicts(chain, example, schema)
+        steps = known.setdefault(tuple(steps.items()), steps)
+        rows.append((labels.index(example.label), guess, example.kind or "unknown", steps))
+    gold, predicted = (np.array([row[n] for row in rows], int) for n in (0, 1))
+    kinds, verdicts = np.array([row[2] for row in rows], str), [row[3] for row in rows]
     classes = range(len(labels.values))
     confusion = np.zeros((len(classes), len(classes) + 1), int)
-    if labeled:
+    if rows:
         confusion = confusion_matrix(gold, predicted, labels=[*classes, UNREAD])[:-1]
     present = confusion.sum(1) > 0
     f1 = _class_f1(confusion)
-    verdicts = [correct_verdicts(chain, example, schema) for chain, example in labeled]
     return {
         "macro_f1": _macro_f1(gold, predicted),
         "macro_f1_se": _macro_f1_se(confusion),
-        "accuracy": float(accuracy_score(gold, predicted)) if labeled else None,
+        "accuracy": float(accuracy_score(gold, predicted)) if rows else None,
         "good_f1": _good_f1(gold, predicted, [labels.index(value) for value in labels.good]),
         "f1": {labels.texts[c]: float(f1[c]) if present[c] else None for c in classes},
         "step_accuracy": _step_accuracy(verdicts, schema),
         "right_for_wrong_reason": _right_for_wrong_reason(verdicts, gold == predicted),
-        "parse_rate": float(np.mean(parsed)) if parsed else None,
+        "parse_rate": parsed / len(chains) if chains else None,
         "confusion": confusion.tolist(),
-        "n": len(labeled),
+        "n": len(rows),
         "by_kind": {
             str(kind): {
                 "macro_f1": _macro_f1(gold[kinds == kind], predicted[kinds == kind]),

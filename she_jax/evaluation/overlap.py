@@ -85,11 +85,10 @@ class Overlap:
         self, queries: Sequence[str], products: Sequence[Mapping[str, str]]
     ) -> Float[np.ndarray, "N F"]:
         """The features of each pair; F depends on the training split's fields and is at most 35."""
-        rows = [
-            list(self.named_features(query, product).values())
-            for query, product in zip(queries, products, strict=True)
-        ]
-        return np.array(rows, float).reshape(len(rows), len(self.named_features("", {})))
+        rows = np.empty((len(queries), len(self.named_features("", {}))))
+        for row, query, product in zip(rows, queries, products, strict=True):
+            row[:] = list(self.named_features(query, product).values())
+        return rows
 
     def named_features(self, query: str, product: Mapping[str, str]) -> dict[str, float]:
         """The features of a pair by name, in a fixed order."""

@@ -1,4 +1,4 @@
-"""Rankings by a judge under human grades: nDCG@10.
+"""Rankings under human grades and under a judge's: nDCG@10, and whether systems keep their order.
 
 Gains are the class indices 0 to K - 1, worst to best, discounts 1 / log2(rank + 1) (Järvelin and
 Kekäläinen 2002, with linear gains as trec_eval has them). Products with equal scores share the mean
@@ -8,6 +8,7 @@ with one judged product, or none above the worst class, have no nDCG and are lef
 
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -27,19 +28,63 @@ def ndcg_by_query(
       gains: class index of each pair.
       scores: any number that is larger for products that rank before others.
     """
+    from sklearn import config_context
     from sklearn.metrics import ndcg_score
 
     rows: dict[Hashable, list[int]] = defaultdict(list)
     for row, query in enumerate(queries):
         rows[query].append(row)
-    return {
-        query: float(ndcg_score([gains[of]], [scores[of]], k=CUT))
-        for query, of in rows.items()
-        if len(of) > 1 and gains[of].any()
-    }
+    with config_context(assume_finite=True, skip_parameter_validation=True):  # some 10^5 calls
+        return {
+            query: float(ndcg_score([gains[of]], [scores[of]], k=CUT))
+            for query, of in rows.items()
+            if len(of) > 1 and gains[of].any()
+        }
 
 
 def mean_ndcg(by_query: Mapping[Hashable, float]) -> Interval:
     """The mean over queries, with its interval."""
     rows = np.array([(value, 1.0) for value in by_query.values()]).reshape(-1, 2)
     return interval_of_sums(list(by_query), lambda sums: sums[:, 0] / sums[:, 1], rows)
+
+
+def compare_systems(
+    ranks: Mapping[str, Mapping[int, float]],
+    queries: Sequence[Hashable],
+    human: Int[np.ndarray, "N"],
+    judge: Int[np.ndarray, "N"],
+) -> dict[str, object]:
+    """nDCG@10 of ranking systems under human and under a judge's labels.
+
+    Only judged products count: others of a system's ranking are taken out before it is scored.
+
+    Args:
+      ranks: by system, for some of the pairs (by index) a number that is smaller for those in
+        front, such as the rank; equal ones share their places.
+      queries: the query of each pair.
+      human: class index of each pair, by people.
+      judge: class index of each pair, by the judge.
+
+    Returns:
+      ``systems``: for each its ``human`` and ``judge`` nDCG (means over its queries) and ``n``, its
+      pairs; ``tau``: Kendall's tau-b of the two orders of systems; None of fewer than two.
+    """
+    from scipy.stats import kendalltau
+
+    systems = {}
+    for name, places in ranks.items():
+        rows = np.array(sorted(places), int)
+        named = [queries[row] for row in rows]
+        scores = np.array([-places[row] for row in rows], float)
+        means = {
+            side: list(ndcg_by_query(named, labels[rows], scores).values())
+            for side, labels in (("human", human), ("judge", judge))
+        }
+        systems[name] = {side: float(np.mean(v)) if v else None for side, v in means.items()}
+        systems[name]["n"] = len(rows)
+    both = [(s["human"], s["judge"]) for s in systems.values() if None not in s.values()]
+    tau = float("nan")
+    if len(both) > 1:
+        result: Any = kendalltau(*zip(*both, strict=True))
+        tau = float(result.statistic)
+    return {"systems": systems, "tau": None if np.isnan(tau) else tau}

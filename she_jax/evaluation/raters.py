@@ -29,10 +29,10 @@ def rater_metrics(
       ``alpha``, see ``krippendorff_alpha``.
     """
     metrics = {"accuracy": accuracy, "kappa": kappa, "quadratic_kappa": quadratic_kappa}
-    rows = coincidences(ratings, classes, by_rating=False)
-    found = {name: interval_of_sums(queries, metric, rows) for name, metric in metrics.items()}
     alpha = interval_of_sums(queries, krippendorff_alpha, coincidences(ratings, classes))
-    return found | {"alpha": alpha}
+    rows = coincidences(ratings, classes, by_rating=False)  # large: never both of them at once
+    agreement = {name: interval_of_sums(queries, metric, rows) for name, metric in metrics.items()}
+    return agreement | {"alpha": alpha}
 
 
 def coincidences(

@@ -1,23 +1,27 @@
 """What an evaluation with labels leaves beside its predictions: report, page and table."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from she_jax.cot import LabelSet
-from she_jax.evaluation.agreement_page import agreement_page, judged_rows
-from she_jax.evaluation.agreement_report import agreement_report, judged_pairs
+from she_jax.evaluation.agreement_page import agreement_page, judged_row
+from she_jax.evaluation.agreement_report import agreement_report
 from she_jax.evaluation.evaluate import evenly_spaced
 from she_jax.evaluation.judge import Calibration
+from she_jax.evaluation.judged import JudgedPairs, judged_pairs
 from she_jax.runs.decide import pairs_of_run
 from she_jax.runs.load import Source
+from she_jax.runs.outputs import Table, no_formula
 from she_jax.runs.policy import FLOOR_PAIRS
 from she_jax.training.files import write_json, write_text
 from she_jax.training.logging import log
 from she_jax.types import Example
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so is a formula to a spreadsheet
+Ranks = Mapping[str, Mapping[int, float]]  # by system: the place of a pair to its rank
 
 
 def write_agreement(
@@ -28,8 +32,9 @@ def write_agreement(
     labels: LabelSet,
     calibration: Calibration,
     samples: int,
+    ranks: Ranks,
 ) -> None:
-    """Writes ``agreement.json``, ``agreement.html`` and ``judged.csv``.
+    """Writes ``agreement.json`` and ``agreement.html``.
 
     Args:
       workdir: the evaluation's folder.
@@ -39,16 +44,28 @@ def write_agreement(
       labels: the label set.
       calibration: how the labels were decided on.
       samples: k, chains that voted.
+      ranks: of ranking systems, by the places of the pairs; empty for none.
     """
     temperature = calibration.temperature
     judged = judged_pairs(examples, lines, labels, samples=samples, temperature=temperature)
-    report = agreement_report(judged, _training_pairs(source))
+    report = agreement_report(judged, _training_pairs(source), _labeled(ranks, judged))
     write_json(workdir / "agreement.json", report | {"decide": calibration.to_json()})
     votes = f", by {samples} sampled chains a pair ({calibration.decision.rule})" if samples else ""
     about = f"{report['pairs']:,} labeled pairs, judged by {source}{votes}"
     write_text(workdir / "agreement.html", agreement_page(report, judged, about))
-    _write_csv(workdir / "judged.csv", judged_rows(examples, lines))
     log(f"agreement with people: {workdir / 'agreement.html'}; a row a pair: judged.csv")
+
+
+def _labeled(ranks: Ranks, judged: JudgedPairs) -> dict[str, dict[int, float]]:
+    """The ranks by the numbers of the labeled pairs, without those of others."""
+    labeled = {}
+    for system, places in ranks.items():
+        given = np.array(sorted(places), int)
+        numbers = np.searchsorted(judged.places, given)
+        known = np.isin(given, judged.places)
+        pairs = zip(numbers[known].tolist(), given[known].tolist(), strict=True)
+        labeled[system] = {number: places[place] for number, place in pairs}
+    return labeled
 
 
 def _training_pairs(source: Source) -> list[Example]:
@@ -61,13 +78,37 @@ def _training_pairs(source: Source) -> list[Example]:
         return []
 
 
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    part = path.with_name(f"{path.name}.part")
+def write_judged(
+    workdir: Path,
+    examples: Sequence[Example],
+    lines: Sequence[Mapping[str, Any]],
+    table: Table | None,
+) -> None:
+    """Writes ``judged.csv``, a row for each pair.
+
+    Args:
+      workdir: the evaluation's folder.
+      examples: the pairs.
+      lines: their lines of ``predictions.jsonl``.
+      table: the user's, for the ids; None if the pairs are of none.
+    """
+
+    def ids() -> Iterator[dict[str, str]]:
+        if table is None:
+            yield from ({"docid": example.uid} for example in examples)
+            return
+        names = ("qid", "docid") if table.has_qids else ("docid",)
+        for _, cells in table.records():
+            yield {name: cells.get(name, "") for name in names}
+
+    part = workdir / "judged.csv.part"
     with part.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        for row in rows:
-            written = {name: row[name] for name in ("verdicts", "chain")}  # by a model
-            safe = {k: f"'{v}" if v.startswith(_FORMULA) else v for k, v in written.items()}
-            writer.writerow({**row, **safe})
-    part.replace(path)
+        writer = None
+        for example, line, known in zip(examples, lines, ids(), strict=True):
+            row = {**known, **judged_row(example, line)}
+            row |= {name: no_formula(row[name]) for name in ("verdicts", "chain")}
+            if writer is None:
+                writer = csv.DictWriter(file, row.keys())
+                writer.writeheader()
+            writer.writerow(row)
+    part.replace(workdir / "judged.csv")

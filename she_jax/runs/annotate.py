@@ -23,17 +23,19 @@ from she_jax.annotation.quotas import (
 from she_jax.annotation.stepwise import stepwise_row
 from she_jax.annotation.tasks import json_lines, make_task, task_to_json
 from she_jax.cot import LABEL_STEP, CotSchema
-from she_jax.data.dataset import open_split, shuffled_rows
+from she_jax.data.dataset import fingerprint, open_split, shuffled_rows
 from she_jax.evaluation.decide import DecideConfig
 from she_jax.evaluation.evaluate import VALIDATION, evenly_spaced
 from she_jax.evaluation.judge import Calibration
 from she_jax.generate.generator import Generator
 from she_jax.generate.language_model import UNLIMITED
 from she_jax.generate.lengths import measure
+from she_jax.runs.blocks import Share
 from she_jax.runs.config import INHERITED, AnnotateConfig, Recipe, inherit, read_run
 from she_jax.runs.decide import Decider, pairs_of_run
 from she_jax.runs.load import PHASES, Source, fit_lengths, load_policy
-from she_jax.runs.predict import write_blocks
+from she_jax.runs.predictions import OutputConfig
+from she_jax.training.checkpoint import params_digest
 from she_jax.training.files import write_json, write_text
 from she_jax.training.logging import Progress, log
 from she_jax.training.setup import prepare_dataset, split_mesh
@@ -135,17 +137,14 @@ def _by_policy(
         f"{len(rows):,} candidates, {1 + k} chains each ({(1 + k) * len(rows):,} in all): one to "
         f"look at, {k} that vote; fewer with --samples or annotate.candidates"
     )
-    decider = Decider(
-        DecideConfig(samples=k, seed=config.seed), lm, params, config.evaluation.batch_size
-    )
-    with StopSignal() as stop, Progress("judging the candidates", total=len(rows)) as bar:
-        for _ in write_blocks(decider, Calibration(), examples, rows, workdir / "chains", bar):
-            if stop:
-                log(f"{stop.name}: the finished blocks are kept; the same command goes on")
-                raise SystemExit(stop.exit_code)
-    paths = sorted((workdir / "chains").glob("*.jsonl"))
-    lines = [json.loads(line) for path in paths for line in path.read_bytes().splitlines()]
-    judged = [(examples[row], line) for row, line in zip(rows, lines, strict=True)]
+    decide = DecideConfig(samples=k, seed=config.seed)
+    decider = Decider(decide, lm, params, config.evaluation.batch_size)
+    share = Share(decider, source, examples, rows, workdir / "chains", OutputConfig())
+    content = {"pairs": fingerprint(dataset), "checkpoint": params_digest(params)}
+    share.claim(content, Calibration())
+    with StopSignal() as stop:
+        share.run("the candidates", stop)
+    judged = [(examples[row], line) for row, line in zip(rows, share.blocks, strict=True)]
     errors = _measured_errors(Generator(lm, config.evaluation.batch_size), params, source, schema)
     return schema, judged, errors, str(source)
 

@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from she_jax.data.dataset import PreparedDataset, open_split, prepare
+from she_jax.data.intake import repeated_uid
 from she_jax.data.sources import make_builder
 from she_jax.evaluation.decide import DecideConfig
 from she_jax.evaluation.judge import Calibration, Judgment, judge
@@ -20,7 +21,8 @@ from she_jax.recipes import stage1
 from she_jax.runs.config import parse
 from she_jax.runs.decide import Decider
 from she_jax.runs.load import Source, load_policy
-from she_jax.runs.predict import caveats, prediction
+from she_jax.runs.predict import caveats
+from she_jax.runs.predictions import prediction
 from she_jax.runs.resolve import columns_of
 from she_jax.runs.run import run
 from she_jax.training.files import write_text
@@ -89,7 +91,8 @@ class Judge:
         Returns:
           For each pair what a line of ``predictions.jsonl`` has (``label`` is None if the judge
           wrote none), and ``error``: None, or why the pair cannot be read, with no ``uid``, no
-          ``label`` and no ``steps``.
+          ``label`` and no ``steps``. A pair whose ``uid`` an earlier one has is said in ``error``,
+          too, and has that one's label.
         """
         with tempfile.TemporaryDirectory() as name:
             folder, file = Path(name), Path(name) / "pairs.jsonl"
@@ -116,11 +119,14 @@ class Judge:
                 source = open_split(dataset.path, "test")
                 examples = [source[row] for row in range(len(source))]
             judged = self._judge(decider, calibration, examples) if examples else []
-            lines = iter(
-                [prediction(*pair, decider) for pair in zip(examples, judged, strict=True)]
-            )
+            schema = decider.lm.prompts.schema
+            lines = [prediction(*pair, schema) for pair in zip(examples, judged, strict=True)]
+            by_uid = {line["uid"]: line for line in lines}
+            rest = iter(lines)
             return [
-                UNREADABLE | {"error": bad[line]} if line in bad else next(lines) | {"error": None}
+                by_uid.get(repeated_uid(bad[line]) or "", UNREADABLE) | {"error": bad[line]}
+                if line in bad
+                else next(rest) | {"error": None}
                 for line in range(1, count + 1)
             ]
 

@@ -39,6 +39,7 @@ from she_jax.runs.plugins import (
     is_plugin,
     load_plugin,
 )
+from she_jax.runs.predictions import OutputConfig
 from she_jax.training.optimizer import OptimizerConfig
 from she_jax.training.sft import SftConfig
 from she_jax.training.workdir import read_recipe
@@ -121,6 +122,7 @@ class PredictConfig(RunConfig):
     phase: str
     evaluation: EvalConfig
     decide: DecideConfig
+    output: OutputConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -532,6 +534,7 @@ def _predict(recipe: Recipe, common: dict[str, Any]) -> PredictConfig:
         phase=recipe.phase,
         evaluation=_evaluation(recipe),
         decide=DecideConfig(**recipe.decide.to_dict(), seed=recipe.seed),
+        output=OutputConfig(**recipe.predict.to_dict()),
     )
 
 

@@ -91,12 +91,19 @@ class Decider:
             self._generator,
             self._params,
             examples,
-            greedy=self.config.chains and (rule in ("greedy", AUTO) or not self.config.samples),
+            greedy=self._needs_greedy(rule),
             samples=self.config.samples,
             seed=seed,
             label_logits=self._logits,
             show=show,
         )
+
+    def chains_a_pair(self, rule: str) -> int:
+        """How many chains are written of a pair; 0 for one pass without a chain."""
+        return self._needs_greedy(rule) + self.config.samples
+
+    def _needs_greedy(self, rule: str) -> bool:
+        return self.config.chains and (rule in ("greedy", AUTO) or not self.config.samples)
 
     def calibrate(self, source: Source) -> Calibration:
         """What was fitted on a run's validation pairs, or is fitted now, beside the checkpoint.

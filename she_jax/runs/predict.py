@@ -2,54 +2,90 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from she_jax.cot import Chain, CotSchema, ParsedStep
 from she_jax.data.dataset import (
     ExampleSource,
+    PreparedDataset,
     evenly_spaced_rows,
     fingerprint,
     open_split,
 )
 from she_jax.evaluation.evaluate import evenly_spaced
-from she_jax.evaluation.judge import Calibration, Judgment, judge
+from she_jax.evaluation.judge import Calibration
+from she_jax.evaluation.lazy import Lazy
 from she_jax.evaluation.metrics import score
 from she_jax.evaluation.pairs import common_fields
 from she_jax.evaluation.report import below_floor
 from she_jax.evaluation.unread import Unread
-from she_jax.generate.language_model import UNLIMITED
+from she_jax.generate.language_model import UNLIMITED, LanguageModel
 from she_jax.generate.lengths import measure
-from she_jax.runs.agreement import write_agreement
+from she_jax.runs.agreement import write_agreement, write_judged
+from she_jax.runs.blocks import Share
 from she_jax.runs.config import PredictConfig
 from she_jax.runs.decide import Decider
 from she_jax.runs.load import PHASES, Source, fit_lengths, load_policy
+from she_jax.runs.outputs import open_judged_table, write_outputs
+from she_jax.runs.predictions import join_blocks, read_chain
+from she_jax.runs.systems import check_run, read_systems
 from she_jax.training.checkpoint import params_digest
 from she_jax.training.files import write_json
-from she_jax.training.logging import Progress, log
+from she_jax.training.logging import log
 from she_jax.training.setup import prepare_dataset, split_mesh
 from she_jax.training.stop import StopSignal
 from she_jax.types import Example, UserError
 
 LOOKED_AT = 1_000  # pairs whose products are searched for the fields of the training pairs
-BLOCK = 512  # pairs a file while judging; a killed run judges at most this many again
+BLOCKS = "predictions"  # folder of the blocks that are done, if no other is named
 
 
-def predict(config: PredictConfig, workdir: Path) -> None:
-    """Writes a checkpoint's predictions for a data set, and their metrics if it has labels.
+@dataclass(frozen=True)
+class Job:
+    """What is to be judged, and by what.
 
-    ``predictions.jsonl`` has one line per pair, see ``prediction``. The metrics are in
-    ``summary.json``. What is stopped goes on at the last block, with the same bytes.
-
-    Raises:
-      UserError: if the folder holds the predictions of other pairs or of another checkpoint.
-      SystemExit: after a signal, once the block is written.
+    Attributes:
+      config: the options.
+      folder: of the blocks.
+      lm, params: the policy.
+      source: where it is from.
+      dataset: the pairs, and others.
+      examples: the pairs.
+      rows: those of them that are judged.
     """
-    final, sources = workdir / "predictions.jsonl", workdir / "inputs.json"
+
+    config: PredictConfig
+    folder: Path
+    lm: LanguageModel
+    params: Any
+    source: Source
+    dataset: PreparedDataset
+    examples: ExampleSource
+    rows: Sequence[int]
+
+    @property
+    def content(self) -> dict[str, str]:
+        """What the pairs and the policy are, whatever their places."""
+        return {"pairs": fingerprint(self.dataset), "checkpoint": params_digest(self.params)}
+
+    def share(self) -> Share:
+        """What judges the blocks.
+
+        Raises:
+          UserError: if the folder has blocks of something else.
+        """
+        config = self.config
+        decider = Decider(config.decide, self.lm, self.params, config.evaluation.batch_size)
+        parts = (self.examples, self.rows, self.folder, config.output)
+        share = Share(decider, self.source, *parts)
+        share.claim(self.content)
+        return share
+
+
+def open_job(config: PredictConfig, workdir: Path) -> Job:
+    """Loads the policy and prepares the pairs, and says what the user should know of both."""
     mesh, _ = split_mesh(config.mesh, 0)
     phases = (config.phase,) if config.phase else PHASES
     lm, params, source = load_policy(config, config.checkpoint, mesh, phases)
@@ -57,159 +93,95 @@ def predict(config: PredictConfig, workdir: Path) -> None:
     dataset = prepare_dataset(config.data.for_chain(lm.prompts.schema.options))
     for caveat in caveats(source):
         log(caveat)
-    some = evenly_spaced(dataset, config.evaluation.split, LOOKED_AT)
-    if lacking := lacking_fields(source, some):
+    split = config.evaluation.split
+    if lacking := lacking_fields(source, evenly_spaced(dataset, split, LOOKED_AT)):
         log(
             f"the policy was trained on products with {', '.join(lacking)}, which these lack; if "
             "they have other names here: --config.data.columns=FIELD=COLUMN"
         )
+    examples = open_split(dataset.path, split)
     if lm.prompts.prompt_length == UNLIMITED or lm.prompts.completion_length == UNLIMITED:
-        sizes = measure(lm.prompts, open_split(dataset.path, config.evaluation.split))
+        sizes = measure(lm.prompts, examples)
         lm = fit_lengths(lm, replace(config.model, name=config.checkpoint), sizes)
-    inputs = {"pairs": str(dataset.path), "checkpoint": str(source)}
-    content = {"pairs": fingerprint(dataset), "checkpoint": params_digest(params)}
+    rows = evenly_spaced_rows(len(examples), config.evaluation.pairs)
+    folder = Path(config.output.blocks or workdir / BLOCKS)
+    return Job(config, folder, lm, params, source, dataset, examples, rows)
+
+
+def predict(config: PredictConfig, workdir: Path) -> None:
+    """Writes a checkpoint's predictions for a data set, and their metrics if it has labels.
+
+    ``predictions.jsonl`` (or ``.parquet``) has a line per pair, see ``prediction``. The rows of a
+    table are written again with labels, see ``write_outputs``. The metrics are in
+    ``summary.json``. What is stopped goes on at the last block, with the same bytes.
+
+    Raises:
+      UserError: if the folder holds the predictions of other pairs or of another checkpoint.
+      SystemExit: after a signal, once the block is written.
+    """
+    final, sources = workdir / f"predictions.{config.output.format}", workdir / "inputs.json"
+    job = open_job(config, workdir)
+    inputs = {"pairs": str(job.dataset.path), "checkpoint": str(job.source)}
     if sources.is_file():
         saved = json.loads(sources.read_text(encoding="utf-8"))
-        if content != saved["content"] if "content" in saved else inputs != saved:
+        if job.content != saved["content"] if "content" in saved else inputs != saved:
             raise UserError(
                 f"{workdir} holds predictions of other pairs or of another checkpoint (see "
                 f"{sources}): give a new folder with --workdir"
             )
     if final.is_file():
+        shutil.rmtree(workdir / BLOCKS, ignore_errors=True)  # of a run killed in its last moment
         log(f"all is done: the predictions are in {final}")
         return
-    write_json(sources, inputs | {"content": content})
-    decider = Decider(config.decide, lm, params, config.evaluation.batch_size)
-    calibration = decider.calibrate(source)
-    if calibration.about:
-        log(describe(calibration))
-    examples = open_split(dataset.path, config.evaluation.split)
-    rows = evenly_spaced_rows(len(examples), config.evaluation.pairs)
-    with StopSignal() as stop, Progress(f"judging {config.data.name}", total=len(rows)) as bar:
-        blocks = write_blocks(decider, calibration, examples, rows, workdir / "predictions", bar)
-        for _ in blocks:
-            if stop:
-                log(f"{stop.name}: the finished blocks are kept; the same command goes on")
-                raise SystemExit(stop.exit_code)
-    schema, unread = lm.prompts.schema, Unread(lm.prompts.completion_length)
-    has_labels = any(label is not None for label in examples.labels())
-    draft = final.with_name(f"{final.name}.part")
-    judged = []  # kept where there is something to compare with
-    with draft.open("wb") as file:
-        for row, line in zip(rows, _lines(workdir / "predictions"), strict=True):
-            file.write(line)
-            values = json.loads(line)
-            unread.add(read_chain(values, schema), values["text"] or "", values["truncated"])
-            if has_labels:
-                judged.append((examples[row], values))
-    labeled = [(pair, line) for pair, line in judged if pair.label is not None]
+    if config.output.systems:
+        check_run(config.output.systems, config.data)
+    write_json(sources, inputs | {"content": job.content})
+    share = job.share()
+    if share.calibration.about:
+        log(describe(share.calibration))
+    with StopSignal() as stop:
+        share.run(config.data.name, stop)
+    if missing := share.blocks.missing():
+        log(
+            f"{len(missing)} of {len(share.blocks.paths)} blocks are missing: they are for the "
+            f"other predict.parts. Once they are done, the same command finishes with all of "
+            f"{job.folder}"
+        )
+        return
+    _finish(job, share, workdir, final)
+
+
+def _finish(job: Job, share: Share, workdir: Path, final: Path) -> None:
+    """Writes what is made of all the blocks; the predictions come last: they say that it is."""
+    schema, lines = job.lm.prompts.schema, share.blocks
+    unread = Unread(job.lm.prompts.completion_length)
+    for line in lines:
+        unread.add(read_chain(line, schema), line["text"] or "", line["truncated"])
+    examples = Lazy(job.rows, job.examples.__getitem__)
+    data = job.config.data.for_chain(schema.options)
+    table = open_judged_table(data, job.dataset, job.examples, job.rows, lines, schema)
+    labeled = any(label is not None for label in Lazy(job.rows, job.examples.labels().__getitem__))
     if labeled:
-        chains = [read_chain(line, schema) for _, line in labeled]
-        metrics = score(chains, [pair for pair, _ in labeled], schema)
-        write_json(workdir / "summary.json", metrics | {"decide": calibration.to_json()})
+        chains = Lazy(range(len(lines)), lambda n: read_chain(lines[n], schema))
+        metrics = score(chains, examples, schema)
+        write_json(workdir / "summary.json", metrics | {"decide": share.calibration.to_json()})
         log(f"macro F1 {metrics['macro_f1']:.3f}, accuracy {metrics['accuracy']:.3f}")
-        pairs, lines = zip(*judged, strict=True)
-        samples = config.decide.samples
-        write_agreement(workdir, source, pairs, lines, schema.labels, calibration, samples)
-    draft.replace(final)  # the last file: it says that all is done
-    shutil.rmtree(workdir / "predictions")
+        ranks = read_systems(table, job.config.output.systems) if table else {}
+        decided = share.calibration, job.config.decide.samples, ranks
+        write_agreement(workdir, job.source, examples, lines, schema.labels, *decided)
+        write_judged(workdir, examples, lines, table)
+    if table:
+        write_outputs(table, data, workdir)
+    draft = final.with_name(f"draft.{final.name}")
+    join_blocks(lines.paths, draft, schema.labels)
+    draft.replace(final)
+    if not job.config.output.blocks:  # those that several runs share are not ours
+        shutil.rmtree(job.folder)
     if unread.share:
-        log(unread.sentence(bool(labeled)))
-    if calibration.temperature is None:
+        log(unread.sentence(labeled))
+    if share.calibration.temperature is None:
         log("no confidence: --config.decide.samples=8 gives one, by votes, for 8 chains a pair")
     log(f"predictions: {final}" + (f", metrics: {workdir / 'summary.json'}" if labeled else ""))
-
-
-def write_blocks(
-    decider: Decider,
-    calibration: Calibration,
-    examples: ExampleSource,
-    rows: Sequence[int],
-    folder: Path,
-    progress: Progress,
-) -> Iterator[Path]:
-    """Writes the predictions of each block of rows to a file, and yields it once it is whole.
-
-    A file that is there is left alone. A block has samples of its own, whichever blocks were judged
-    before it, and the rows that are batched together are those of a block.
-    """
-    folder.mkdir(exist_ok=True)
-    for n, first in enumerate(range(0, len(rows), BLOCK)):
-        path, block = folder / f"{n:06d}.jsonl", rows[first : first + BLOCK]
-        if not path.is_file():
-            seed = int(np.random.SeedSequence((decider.config.seed, n)).generate_state(1)[0])
-            pairs = [examples[row] for row in block]
-            rule, start = calibration.decision.rule, first
-
-            def show(done: int, start: int = start) -> None:
-                progress.update(start + done)
-
-            evidence = decider.gather(pairs, rule, seed, show)
-            judgments = judge(evidence, calibration, decider.labels)
-            part = path.with_name(f"{path.name}.part")
-            with part.open("w", encoding="utf-8") as file:
-                for pair, judgment in zip(pairs, judgments, strict=True):
-                    file.write(json.dumps(prediction(pair, judgment, decider)) + "\n")
-            part.replace(path)
-        progress.update(first + len(block))
-        yield path
-
-
-def prediction(example: Example, judgment: Judgment, decider: Decider) -> dict[str, Any]:
-    """A line of ``predictions.jsonl``.
-
-    ``uid``; ``label``, null if none could be read; ``probabilities`` of the labels: the shares of
-    the votes, or the label's own of a policy that gives it first, else null; ``confidence``,
-    ``expected`` and ``review``, see ``Judgment``; ``well_formed``, ``steps`` (each with its name,
-    text and verdict) of the chain that speaks for the label, and ``text``, all that the model
-    wrote, where that is not a well-formed chain.
-    """
-    answer, labels, schema = judgment.answer, decider.labels, decider.lm.prompts.schema
-    by_label = judgment.probabilities and dict(
-        zip(labels.texts, judgment.probabilities, strict=True)
-    )
-    return {
-        "uid": example.uid,
-        "label": judgment.label,
-        "probabilities": by_label,
-        "confidence": judgment.confidence,
-        "expected": judgment.expected,
-        "review": judgment.review,
-        "well_formed": answer is not None and answer.chain.well_formed,
-        "steps": [
-            {"name": name, "text": step.text, "verdict": step.verdict}
-            for name, step in zip(schema.names, answer.chain.steps, strict=True)
-            if step is not None
-        ]
-        if answer
-        else [],
-        "text": answer.text if answer and not answer.chain.well_formed else None,
-        "truncated": answer is not None and answer.truncated,
-    }
-
-
-def _lines(folder: Path) -> Iterator[bytes]:
-    for path in sorted(folder.glob("*.jsonl")):
-        with path.open("rb") as file:
-            yield from file
-
-
-def read_chain(line: dict[str, Any], schema: CotSchema) -> Chain:
-    """The chain of a line of ``predictions.jsonl``, with the label that was decided on."""
-    written = {step["name"]: (step["text"], step["verdict"]) for step in line["steps"]}
-    steps: list[ParsedStep | None] = []
-    for step in schema.steps:
-        text, verdict = written.get(step.name, ("", None))
-        valid = bool(verdict if step.verdicts else text)
-        parsed = ParsedStep(text=text, verdict=verdict, valid=valid)
-        steps.append(parsed if step.name in written else None)
-    return Chain(
-        steps=tuple(steps),
-        line_steps=(),
-        well_formed=line["well_formed"],
-        label=line["label"],
-        truncated=line["truncated"],
-    )
 
 
 def describe(calibration: Calibration) -> str:

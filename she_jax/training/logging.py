@@ -127,6 +127,7 @@ class Progress:
       total: number of units, None if unknown.
       done: number of units done already.
       alike: whether units take about equally long; otherwise no time left is shown.
+      unit: what is counted, to show how many a second; "" to leave that out.
       console: where to show it; stdout if None.
     """
 
@@ -137,9 +138,11 @@ class Progress:
         total: int | None,
         done: int = 0,
         alike: bool = True,
+        unit: str = "",
         console: Console | None = None,
     ):
-        self._total, self._done, self._alike = total, done, alike
+        self._total, self._done, self._alike, self._unit = total, done, alike, unit
+        self._before = done
         self._console = console or Console()
         self._task = _encodable(task, self._console)
         self._started = self._shown = time.monotonic()
@@ -182,7 +185,8 @@ class Progress:
         _print(self._console, text)
 
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
-        elapsed = _clock(time.monotonic() - self._started)
+        seconds = time.monotonic() - self._started
+        elapsed = f"{_clock(seconds)}  {self._rate(seconds, self._done - self._before)}".rstrip()
         if self._bar:
             self._bar.update(self._bar.task_ids[0], rest=f"took {elapsed}  {self._metrics}")
             self._bar.stop()
@@ -202,7 +206,12 @@ class Progress:
         if len(self._history) < MIN_MEAN_STEPS:  # a late compilation would dominate
             paces = [(b[0] - a[0]) / (b[1] - a[1]) for a, b in pairwise(self._history)]
             pace = min(pace, median(paces))
-        return f"{_clock((self._total - self._done) * pace)} left  {self._metrics}"
+        rate = f"{self._rate(pace, 1)}  " if self._unit else ""
+        return f"{_clock((self._total - self._done) * pace)} left  {rate}{self._metrics}"
+
+    def _rate(self, seconds: float, units: int) -> str:
+        """How many units a second; "" if that is not to be shown, or none was done."""
+        return f"{units / seconds:.3g} {self._unit}/s" if self._unit and units and seconds else ""
 
 
 def _short(value: float) -> str:

@@ -18,8 +18,8 @@ from she_jax.types import UserError
 
 # While none of these exists, the recipe may change without loss.
 ARTIFACTS = (
-    *("checkpoints", "predictions", "predictions.jsonl", "step_queries", "chains", "filter"),
-    "pairs.jsonl",
+    *("checkpoints", "predictions", "predictions.jsonl", "predictions.parquet"),
+    *("step_queries", "chains", "filter", "pairs.jsonl"),
 )
 LOCK = ".lock"
 CONTENTS = "contents.json"  # digests of what the recipe's settings in MOVABLE name
@@ -29,7 +29,11 @@ MOVABLE = (
     *TABLES,
     *("model.name", "checkpoint", "init_from", "reward.prm", "reward.orm"),
 )
-UNCHECKED = ("data.dir", "filter.records")  # ... and what these name, a run checks when it reads it
+UNCHECKED = (
+    "data.dir",
+    "filter.records",
+    "predict.blocks",
+)  # ... and what these name, a run checks when it reads it
 SCHEMA = 2  # of config.json: raised when keys are renamed, so that old folders are refused
 
 

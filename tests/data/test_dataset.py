@@ -156,7 +156,8 @@ def test_too_many_bad_rows_are_an_error_with_counts_and_examples(tmp_path):
     dataset = make_dataset(tmp_path, [*good_rows(95), *bad[:5]])
     assert dataset.bad_rows == {"not JSON": 5}
     lines = (dataset.path / "bad_rows.jsonl").read_text().splitlines()
-    assert json.loads(lines[4]) == {"file": "f.jsonl", "line": 4, "reason": "not JSON: 4"}
+    bad_row = {"file": "f.jsonl", "line": 4, "reason": "not JSON: 4"}
+    assert json.loads(lines[4]) == bad_row | {"record": 99}
 
 
 def test_an_empty_stream_is_an_error(tmp_path):

@@ -8,12 +8,9 @@ import pytest
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, ndcg_score
 
 from she_jax.cot import LabelSet
-from she_jax.evaluation.agreement_page import agreement_page, judged_rows
-from she_jax.evaluation.agreement_report import (
-    agreement_report,
-    judged_pairs,
-    worst_disagreements,
-)
+from she_jax.evaluation.agreement_page import agreement_page, judged_row
+from she_jax.evaluation.agreement_report import agreement_report, worst_disagreements
+from she_jax.evaluation.judged import judged_pairs
 from she_jax.types import Example
 
 LABELS = LabelSet.parse("0-3")
@@ -106,13 +103,17 @@ def test_answers_that_cannot_be_read_are_the_farthest_and_are_shown():
     lines[0], lines[1] = unread(lines[0]), unread(lines[1])
     case = judged(examples, lines)
     assert case.farthest[0] == (0 if examples[0].label >= 2 else 3)
-    report = agreement_report(case, [])
+    ranks = {"<i>a</i>": {n: n % 12 for n in range(SIZE)}, "b": {n: -n for n in range(24)}}
+    report = agreement_report(case, [], ranks)
+    assert report["systems"]["systems"]["b"]["n"] == 24
     assert report["unread"] == 2
     assert sum(row[4] for row in report["confusion"]) == 2
     page = agreement_page(report, case, "judged by <b>me</b>")
     assert "Answers that could not be read: 2" in page
     assert "&lt;script&gt;alert(1)" in page
     assert "judged by &lt;b&gt;me" in page
+    assert "&lt;i&gt;a&lt;/i&gt;" in page
+    assert f"two orders of systems: {report['systems']['tau']:.3f}" in page
     assert not re.search(r"<script|https?://(?!www\.w3\.org)", page)
 
 
@@ -170,6 +171,6 @@ def test_the_worst_disagreements_come_first_and_the_surest_of_them():
     assert gaps == sorted(gaps, reverse=True)
     sure = [lines[n]["confidence"] for n in worst if gaps[worst.index(n)] == gaps[0]]
     assert sure == sorted(sure, reverse=True)
-    rows = judged_rows(examples, lines)
-    assert rows[3]["human"] == examples[3].label
-    assert rows[3]["chain"] == f"label: {lines[3]['label']}"
+    row = judged_row(examples[3], lines[3])
+    assert row["human"] == examples[3].label
+    assert row["chain"] == f"label: {lines[3]['label']}"

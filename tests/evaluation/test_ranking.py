@@ -1,9 +1,9 @@
-"""Rankings: nDCG by hand and against scikit-learn, and ties."""
+"""Rankings: nDCG by hand and against scikit-learn, ties, and the order of systems."""
 
 import numpy as np
 import pytest
 
-from she_jax.evaluation.ranking import mean_ndcg, ndcg_by_query
+from she_jax.evaluation.ranking import compare_systems, mean_ndcg, ndcg_by_query
 
 
 def test_ndcg_by_hand_and_what_has_none():
@@ -26,3 +26,18 @@ def test_equal_scores_share_the_mean_of_their_places():
 def test_only_the_first_ten_places_count():
     gains = np.array([0] * 10 + [1])
     assert ndcg_by_query(["a"] * 11, gains, -np.arange(11.0))["a"] == 0
+
+
+def test_systems_keep_their_order_under_a_judge_that_agrees():
+    queries = ["a"] * 3 + ["b"] * 3
+    human = np.array([2, 1, 0, 2, 1, 0])
+    good = dict.fromkeys(range(6), 0) | {0: 1, 1: 2, 2: 3, 3: 1, 4: 2, 5: 3}
+    bad = {row: 4 - rank for row, rank in good.items()}
+    middle = good | {3: 3, 5: 1}
+    ranks = {"good": good, "bad": bad, "middle": middle}
+    same = compare_systems(ranks, queries, human, human)
+    assert same["tau"] == 1
+    assert same["systems"]["good"] == {"human": 1, "judge": 1, "n": 6}
+    upside_down = compare_systems(ranks, queries, human, 2 - human)
+    assert upside_down["tau"] == -1
+    assert compare_systems({"good": good}, queries, human, human)["tau"] is None

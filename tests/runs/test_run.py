@@ -27,7 +27,7 @@ from she_jax.cot import CotSchema
 from she_jax.generate.generator import Generator
 from she_jax.models.weights import load_model
 from she_jax.recipes import annotate, evaluate, stage1
-from she_jax.runs import predict
+from she_jax.runs import blocks, predict
 from she_jax.runs.annotate_import import import_annotations
 from she_jax.runs.config import parse
 from she_jax.runs.export import export_run
@@ -358,6 +358,13 @@ def test_a_checkpoint_predicts_the_labels_of_a_users_file(done, tmp_path, capsys
         f'The first that could not be read: "{printable(predictions[0]["text"], 20)[:20]}' in screen
     )
     assert {"label", "probabilities", "well_formed", "steps"} <= predictions[0].keys()
+    with (tmp_path / "out" / "labeled" / "pairs.jsonl").open() as written:
+        rows = [json.loads(line) for line in written]
+    assert [
+        {name: row[name] for name in given} for row, given in zip(rows, pairs, strict=True)
+    ] == pairs
+    assert rows[2]["error"] == "empty query"
+    assert [row["she_label"] for row in rows] == [line["label"] for line in predictions] + [None]
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["n"] == 1
     # All is done, and stays so after a move of everything, and without the source.
     moved = file.rename(tmp_path / "moved.jsonl")
@@ -378,7 +385,7 @@ def test_votes_give_a_confidence_and_a_killed_prediction_goes_on(done, tmp_path,
     file.write_text("query,title,label\nred mug,Red mug,4\noak desk,Desk,2\nred mug,Blue mug,\n")
     changes = {"checkpoint": str(done), "data.name": "table", "data.path": str(file)}
     changes |= {"eval.batch_size": 6, "decide.samples": 3, "decide.rule": "auto"}
-    monkeypatch.setattr(predict, "BLOCK", 2)
+    monkeypatch.setattr(blocks, "BLOCK", 2)
     gather, calls = predict.Decider.gather, []
 
     def die(self, examples, *rest):

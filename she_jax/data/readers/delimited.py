@@ -6,7 +6,7 @@ without a word). Here the row where it opened is bad, and the rows after it are 
 
 import contextlib
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,24 +33,65 @@ def read_delimited(path: Path) -> Iterator[Record | BadRow]:
     Raises:
       UserError: if the header cannot be read.
     """
-    lines = Lines(read_lines(path))
+    return (row for _, row in raw_rows(path) if row is not None)
+
+
+def raw_rows(path: Path) -> Iterator[tuple[str, Record | BadRow | None]]:
+    """The rows of a CSV file as they stand, line ends included, each with what is read of it.
+
+    The first is the header. Of it, and of rows without any text, nothing is read.
+
+    Raises:
+      UserError: if the header cannot be read.
+    """
+    lines = _RowLines(read_lines(path))
     header, delimiter = _header(lines, path)
+    yield lines.row(), None
     for line in lines:
         number = lines.number
         cells = _cells(line, lines, delimiter, len(header))
-        if isinstance(cells, str):
-            yield BadRow(file=str(path), line=number, reason=cells)
-        elif not any(map(str.strip, cells)):
-            continue
-        elif len(cells) != len(header):
-            reason = f"wrong number of cells: {len(cells)}, expected {len(header)}"
-            yield BadRow(file=str(path), line=number, reason=reason)
-        elif reason := undecoded("".join(cells)):
-            yield BadRow(file=str(path), line=number, reason=reason)
-        else:
-            named = zip(header, cells, strict=True)
-            texts = {name: text for name, cell in named if name and (text := cell.strip())}
-            yield Record(str(path), number, texts)
+        yield lines.row(), _read(cells, header, path, number)
+
+
+def _read(
+    cells: list[str] | str, header: list[str], path: Path, line: int
+) -> Record | BadRow | None:
+    """What is read of a row's cells, or of the reason why it has none."""
+    if isinstance(cells, str):
+        return BadRow(file=str(path), line=line, reason=cells)
+    if not any(map(str.strip, cells)):
+        return None
+    if len(cells) != len(header):
+        reason = f"wrong number of cells: {len(cells)}, expected {len(header)}"
+        return BadRow(file=str(path), line=line, reason=reason)
+    if reason := undecoded("".join(cells)):
+        return BadRow(file=str(path), line=line, reason=reason)
+    named = zip(header, cells, strict=True)
+    return Record(
+        str(path), line, {name: text for name, cell in named if name and (text := cell.strip())}
+    )
+
+
+class _RowLines(Lines):
+    """Lines that remember those of the row at hand."""
+
+    def __init__(self, lines: Iterable[str]):
+        super().__init__(lines)
+        self._taken: list[str] = []
+
+    def __next__(self) -> str:
+        self._taken.append(line := super().__next__())
+        return line
+
+    def put_back(self, lines: list[str]) -> None:
+        super().put_back(lines)
+        del self._taken[len(self._taken) - len(lines) :]
+
+    def row(self) -> str:
+        """What was taken since the last call."""
+        text = "".join(self._taken)
+        self._taken.clear()
+        return text
 
 
 def read_header(path: Path) -> tuple[str, ...]:
@@ -59,7 +100,16 @@ def read_header(path: Path) -> tuple[str, ...]:
     Raises:
       UserError: if there is no header, or a name stands in it twice.
     """
-    return tuple(filter(None, _header(Lines(read_lines(path)), path)[0]))
+    return tuple(filter(None, read_layout(path)[0]))
+
+
+def read_layout(path: Path) -> tuple[list[str], str]:
+    """The names in the header of a CSV file, "" for a column without one, and the delimiter.
+
+    Raises:
+      UserError: if there is no header, or a name stands in it twice.
+    """
+    return _header(Lines(read_lines(path)), path)
 
 
 def _header(lines: Lines, path: Path) -> tuple[list[str], str]:

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +75,14 @@ def column_names(paths: Sequence[Path]) -> tuple[str, ...]:
     for path in paths:
         kind, partition = _checked_kind(path), dict.fromkeys(_partition(path, paths), "text")
         if kind == "json":
-            for _, row in json_rows(path):
+            for _, row, _ in raw_objects(path):
                 names |= dict.fromkeys(flatten(row, Counter()) if isinstance(row, dict) else ())
             names |= dict.fromkeys(partition)
             continue
         if kind == "delimited":
             types = dict.fromkeys(read_header(path), "text")
         else:
-            with _parquet(path) as file:
+            with open_parquet(path) as file:
                 types = {n: t for field in file.schema_arrow for n, t in _columns(field)}
         types |= partition
         first = first or (path, types)
@@ -161,7 +161,7 @@ def _text(value: Any) -> str:
 
 
 def _read_json(path: Path, left_out: Counter[str]) -> Iterator[Record | BadRow]:
-    for line, row in json_rows(path):
+    for line, row, _ in raw_objects(path):
         if isinstance(row, ValueError):
             yield BadRow(file=str(path), line=line, reason=str(row))
         elif isinstance(row, dict):
@@ -171,8 +171,12 @@ def _read_json(path: Path, left_out: Counter[str]) -> Iterator[Record | BadRow]:
             yield BadRow(file=str(path), line=line, reason=f"not an object: {shown}")
 
 
-def json_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """The values that stand for rows, or a ValueError that says why there is none, with lines."""
+def raw_objects(path: Path) -> Iterator[tuple[int, Any, str]]:
+    """The values that stand for rows, each with its line and its text as it stands in the file.
+
+    A ValueError says why there is none. A rating of OpenSearch's judgment list has a text of its
+    row alone.
+    """
     lines = Lines(read_lines(path))
     first = next((line for line in lines if line.strip()), "")
     if first.strip() == "{" or first.lstrip().startswith("["):  # an array, or over several lines
@@ -180,12 +184,15 @@ def json_rows(path: Path) -> Iterator[tuple[int, Any]]:
         values = _concatenated(first + "".join(lines), line)
     else:
         values = _line_by_line(first, lines)
-    for line, value in values:
-        for row in _judgment_ratings(value):
-            yield line, row
+    for line, value, text in values:
+        if isinstance(value, dict) and isinstance(value.get("judgmentRatings"), list):
+            for row in _judgment_ratings(value):
+                yield line, row, json.dumps(row, ensure_ascii=False)
+        else:
+            yield line, value, text
 
 
-def _line_by_line(first: str, lines: Lines) -> Iterator[tuple[int, Any]]:
+def _line_by_line(first: str, lines: Lines) -> Iterator[tuple[int, Any, str]]:
     """The value of each line, or a ValueError that says why there is none."""
     text: str | None = first
     while text is not None:
@@ -193,15 +200,15 @@ def _line_by_line(first: str, lines: Lines) -> Iterator[tuple[int, Any]]:
             try:
                 if reason := undecoded(text):
                     raise ValueError(reason)
-                yield lines.number, json.loads(text, **_JSON)
+                yield lines.number, json.loads(text, **_JSON), text
             except (ValueError, RecursionError) as error:
                 reason = str(error)
                 known = reason.startswith("not UTF-8")
-                yield lines.number, ValueError(reason if known else f"not JSON: {reason}")
+                yield lines.number, ValueError(reason if known else f"not JSON: {reason}"), text
         text = next(lines, None)
 
 
-def _concatenated(text: str, line: int) -> Iterator[tuple[int, Any]]:
+def _concatenated(text: str, line: int) -> Iterator[tuple[int, Any, str]]:
     """The values of a JSON array, or of objects over several lines, each with its first line."""
     decoder, end = json.JSONDecoder(**_JSON), 0
     while True:
@@ -213,26 +220,32 @@ def _concatenated(text: str, line: int) -> Iterator[tuple[int, Any]]:
         try:
             value, end = decoder.raw_decode(text, start)
         except (ValueError, RecursionError) as error:
-            yield line, ValueError(f"not JSON: {error}; the rest of the file cannot be read")
+            reason = f"not JSON: {error}; the rest of the file cannot be read"
+            yield line, ValueError(reason), text[start:]
             return
         shown = text[start:end]
-        yield line, ValueError(reason) if (reason := undecoded(shown)) else value
+        yield line, ValueError(reason) if (reason := undecoded(shown)) else value, shown
         line += len(re.findall("\r\n|\r|\n", shown))
 
 
-def _judgment_ratings(value: Any) -> Iterable[Any]:
-    """The rows of a JSON value: itself, or the ratings of OpenSearch's judgment list."""
-    if not isinstance(value, dict) or not isinstance(value.get("judgmentRatings"), list):
-        return [value]
-    return [
-        {"query": query.get("query"), "docid": row.get("docId"), "label": row.get("rating")}
-        for query in value["judgmentRatings"]
-        for row in query.get("ratings", ())
-    ]
+def _judgment_ratings(value: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The rows of OpenSearch's judgment list."""
+    for query in value["judgmentRatings"]:
+        for row in query.get("ratings", ()):
+            yield {
+                "query": query.get("query"),
+                "docid": row.get("docId"),
+                "label": row.get("rating"),
+            }
 
 
 @contextlib.contextmanager
-def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
+def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    """Opens a Parquet file, packed or not, to be read batch by batch.
+
+    Raises:
+      UserError: if it is damaged.
+    """
     try:
         with open_table(path) as file:
             packed = path.suffix.lower() == ".gz"
@@ -248,7 +261,7 @@ def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
 
 
 def _read_parquet(path: Path, left_out: Counter[str]) -> Iterator[Record | BadRow]:
-    with _parquet(path) as file:
+    with open_parquet(path) as file:
         names = file.schema_arrow.names
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise UserError(f"{path}: columns {twice} occur twice; rename one of each")
