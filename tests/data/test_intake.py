@@ -87,7 +87,7 @@ def test_bad_rows_are_set_aside_with_file_line_and_reason():
     )
     assert kept == list(good)
     assert [row["reason"] for row in written] == ["not JSON: x", *(reason for reason, _ in defects)]
-    assert written[0] == {"file": "g", "line": 9, "reason": "not JSON: x"}
+    assert written[0] == {"file": "g", "line": 9, "reason": "not JSON: x", "record": 4}
     assert intake.bad["missing title"] == 2
     assert intake.bad["duplicate uid"] == intake.bad["not JSON"] == 1
 
