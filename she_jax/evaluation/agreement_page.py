@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from she_jax.evaluation.agreement_report import METRICS, worst_disagreements
 from she_jax.evaluation.decide import UNREAD
 from she_jax.evaluation.judged import JudgedPairs
@@ -21,6 +23,7 @@ from she_jax.types import Example
 
 TEMPLATE = Path(__file__).with_name("agreement.html.jinja")
 MOST_ROWS = 12  # of a table of slices
+OTHER_MIX = 0.15  # share of pairs that would need another label for the mix of labels to be alike
 SHOWN = 10  # answers that could not be read
 SIDES = {"judge": "judge", "unseen": "judge, unseen queries", "floor": "floor", "raters": "raters"}
 NAMES = {
@@ -69,6 +72,31 @@ def agreement_page(report: Mapping[str, Any], judged: JudgedPairs, about: str) -
     )
 
 
+def other_mix(report: Mapping[str, Any]) -> str:
+    """That the labels are another mix than those which the decision was fitted on; "" if not.
+
+    Args:
+      report: from ``agreement_report``, with ``decide``, what was fitted, as plain values, if
+        anything was.
+    """
+    fitted = report.get("decide", {}).get("about", {}).get("label_mix")
+    counts = np.sum(report["confusion"], axis=1)
+    if not fitted:
+        return ""
+    shares = dict(zip(report["labels"], (counts / counts.sum()).tolist(), strict=True))
+    # Total variation: the share of pairs that would need another label.
+    if sum(abs(shares[label] - fitted[label]) for label in shares) / 2 <= OTHER_MIX:
+        return ""
+    mixes = (
+        ", ".join(f"{label}: {mix[label]:.0%}" for label in shares) for mix in (shares, fitted)
+    )
+    here, there = mixes
+    return (
+        f"the labels here ({here}) are another mix than those that threshold, temperature and "
+        f"review were fitted on ({there}), so these may be off"
+    )
+
+
 def _warnings(report: Mapping[str, Any]) -> list[str]:
     warnings, metrics = [], report["metrics"]
     if report["seen"]:
@@ -77,6 +105,8 @@ def _warnings(report: Mapping[str, Any]) -> list[str]:
             "trained on: on other queries it agrees less, see unseen queries"
         )
     floor = metrics.get("floor", {}).get("quadratic_kappa", {}).get("estimate")
+    if mix := other_mix(report):
+        warnings.append(mix)
     judge = metrics.get("unseen", metrics["judge"])["quadratic_kappa"]["estimate"]
     if floor is not None and (judge is None or judge < floor):
         warnings.append(

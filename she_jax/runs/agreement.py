@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from she_jax.cot import LabelSet
-from she_jax.evaluation.agreement_page import agreement_page, judged_row
+from she_jax.evaluation.agreement_page import agreement_page, judged_row, other_mix
 from she_jax.evaluation.agreement_report import agreement_report
 from she_jax.evaluation.evaluate import evenly_spaced
 from she_jax.evaluation.judge import Calibration
@@ -49,7 +49,10 @@ def write_agreement(
     temperature = calibration.temperature
     judged = judged_pairs(examples, lines, labels, samples=samples, temperature=temperature)
     report = agreement_report(judged, _training_pairs(source), _labeled(ranks, judged))
-    write_json(workdir / "agreement.json", report | {"decide": calibration.to_json()})
+    report["decide"] = calibration.to_json()
+    write_json(workdir / "agreement.json", report)
+    if warning := other_mix(report):
+        log(warning)
     votes = f", by {samples} sampled chains a pair ({calibration.decision.rule})" if samples else ""
     about = f"{report['pairs']:,} labeled pairs, judged by {source}{votes}"
     write_text(workdir / "agreement.html", agreement_page(report, judged, about))

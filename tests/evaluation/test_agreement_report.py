@@ -147,7 +147,12 @@ def test_pairs_of_one_class_without_raters_make_a_report():
     report = agreement_report(judged(same, lines), [])
     assert "raters" not in report["metrics"]
     assert report["metrics"]["judge"]["good_auc"]["estimate"] is None
+    fitted = {"label_mix": dict(zip(report["labels"], (0.8, 0.1, 0.1, 0), strict=True))}
+    report["decide"] = {"about": fitted}
     page = agreement_page(report, judged(same, lines), "")
+    assert "(0: 100%, 1: 0%, 2: 0%, 3: 0%) are another mix than those that threshold" in page
+    fitted["label_mix"]["0"] = 0.9
+    assert "another mix" not in agreement_page(report, judged(same, lines), "")
     assert "AUC of good</bdi></td><td><bdi>-" in page
 
 
