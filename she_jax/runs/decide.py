@@ -45,7 +45,7 @@ def pairs_of_run(run: Path) -> PreparedDataset:
     """
     recipe: Any = ConfigDict(base.get_config().to_dict())
     recipe.checkpoint = str(run)
-    return prepare_dataset(data_config(inherit(recipe), run))
+    return prepare_dataset(data_config(inherit(recipe), run), known=True)
 
 
 class Decider:

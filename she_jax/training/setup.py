@@ -30,8 +30,12 @@ TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_PAIRS = 8_000  # enough to see every word of ShopWorld
 
 
-def prepare_dataset(config: DataConfig) -> PreparedDataset:
+def prepare_dataset(config: DataConfig, *, known: bool = False) -> PreparedDataset:
     """Prepares the data set of a config, or finds it prepared, and logs what is in it.
+
+    Args:
+      config: which data set.
+      known: whether the user knows what is in it, if it is prepared.
 
     Raises:
       UserError: for a set with too many bad rows.
@@ -45,6 +49,8 @@ def prepare_dataset(config: DataConfig) -> PreparedDataset:
     with Progress(f"data: {config.name}", total=sum(sizes) or None) as progress:
         dataset = prepare(make_builder(config), on_progress=progress.update)
         progress.update(sum(dataset.splits.values()))
+        if known and dataset.reused:
+            return dataset
         counts = ", ".join(f"{n:,} {split}" for split, n in dataset.splits.items())
         reused = " (prepared before)" if dataset.reused else ""
         progress.print(f"pairs: {counts}{reused}, in {dataset.path}")

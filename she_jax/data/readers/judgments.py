@@ -16,6 +16,7 @@ from she_jax.data.splits import HashSplitConfig
 from she_jax.types import BadRow
 
 _QUERY_COLUMNS = ("qid", "query")
+RANKED = ("system", "rank")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -113,13 +114,15 @@ class Judgments:
         cells = (record.cells.get(column, "") for column in self.columns.raters)
         return [t for cell in cells for text in cell.split(",") if (t := text.strip())]
 
+    @property
+    def ranked(self) -> bool:
+        """Whether the rows say at which rank which system has shown them (``RANKED``)."""
+        return {*RANKED} <= {*self.names}
+
     def unread(self) -> list[str]:
         """The columns that are not read."""
-        return [
-            name
-            for name in self.names
-            if name not in self.columns.read and not name.startswith(PRODUCT)
-        ]
+        read = {*self.columns.read, *(RANKED if self.ranked else ())}
+        return [n for n in self.names if n not in read and not n.startswith(PRODUCT)]
 
 
 def load_queries(path: str, queries: dict[str, str]) -> Iterator[BadRow]:
