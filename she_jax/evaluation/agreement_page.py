@@ -43,6 +43,7 @@ def agreement_page(report: Mapping[str, Any], judged: JudgedPairs, about: str) -
       about: what was judged by what, a sentence.
     """
     sides = [side for side in SIDES if side in report["metrics"]]
+    where = _where(report["metrics"])
     labels, calibration = report["labels"], report["calibration"]
     unread = [n for n, label in enumerate(judged.predicted.tolist()) if label == UNREAD]
     return render(
@@ -50,7 +51,7 @@ def agreement_page(report: Mapping[str, Any], judged: JudgedPairs, about: str) -
         about=about,
         warnings=_warnings(report),
         headline=_headline(report),
-        metrics_head=["", *(SIDES[side] for side in sides)],
+        metrics_head=["", *(SIDES[side] + where * (side == "floor") for side in sides)],
         metrics=[
             (NAMES[name], *(_interval(report["metrics"][side].get(name)) for side in sides))
             for name in METRICS
@@ -110,26 +111,31 @@ def _warnings(report: Mapping[str, Any]) -> list[str]:
     judge = metrics.get("unseen", metrics["judge"])["quadratic_kappa"]["estimate"]
     if floor is not None and (judge is None or judge < floor):
         warnings.append(
-            f"Below the floor: quadratic kappa {_number(judge)}, where counting common words has "
-            f"{floor:.3f}. Its labels and reasons are not to be relied on"
+            f"Below the floor: quadratic kappa {_number(judge)}{_where(metrics)}, where counting "
+            f"common words has {floor:.3f}. Its labels and reasons are not to be relied on"
         )
     return warnings
 
 
 def _headline(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     metrics = report["metrics"]
+    judge, where = metrics.get("unseen", metrics["judge"]), _where(metrics)
     figures = [
         (f"{report['pairs']:,}", f"pairs of {report['queries']:,} queries"),
-        (_number(metrics["judge"]["accuracy"]["estimate"]), "of the labels are those of people"),
-        (_number(metrics["judge"]["quadratic_kappa"]["estimate"]), "quadratic kappa with people"),
+        (_number(judge["accuracy"]["estimate"]), f"of the labels are those of people{where}"),
+        (_number(judge["quadratic_kappa"]["estimate"]), f"quadratic kappa with people{where}"),
     ]
     if "raters" in metrics:
         kappa = _number(metrics["raters"]["quadratic_kappa"]["estimate"])
         figures.append((kappa, f"between raters, on {report['rated_twice']:,} pairs"))
     if "floor" in metrics:
         floor = metrics["floor"]["quadratic_kappa"]["estimate"]
-        figures.append((_number(floor), "quadratic kappa of the floor"))
+        figures.append((_number(floor), f"quadratic kappa of the floor{where}"))
     return figures
+
+
+def _where(metrics: Mapping[str, Any]) -> str:
+    return ", unseen queries" if "unseen" in metrics else ""
 
 
 def _calibration_rows(calibration: Mapping[str, Any]) -> list[tuple[str, str, str]]:

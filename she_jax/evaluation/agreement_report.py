@@ -53,7 +53,8 @@ def agreement_report(
 
     Returns:
       ``pairs``, ``queries``, ``seen`` (pairs whose query is one of the training pairs), ``labels``,
-      ``metrics`` (of ``judge``, ``unseen``, ``floor`` and ``raters``, each by name an interval),
+      ``metrics`` (of ``judge``, ``unseen``, ``floor`` and ``raters``, each by name an interval; the
+      floor's are those of the unseen queries, if there are any, as it has seen the others too),
       ``confusion``, ``calibration``, ``review``, ``slices``, ``unread`` (a count), ``systems``
       (see ``compare_systems``; None without).
     """
@@ -61,14 +62,16 @@ def agreement_report(
     seen_queries = {_folded(example.query) for example in train}
     known = {query: _folded(query) in seen_queries for query in set(judged.queries)}
     seen = np.array([known[query] for query in judged.queries], bool)
-    metrics = {"judge": judge_report(judged)}
+    metrics, others = {"judge": judge_report(judged)}, judged
     if train and 0 < seen.sum() < len(seen):
-        metrics["unseen"] = judge_report(judged.subset(~seen))
-    if train and (baselines := labeled_floor(train, _pairs(judged), labels)):
+        others = judged.subset(~seen)
+        metrics["unseen"] = judge_report(others)
+    if train and (baselines := labeled_floor(train, _pairs(others), labels)):
         floor = baselines["word_overlap"]
+        predicted, expected = floor.judgments.predicted, floor.probabilities @ np.arange(size)
         metrics["floor"] = floor.metrics | {
-            "alpha": judge_alpha(judged.queries, judged.gold, floor.judgments.predicted, size),
-            "ndcg@10": _ndcg(judged, floor.probabilities @ np.arange(size)),
+            "alpha": judge_alpha(others.queries, others.gold, predicted, size),
+            "ndcg@10": _ndcg(others, expected),
         }
     ratings = judged.ratings
     if any(len(given) > 1 for given in ratings):

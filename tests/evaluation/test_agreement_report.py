@@ -127,6 +127,7 @@ def test_queries_of_the_training_pairs_are_counted_and_left_out():
     expected = np.mean([examples[n].label == lines[n]["label"] for n in rest])
     assert report["metrics"]["unseen"]["accuracy"]["estimate"] == pytest.approx(expected)
     page = agreement_page(report, judged(examples, lines), "")
+    assert "floor, unseen queries" in page
     assert f"{len(train)} of the {SIZE} pairs have a query that the judge was trained on" in page
 
 
