@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
@@ -60,6 +60,7 @@ def judged(draw, pairs=30):
     return rng.integers(0, classes, pairs), vote_shares(count_votes(labels, classes))
 
 
+@settings(max_examples=25)
 @given(judged())
 def test_no_threshold_is_better_than_the_fitted_one(case):
     gold, shares = case

@@ -325,6 +325,7 @@ def test_a_run_continues_with_the_chains_it_began_with_or_not_at_all(
         run(recipe_from(policy, "dpo"), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_rl_can_train_on_the_prompts_that_rejection_sampling_left_unsolved(
     policy, tmp_path, monkeypatch
 ):

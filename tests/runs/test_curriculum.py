@@ -89,10 +89,8 @@ def test_a_curriculum_needs_a_folder_without_a_stages_run(done):
         load_checkpoint(done)
 
 
-PLACES = ("evaluation", pytest.param("start filter evaluation", marks=pytest.mark.slow))
-
-
-@pytest.mark.parametrize("places", PLACES)
+@pytest.mark.slow  # tests/runs/test_run.py stops a single run
+@pytest.mark.parametrize("places", ["evaluation", "start filter evaluation"])
 def test_trap_11_a_curriculum_stopped_anywhere_equals_the_uninterrupted_one(
     done, tmp_path, monkeypatch, places
 ):

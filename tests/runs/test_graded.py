@@ -126,6 +126,7 @@ def test_the_columns_of_a_run_are_those_of_its_evaluation(done, tables, tmp_path
     )
 
 
+@pytest.mark.slow  # tests/runs/test_run.py stops a run, too
 def test_a_resumed_run_equals_the_uninterrupted_one(done, tables, tmp_path, monkeypatch):
     write = MetricsWriter.write
 
