@@ -99,6 +99,7 @@ def test_the_evidence_notebook_shows_a_study_that_is_half_finished(execute, tmp_
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_two_rows_from_the_cold_start_to_the_tables_and_the_notebook(execute, tmp_path):
     """The smallest real runs: the cold start, and an arm that starts from it."""
     settings = {"rl.estimator": "grpo"}

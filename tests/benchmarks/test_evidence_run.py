@@ -64,6 +64,7 @@ def test_jobs_share_what_they_compile_and_the_users_environment_comes_back(tmp_p
     assert least not in os.environ
 
 
+@pytest.mark.slow
 def test_failed_jobs_stop_no_others_and_are_tried_again(tmp_path, capfd):
     arms = {
         "grpo": {"seeds": 2, "settings": {"rl.estimator": "grpo"}},

@@ -145,6 +145,7 @@ def test_trap_11_a_curriculum_stopped_anywhere_equals_the_uninterrupted_one(
     assert_same(done, workdir)
 
 
+@pytest.mark.slow
 def test_a_stage_alone_runs_its_prerequisite_first_and_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     changes = {"rl.steps": 2, "rl.dynamic_sampling_rounds": 0, "filter.pairs": 0}
