@@ -1,5 +1,6 @@
 """Predicts labels for a data set with a checkpoint, block by block."""
 
+import functools
 import json
 import shutil
 from collections.abc import Sequence
@@ -65,7 +66,7 @@ class Job:
     examples: ExampleSource
     rows: Sequence[int]
 
-    @property
+    @functools.cached_property
     def content(self) -> dict[str, str]:
         """What the pairs and the policy are, whatever their places."""
         return {"pairs": fingerprint(self.dataset), "checkpoint": params_digest(self.params)}

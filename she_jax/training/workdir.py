@@ -29,11 +29,8 @@ MOVABLE = (
     *TABLES,
     *("model.name", "checkpoint", "init_from", "reward.prm", "reward.orm"),
 )
-UNCHECKED = (
-    "data.dir",
-    "filter.records",
-    "predict.blocks",
-)  # ... and what these name, a run checks when it reads it
+# ... and what these name, a run checks when it reads it.
+UNCHECKED = ("data.dir", "filter.records", "predict.blocks")
 SCHEMA = 2  # of config.json: raised when keys are renamed, so that old folders are refused
 
 

@@ -17,6 +17,7 @@ CONFIG = ModelConfig(vocab_size=24, dim=16, layers=1, heads=2, kv_heads=1, head_
 MODEL = build_model(CONFIG)
 FORWARD = jax.jit(MODEL.forward)
 PAD, EOS, NEW, GROUP = 0, 1, 7, 4
+STATIC = {"group_size": GROUP, "max_new_tokens": NEW, "eos_id": EOS, "pad_id": PAD}
 
 
 @functools.cache
@@ -34,8 +35,7 @@ def prompts():
 @functools.cache
 def sampler(**changes):
     """A compiled sampler, shared by the tests that need the same."""
-    static = {"group_size": GROUP, "max_new_tokens": NEW, "eos_id": EOS, "pad_id": PAD}
-    return jit_sample(MODEL, **(static | changes))
+    return jit_sample(MODEL, **(STATIC | changes))
 
 
 def roll(seed=1, temperature=1.0, top_p=1.0, **changes):
@@ -354,7 +354,7 @@ def test_trap_7_prompts_prefilled_once():
             return super().decode(params, tokens, *rest)
 
     recording = Recording(config=CONFIG, graph=MODEL.graph)
-    run = jit_sample(recording, group_size=GROUP, max_new_tokens=NEW, eos_id=EOS, pad_id=PAD)
+    run = jit_sample(recording, **STATIC)
     grouped = run(params(), prompts(), jax.random.key(1), 1.0)
     assert shapes[0] == (3, 5)
     assert set(shapes[1:]) == {(3 * GROUP, 1)}
@@ -373,17 +373,12 @@ def test_a_start_that_all_prompts_share_is_read_once():
             shapes.append(tokens.shape)
             return super().decode(params, tokens, *rest)
 
-    start, rest = jnp.array([[6, PAD, 9]] * 3), prompts()
-    length = rest.mask.sum(axis=1, keepdims=True)
-    columns = jnp.arange(8)[None] - (5 - length)  # the start stands before the first real token
-    place = jnp.clip(columns, 0, 2)
-    tokens = jnp.where(columns < 3, jnp.take_along_axis(start, place, 1), 0)
-    tokens = tokens.at[:, 3:].set(jnp.where(rest.mask, rest.tokens, tokens[:, 3:]))
-    batch = PromptBatch(tokens=tokens, mask=columns >= 0)
+    rows = [[6, PAD, 9, 3, PAD, 7, 9, 4], [0, 0, 6, PAD, 9, 5, 6, 7], [0, 0, 0, 0, 6, PAD, 9, 8]]
+    mask = jnp.arange(8)[None] >= jnp.array([[0], [2], [4]])
+    batch = PromptBatch(tokens=jnp.array(rows), mask=mask)
     plain = sampler()(params(), batch, jax.random.key(1), 1.0)
     recording = Recording(config=CONFIG, graph=MODEL.graph)
-    settings = {"group_size": GROUP, "max_new_tokens": NEW, "eos_id": EOS, "pad_id": PAD}
-    split = jit_sample(recording, **settings, shared=3, compactions=1)
+    split = jit_sample(recording, **STATIC, shared=3, compactions=1)
     apart = split(params(), batch, jax.random.key(1), 1.0)
     assert shapes[:2] == [(1, 3), (3, 5)]
     np.testing.assert_array_equal(apart.tokens, plain.tokens)
