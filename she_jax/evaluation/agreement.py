@@ -62,7 +62,7 @@ def judge_metrics(
     return {
         name: interval_of_sums(queries, metric, matrices)
         for name, metric in _confusion_metrics(good).items()
-    } | {"good_auc": interval(queries, auc, is_good, judge.good_score)}
+    } | {"good_auc": interval(queries, _auc_of_levels, is_good, _levels(judge.good_score))}
 
 
 def judge_differences(
@@ -80,11 +80,11 @@ def judge_differences(
     """
     matrices = [confusions(gold, judge.predicted, classes) for judge in (first, second)]
     is_good = np.isin(gold, list(good))
-    scores = [(is_good, judge.good_score) for judge in (first, second)]
+    scores = [(is_good, _levels(judge.good_score)) for judge in (first, second)]
     return {
         name: difference_of_sums(queries, metric, *matrices)
         for name, metric in _confusion_metrics(good).items()
-    } | {"good_auc": difference(queries, auc, *scores)}
+    } | {"good_auc": difference(queries, _auc_of_levels, *scores)}
 
 
 def confusions(
@@ -163,10 +163,21 @@ def auc(good: Bool[np.ndarray, "N"], score: Float[np.ndarray, "N"]) -> float:
     Raises:
       ValueError: if a score is NaN.
     """
+    return _auc_of_levels(good, _levels(score), np.ones(len(good), int))
+
+
+def _levels(score: Float[np.ndarray, "N"]) -> Int[np.ndarray, "N"]:
+    """The rank of each score among the different ones: sorted once, not for every draw."""
     if np.isnan(score).any():
         raise ValueError("a score is NaN: expected a number for each pair")
-    levels = np.unique(score, return_inverse=True)[1]
-    n_good, n_bad = (np.bincount(levels, of, levels.max() + 1) for of in (good, ~good))
+    return np.unique(score, return_inverse=True)[1]
+
+
+def _auc_of_levels(
+    good: Bool[np.ndarray, "N"], levels: Int[np.ndarray, "N"], counts: Int[np.ndarray, "N"]
+) -> float:
+    size = levels.max() + 1
+    n_good, n_bad = (np.bincount(levels, counts * of, size) for of in (good, ~good))
     wins = np.sum(n_good * (np.cumsum(n_bad) - n_bad / 2))
     pairs = n_good.sum() * n_bad.sum()
     return float(wins / pairs) if pairs else float("nan")

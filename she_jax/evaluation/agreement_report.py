@@ -21,7 +21,7 @@ from she_jax.evaluation.agreement import (
     macro_f1,
     quadratic_kappa,
 )
-from she_jax.evaluation.confidence import brier, log_loss, reliability, review_limit
+from she_jax.evaluation.confidence import brier, log_loss, reliability, review_limit, trusted
 from she_jax.evaluation.decide import UNREAD
 from she_jax.evaluation.floor import LabeledPairs, labeled_floor
 from she_jax.evaluation.intervals import Interval, interval_of_sums
@@ -174,13 +174,10 @@ def _review(judged: JudgedPairs) -> dict[str, Any] | None:
         limit, below = review_limit(confidence, correct, share)
         count = round(below * len(gold)) + unsure
         limits[f"{share:g}"] = {"limit": limit if np.isfinite(limit) else None, "pairs": count}
+    levels, pairs, accuracies = (values.tolist() for values in trusted(confidence, correct))
     curve = [
-        {
-            "confidence": float(level),
-            "share": float((confidence >= level).sum() / len(judged.gold)),
-            "accuracy": float(correct[confidence >= level].mean()),
-        }
-        for level in np.unique(confidence)
+        {"confidence": level, "share": n / len(judged.gold), "accuracy": reached}
+        for level, n, reached in zip(levels, pairs, accuracies, strict=True)
     ]
     return {"limits": limits, "curve": curve[:: max(1, len(curve) // 100)]}
 

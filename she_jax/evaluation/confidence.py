@@ -102,10 +102,18 @@ def review_limit(
     Returns:
       The limit and the share of pairs below it; infinity and 1 if no limit gives the accuracy.
     """
-    confidence, correct = np.asarray(confidence), np.asarray(correct)
-    limits = np.unique(confidence)
-    for limit in limits:
-        trusted = confidence >= limit
-        if correct[trusted].mean() >= accuracy:
-            return float(limit), float(1 - trusted.mean())
+    limits, pairs, accuracies = trusted(confidence, correct)
+    for limit, n, reached in zip(limits, pairs, accuracies, strict=True):
+        if reached >= accuracy:
+            return float(limit), float(1 - n / len(confidence))
     return float("inf"), 1.0
+
+
+def trusted(
+    confidence: Float[np.ndarray, "N"], correct: Bool[np.ndarray, "N"]
+) -> tuple[Float[np.ndarray, "C"], Int[np.ndarray, "C"], Float[np.ndarray, "C"]]:
+    """Each confidence that occurs, ascending, with number and accuracy of the pairs from it on."""
+    limits, index, counts = np.unique(confidence, return_inverse=True, return_counts=True)
+    right = np.bincount(index, correct, len(limits))
+    pairs, right = np.cumsum(counts[::-1])[::-1], np.cumsum(right[::-1])[::-1]
+    return limits, pairs, right / pairs

@@ -49,12 +49,10 @@ def interval(
 ) -> Interval:
     """The interval of any metric of pairs, computed anew for every draw.
 
-    A query that is drawn twice counts twice, but under the same name: a metric that looks at whole
-    queries (nDCG) is a mean over rows, one for each query; see ``interval_of_sums``.
-
     Args:
       queries: the query of each pair, as text or number.
-      metric: takes ``arrays`` with some rows repeated and others absent; NaN where it is undefined.
+      metric: takes ``arrays`` and, as the last of them, how often each row counts (0 or more whole
+        times, shape [N]); NaN where it is undefined.
       *arrays: a row per pair.
 
     Raises:
@@ -64,11 +62,9 @@ def interval(
     if not len(queries):
         return Interval(estimate=None, note="no pairs")
     query_index = _query_index(queries)
-    pairs = np.arange(len(query_index))
     draws = (draw for block in _draws(query_index) for draw in block)
-    resampled = (np.repeat(pairs, draw[query_index]) for draw in draws)
-    values = [metric(*(array[rows] for array in arrays)) for rows in resampled]
-    return _percentiles(metric(*arrays), np.array(values))
+    values = [metric(*arrays, draw[query_index]) for draw in draws]
+    return _percentiles(metric(*arrays, np.ones(len(query_index), int)), np.array(values))
 
 
 def interval_of_sums(
@@ -104,11 +100,14 @@ def difference(
     first: Sequence[Shaped[np.ndarray, "N ..."]],
     second: Sequence[Shaped[np.ndarray, "N ..."]],
 ) -> Interval:
-    """The interval of ``metric(*first) - metric(*second)``, both on the same draws."""
+    """The interval of the metric of ``first`` less that of ``second``, both on the same draws."""
     n = len(first)
-    return interval(
-        queries, lambda *arrays: metric(*arrays[:n]) - metric(*arrays[n:]), *first, *second
-    )
+
+    def less(*arrays: np.ndarray) -> float:
+        *both, counts = arrays
+        return metric(*both[:n], counts) - metric(*both[n:], counts)
+
+    return interval(queries, less, *first, *second)
 
 
 def difference_of_sums(
