@@ -14,6 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
+from filelock import FileLock
 
 from she_jax.data.dataset import ExampleSource
 from she_jax.evaluation.decide import Decision
@@ -21,12 +22,14 @@ from she_jax.evaluation.judge import Calibration, judge
 from she_jax.runs.decide import Decider
 from she_jax.runs.load import Source
 from she_jax.runs.predictions import OutputConfig, prediction, read_block, write_block
+from she_jax.training.files import write_json
 from she_jax.training.logging import Progress, log
 from she_jax.training.stop import StopSignal
 from she_jax.types import UserError
 
 BLOCK = 512  # pairs a file
 _KEPT = 16  # files in memory
+LOCK = ".lock"
 IDENTITY_FILE = "identity.json"  # what the blocks of a folder are of
 
 
@@ -106,13 +109,12 @@ class Share:
         """
         identity = {**content, "judged": len(self._rows), "decide": asdict(self._decider.config)}
         path = self._folder / IDENTITY_FILE
-        if not path.is_file():
-            calibration = fixed or self._decider.calibrate(self._source)
-            self._folder.mkdir(parents=True, exist_ok=True)
-            part = _unique_part(path)
-            claim = identity | {"calibration": calibration.to_json()}
-            part.write_text(json.dumps(claim, indent=1) + "\n", encoding="utf-8")
-            part.replace(path)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self._folder / LOCK):  # of runs that begin together one calibrates
+            if not path.is_file():
+                calibration = fixed or self._decider.calibrate(self._source)
+                claim = identity | {"calibration": calibration.to_json()}
+                write_json(path, claim)
         saved = json.loads(path.read_text(encoding="utf-8"))
         fitted = saved.pop("calibration")
         self.calibration = Calibration(**fitted | {"decision": Decision(**fitted["decision"])})

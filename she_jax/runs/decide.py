@@ -135,7 +135,10 @@ class Decider:
                     raise
                 log(f"no temperature and nothing to review: {error}")
                 return Calibration(decision=Decision(rule=self.config.rule))
-            write_json(path, saved)
+            try:
+                write_json(path, saved)
+            except OSError as error:  # of others, or mounted to be read only
+                log(f"{path} cannot be written, so each prediction fits anew: {error}")
         rule = saved["auto"] if self.config.rule == AUTO else self.config.rule
         decision = Decision(
             rule=rule, threshold=saved["threshold"] if rule == "cumulative" else None

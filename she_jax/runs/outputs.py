@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from she_jax.cot import CotSchema
+from she_jax.cot import CotSchema, LabelSet
 from she_jax.data.content import name_of
 from she_jax.data.dataset import ExampleSource, PreparedDataset, fingerprint
 from she_jax.data.intake import repeated_uid
@@ -118,6 +118,11 @@ class Table:
                     cells["docid"] = self._lines[outcome.place]["uid"]
                 yield outcome.place, cells
 
+    @property
+    def labels(self) -> LabelSet:
+        """The label set."""
+        return self._schema.labels
+
     def label(self, place: int) -> Label | None:
         """The label of a pair that was judged."""
         return self._lines[place]["label"]
@@ -213,8 +218,13 @@ def write_judgments(table: Table, folder: Path) -> None:
     ``quepid.csv`` has the columns query, docid, rating; ``opensearch.json`` is a list of
     ``judgmentRatings``; ``qrels.txt`` has TREC's lines ``qid 0 docid grade`` and ``queries.tsv``
     its queries, numbered from 1 where the table has no qid. What has no label is left out, and of
-    the qrels what has a blank in an id or a label, or no id.
+    the qrels what has a blank in an id, or no id. A grade is the label if labels are whole numbers
+    that rise from worst to best, else its place, 0 for the worst, see ``grades``.
     """
+    grade_of = grades(table.labels)
+    if any(label != grade for label, grade in grade_of.items()):
+        meaning = ", ".join(f"{grade} for {label}" for label, grade in grade_of.items())
+        log(f"{JUDGMENTS}: tools take the larger grade for the better: {meaning}")
     ratings: dict[str, list[str]] = {}  # by query, as JSON
     queries: dict[str, str] = {}  # by qid
     numbers: dict[str, int] = {}  # by query
@@ -229,11 +239,12 @@ def write_judgments(table: Table, folder: Path) -> None:
             label, query, docid = table.label(place), cells["query"], cells["docid"]
             if label is None:
                 continue
-            table_rows.writerow([query, docid, label])
-            rating = json.dumps({"docId": docid, "rating": str(label)}, ensure_ascii=False)
+            grade = str(grade_of[label])
+            table_rows.writerow([query, docid, grade])
+            rating = json.dumps({"docId": docid, "rating": grade}, ensure_ascii=False)
             ratings.setdefault(query, []).append(rating)
             number = "" if table.has_qids else str(numbers.setdefault(query, len(numbers) + 1))
-            fields = [cells.get("qid", number), "0", docid, str(label)]
+            fields = [cells.get("qid", number), "0", docid, grade]
             if any(len(field.split()) != 1 for field in fields):
                 lacking += 1
                 continue
@@ -250,9 +261,17 @@ def write_judgments(table: Table, folder: Path) -> None:
         file.writelines(f"{qid}\t{' '.join(text.split())}\n" for qid, text in queries.items())
     if lacking:
         log(
-            f"{lacking:,} labels are not in {JUDGMENTS}/qrels.txt, where no id and no label may "
-            "have a blank or be missing"
+            f"{lacking:,} labels are not in {JUDGMENTS}/qrels.txt, where no id may have a blank or "
+            "be missing"
         )
+
+
+def grades(labels: LabelSet) -> dict[Label, int]:
+    """What judgment lists of other tools have for each label: whole numbers, more for better."""
+    values = labels.values
+    if all(isinstance(value, int) for value in values) and list(values) == sorted(values):
+        return {value: int(value) for value in values}
+    return {value: place for place, value in enumerate(values)}
 
 
 def no_formula(text: str) -> str:

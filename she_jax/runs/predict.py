@@ -15,6 +15,7 @@ from she_jax.data.dataset import (
     fingerprint,
     open_split,
 )
+from she_jax.evaluation.decide import FEW
 from she_jax.evaluation.evaluate import evenly_spaced
 from she_jax.evaluation.judge import Calibration
 from she_jax.evaluation.lazy import Lazy
@@ -81,7 +82,16 @@ class Job:
         decider = Decider(config.decide, self.lm, self.params, config.evaluation.batch_size)
         parts = (self.examples, self.rows, self.folder, config.output)
         share = Share(decider, self.source, *parts)
-        share.claim(self.content)
+        lengths = self.lm.prompts.prompt_length, self.lm.prompts.completion_length
+        share.claim(
+            {
+                **self.content,
+                "split": config.evaluation.split,
+                "batch_size": config.evaluation.batch_size,  # samples are drawn by batches
+                "lengths": list(lengths),
+                "dtype": self.lm.model.config.dtype,
+            }
+        )
         return share
 
 
@@ -166,11 +176,12 @@ def _finish(job: Job, share: Share, workdir: Path, final: Path) -> None:
         chains = Lazy(range(len(lines)), lambda n: read_chain(lines[n], schema))
         metrics = score(chains, examples, schema)
         write_json(workdir / "summary.json", metrics | {"decide": share.calibration.to_json()})
-        log(f"macro F1 {metrics['macro_f1']:.3f}, accuracy {metrics['accuracy']:.3f}")
-        ranks = read_systems(table, job.config.output.systems) if table else {}
-        decided = share.calibration, job.config.decide.samples, ranks
-        write_agreement(workdir, job.source, examples, lines, schema.labels, *decided)
-        write_judged(workdir, examples, lines, table)
+        if schema.label_index >= 0:
+            log(f"macro F1 {metrics['macro_f1']:.3f}, accuracy {metrics['accuracy']:.3f}")
+            ranks = read_systems(table, job.config.output.systems) if table else {}
+            decided = share.calibration, job.config.decide.samples, ranks
+            write_agreement(workdir, job.source, examples, lines, schema.labels, *decided)
+            write_judged(workdir, examples, lines, table)
     if table:
         write_outputs(table, data, workdir)
     draft = final.with_name(f"draft.{final.name}")
@@ -193,7 +204,8 @@ def describe(calibration: Calibration) -> str:
     limit = "" if decision.threshold is None else f" at {decision.threshold:.3f}"
     return (
         f"labels by {decision.rule}{limit}; macro F1 on {about['pairs']:,} validation pairs: "
-        f"{scores}"
+        f"{scores} (auto leaves the majority for what {FEW} pairs or more show to be better, "
+        "by more than a standard error)"
     )
 
 

@@ -1,6 +1,7 @@
 """Ranking systems that a report compares: of a TREC run file, or of a table's columns."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from she_jax.data.readers.judgments import Judgments
@@ -22,15 +23,18 @@ def read_systems(table: Table, run: str) -> dict[str, dict[int, float]]:
         trec_eval the score decides, not the rank: here it stands with its sign changed. "" for
         none.
 
-    Raises:
-      UserError: for a rank or a score that is no number, or a line of another form.
+    What is no number, or a line of another form, is left out, counted, and the first of it shown.
     """
     if run:
         return _of_run(table, Path(run))
     ranks: dict[str, dict[int, float]] = {}
+    bad = []
     for place, system, rank in table.ranks():
-        places = ranks.setdefault(system, {})
-        places.setdefault(place, _number(rank, f"system {system!r}: rank"))
+        if (number := _number(rank)) is None:
+            bad.append(f"system {system!r}: rank {rank!r}")
+        else:
+            ranks.setdefault(system, {}).setdefault(place, number)
+    _say_bad(bad, "ranks", "a number")
     return ranks
 
 
@@ -56,28 +60,35 @@ def _of_run(table: Table, path: Path) -> dict[str, dict[int, float]]:
         (cells.get("qid", ""), cells["docid"]): place for place, cells in table.records()
     }
     ranks: dict[str, dict[int, float]] = {}
-    unknown = 0
+    unknown, bad = 0, []
     for number, text in enumerate(read_lines(path), start=1):
         fields = text.split()
         if not fields:
             continue
-        if len(fields) != _FIELDS:
-            raise UserError(
-                f"{path}:{number}: {len(fields)} fields, expected qid Q0 docid rank score tag"
-            )
-        qid, _, docid, _, score, system = fields
+        if len(fields) != _FIELDS or (score := _number(fields[4])) is None:
+            bad.append(f"{path}:{number}: {text.strip()!r}")
+            continue
+        qid, _, docid, _, _, system = fields
         place = places.get((qid, docid))
         unknown += place is None
         scores = ranks.setdefault(system, {})
         if place is not None:
-            scores.setdefault(place, -_number(score, f"{path}:{number}: score"))
+            scores.setdefault(place, -score)
+    _say_bad(bad, "lines", "qid Q0 docid rank score tag, with a number as score")
     if unknown:
         log(f"{path}: {unknown:,} lines are of no judged pair, and are left out")
     return ranks
 
 
-def _number(text: str, what: str) -> float:
+def _number(text: str) -> float | None:
+    """A finite number, or None."""
     try:
-        return float(text)
-    except ValueError as error:
-        raise UserError(f"{what} {text!r}: expected a number") from error
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _say_bad(bad: Sequence[str], what: str, expected: str) -> None:
+    if bad:
+        log(f"{len(bad):,} {what} are left out, the first: {bad[0]}; expected {expected}")

@@ -1,5 +1,7 @@
 """Blocks of predictions: shared out, resumed, joined, and refused where something else is there."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -47,13 +49,14 @@ class FakeDecider:
         return Evidence(greedy=samples, samples=[[sample] * 2 for sample in samples])
 
 
-def judge(folder, decider, content=None, **options):
+def judge(folder, decider, content=None, run=True, **options):
     """What judges the examples into a folder, after its share is done."""
     config = OutputConfig(blocks=str(folder), **options)
     share = Share(decider, None, EXAMPLES, range(7), folder, config)
     share.claim(content or {"pairs": "p", "checkpoint": "c"})
-    with StopSignal() as stop:
-        share.run("fakes", stop)
+    if run:
+        with StopSignal() as stop:
+            share.run("fakes", stop)
     return share
 
 
@@ -83,7 +86,7 @@ def test_parts_give_the_bytes_of_one_run_and_nothing_is_judged_twice(tmp_path, f
     third = FakeDecider()
     judge(shared, third, format=format)
     assert not third.judged
-    assert not [path for path in shared.iterdir() if path.name.startswith(".")]
+    assert [path.name for path in shared.iterdir() if path.name.startswith(".")] == [".lock"]
 
 
 def test_both_formats_say_the_same(tmp_path):
@@ -91,6 +94,23 @@ def test_both_formats_say_the_same(tmp_path):
     first, second = (list(share.blocks) for share in shares)
     assert first == second
     assert all(list(a) == list(b) for a, b in zip(first, second, strict=True))
+
+
+def test_of_runs_that_begin_together_one_calibrates(tmp_path):
+    class Slow(FakeDecider):
+        def calibrate(self, source):
+            fitted.append(self)
+            time.sleep(0.1)
+            return super().calibrate(source)
+
+    fitted = []
+    with ThreadPoolExecutor() as pool:
+        parts = [
+            pool.submit(judge, tmp_path, Slow(2.0 + n), part=n, parts=3, run=False)
+            for n in range(3)
+        ]
+    (first,) = fitted
+    assert {part.result().calibration.temperature for part in parts} == {first._temperature}
 
 
 def test_what_was_fitted_first_serves_all(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from she_jax.cot import CotSchema
 from she_jax.data.dataset import open_split, prepare
 from she_jax.data.sources import DataConfig, make_builder
-from she_jax.runs.outputs import open_judged_table, write_outputs
+from she_jax.runs.outputs import grades, open_judged_table, write_outputs
 from she_jax.runs.systems import check_run, read_systems
 from she_jax.types import UserError
 
@@ -132,7 +132,20 @@ def test_queries_without_ids_are_numbered(judgments):
     }
 
 
-def test_systems_are_those_of_the_table_or_of_a_run_file(judgments):
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ("0-3", {0: 0, 1: 1, 2: 2, 3: 3}),
+        ("1-4", {1: 1, 2: 2, 3: 3, 4: 4}),
+        ("5-1", {5: 0, 4: 1, 3: 2, 2: 3, 1: 4}),
+        ("poor,fair,good", {"poor": 0, "fair": 1, "good": 2}),
+    ],
+)
+def test_a_better_label_has_a_larger_grade_in_every_list(labels, expected):
+    assert grades(CotSchema.build(labels=labels).labels) == expected
+
+
+def test_systems_are_those_of_the_table_or_of_a_run_file(judgments, capsys):
     table, data, _ = table_of(judgments)
     assert not table._judgments.unread()
     assert read_systems(table, "") == {"a": {0: 1, 1: 3, 2: 1}, "b": {0: 2, 1: 1, 3: 1}}
@@ -140,9 +153,11 @@ def test_systems_are_those_of_the_table_or_of_a_run_file(judgments):
     run.write_text("q1 Q0 d1 9 0.5 x\nq1 Q0 d2 1 0.7 x\n\nq1 Q0 d7 2 0.1 x\nq2 Q0 d3 1 2e1 y\n")
     check_run(str(run), data)
     assert read_systems(table, str(run)) == {"x": {0: -0.5, 1: -0.7}, "y": {2: -20}}
-    run.write_text("q1 Q0 d1 9 high x\n")
-    with pytest.raises(UserError, match=r"run.txt:1: score 'high': expected a number"):
-        read_systems(table, str(run))
+    run.write_text("q1 Q0 d1 9 high x\nq1 d1\nq1 Q0 d2 1 0.7 x\n")
+    assert read_systems(table, str(run)) == {"x": {1: -0.7}}
+    said = capsys.readouterr().out
+    assert "2 lines are left out, the first: " in said
+    assert "run.txt:1: 'q1 Q0 d1 9 high x'" in said
     (judgments / "pairs.csv").write_text("query,sku,title\nb,d1,B\n")
     with pytest.raises(UserError, match="have no column qid"):
         check_run(str(run), data)
