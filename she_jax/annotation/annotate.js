@@ -22,14 +22,15 @@ function node(tag, text, kind) {
   return element;
 }
 
-const saidOf = (task, step) => (state.said[task.uid] || {})[step.name];
+const entryOf = (task, step) => (state.said[task.uid] || {})[step.name];
+const saidOf = (task, step) => (entryOf(task, step) || {}).withdrawn ? undefined : entryOf(task, step);
 const openSteps = (task) => task.steps.filter((step) => !saidOf(task, step)).length;
 
-// What is said of a step: null takes it back. The time is that of the last change.
+// What is said of a step, by whom and when; null takes it back, which is said, too: it may be imported already.
 function set(task, step, said) {
-  state.undo.push({at: state.at, step: state.step, name: step.name, before: saidOf(task, step) || null});
+  state.undo.push({at: state.at, step: state.step, name: step.name, before: entryOf(task, step) || null});
   state.undo = state.undo.slice(-500);
-  put(task.uid, step.name, said && {...said, at: new Date().toISOString()});
+  put(task.uid, step.name, {...(said || {withdrawn: true}), annotator: state.annotator.trim(), at: new Date().toISOString()});
 }
 
 function put(uid, name, said) {
@@ -88,8 +89,8 @@ function nextOpen() {
 function lines() {
   const rows = [];
   for (const task of tasks) for (const step of task.steps) {
-    const said = saidOf(task, step);
-    if (said) rows.push({uid: task.uid, step: step.name, annotator: state.annotator.trim(), ...said});
+    const said = entryOf(task, step);
+    if (said) rows.push({uid: task.uid, step: step.name, ...said, annotator: said.annotator || state.annotator.trim()});
   }
   return rows;
 }

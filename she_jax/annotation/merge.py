@@ -37,10 +37,11 @@ def latest(opinions: Iterable[Opinion]) -> list[Opinion]:
 
 
 def by_pair(opinions: Iterable[Opinion]) -> dict[str, list[Opinion]]:
-    """The last opinions by uid."""
+    """The last opinions by uid, without those that were taken back."""
     pairs: dict[str, list[Opinion]] = defaultdict(list)
     for opinion in latest(opinions):
-        pairs[opinion.uid].append(opinion)
+        if not opinion.withdrawn:
+            pairs[opinion.uid].append(opinion)
     return dict(pairs)
 
 
@@ -100,8 +101,9 @@ def annotated_row(
     row["steps"] = {**row.get("steps", {}), **truth}
     if not row["steps"]:
         del row["steps"]
+    names = ("step", "annotator", "at", "value", "correct")
     row["annotators"] = [
-        {k: v for k, v in asdict(o).items() if k != "uid" and v not in ("", None)} for o in opinions
+        {k: v for k in names if (v := getattr(o, k)) not in ("", None)} for o in opinions
     ]
     return row
 

@@ -66,6 +66,7 @@ def _page_opinion(
         return ValueError(f"uid {row['uid']!r} is not among the pairs of this folder")
     who, at, value = row.get("annotator"), row.get("at"), row.get("value")
     try:
-        return make_opinion(task, steps.get(row["step"]), who, at, value, row.get("correct"))
+        step, withdrawn = steps.get(row["step"]), row.get("withdrawn") is True
+        return make_opinion(task, step, who, at, value, row.get("correct"), withdrawn)
     except ValueError as error:
         return ValueError(f"step {row['step']!r}: {error}")

@@ -132,6 +132,7 @@ class Opinion:
       value: the right verdict or label; of free text the right items, with ``;`` between them; ""
         if not said.
       correct: whether the step that was shown is right; None if not said.
+      withdrawn: whether the annotator takes back what they said of the step before.
     """
 
     uid: str
@@ -140,6 +141,7 @@ class Opinion:
     at: str = ""
     value: str = ""
     correct: bool | None = None
+    withdrawn: bool = False
 
     @property
     def order(self) -> tuple[str, ...]:
@@ -154,6 +156,7 @@ def make_opinion(
     at: Any,
     value: Any = None,
     correct: Any = None,
+    withdrawn: bool = False,
 ) -> Opinion:
     """The opinion that a file states, checked and completed.
 
@@ -168,6 +171,10 @@ def make_opinion(
     who = " ".join(str(annotator or "").split())
     if not who:
         raise ValueError("no annotator: expected who said it")
+    if withdrawn:
+        return Opinion(
+            uid=task.uid, step=step.name, annotator=who, at=time_text(at), withdrawn=True
+        )
     text = " ".join(str("" if value is None else value).split())
     if correct not in (True, False, None):
         raise ValueError(f"correct={correct!r}: expected true, false or null")

@@ -16,7 +16,7 @@ from she_jax.evaluation.intervals import (
     difference,
     difference_of_sums,
     interval,
-    interval_of_sums,
+    interval_of_tables,
 )
 
 
@@ -57,10 +57,10 @@ def judge_metrics(
     Raises:
       ValueError: if lengths differ or a class index is outside of [0, K).
     """
-    matrices = confusions(gold, judge.predicted, classes)
+    pairs = check_classes(gold, classes, "gold"), check_classes(judge.predicted, classes)
     is_good = np.isin(gold, list(good))
     return {
-        name: interval_of_sums(queries, metric, matrices)
+        name: interval_of_tables(queries, metric, *pairs, (classes, classes))
         for name, metric in _confusion_metrics(good).items()
     } | {"good_auc": interval(queries, _auc_of_levels, is_good, _levels(judge.good_score))}
 
@@ -95,15 +95,26 @@ def confusions(
     Raises:
       ValueError: if the lengths differ or a class index is outside of [0, classes).
     """
-    gold, predicted = np.asarray(gold, int), np.asarray(predicted, int)
+    gold, predicted = check_classes(gold, classes, "gold"), check_classes(predicted, classes)
     check_lengths(gold, predicted)
-    for name, values in (("gold", gold), ("predicted", predicted)):
-        outside = values[(values < 0) | (values >= classes)]
-        if outside.size:
-            raise ValueError(f"{name} class {outside[0]}: expected an index in [0, {classes})")
     matrices = np.zeros((len(gold), classes, classes), np.int8)
     matrices[np.arange(len(gold)), gold, predicted] = 1
     return matrices
+
+
+def check_classes(
+    indices: Int[np.ndarray, "N"], classes: int, name: str = "predicted"
+) -> Int[np.ndarray, "N"]:
+    """The class indices, checked.
+
+    Raises:
+      ValueError: if one is outside of [0, classes).
+    """
+    indices = np.asarray(indices, int)
+    outside = indices[(indices < 0) | (indices >= classes)]
+    if outside.size:
+        raise ValueError(f"{name} class {outside[0]}: expected an index in [0, {classes})")
+    return indices
 
 
 def macro_f1(confusion: Shaped[np.ndarray, "*R K K"]) -> Float[np.ndarray, "*R"]:

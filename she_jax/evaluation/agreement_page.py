@@ -101,9 +101,14 @@ def other_mix(report: Mapping[str, Any]) -> str:
 def _warnings(report: Mapping[str, Any]) -> list[str]:
     warnings, metrics = [], report["metrics"]
     if report["seen"]:
+        others = (
+            "on other queries it agrees less, see unseen queries"
+            if report["seen"] < report["pairs"]
+            else "so nothing here says how far it agrees on other queries"
+        )
         warnings.append(
             f"{report['seen']:,} of the {report['pairs']:,} pairs have a query that the judge was "
-            "trained on: on other queries it agrees less, see unseen queries"
+            f"trained or tuned on: {others}"
         )
     floor = metrics.get("floor", {}).get("quadratic_kappa", {}).get("estimate")
     if mix := other_mix(report):
@@ -152,6 +157,13 @@ def _review_lines(report: Mapping[str, Any]) -> list[str]:
     if not report["review"]:
         return []
     lines = []
+    if flagged := report.get("flagged"):
+        lines.append(
+            f"By the limit that was fitted on validation pairs a human looks at "
+            f"{flagged['pairs']:,} of {report['pairs']:,} pairs; of the others "
+            f"{_number(flagged['accuracy'])} agree with people, where 0.950 was the aim. The "
+            "limits below are chosen on these pairs themselves."
+        )
     for share, found in report["review"]["limits"].items():
         if found["limit"] is None:
             lines.append(f"No confidence gives {float(share):.0%} agreement on these pairs.")
@@ -175,9 +187,11 @@ def _system_rows(compared: Mapping[str, Any] | None) -> list[tuple[str, ...]]:
     """Name, pairs and both figures of each system, the best by people first."""
     if not compared:
         return []
-    ordered = sorted(compared["systems"].items(), key=lambda row: -(row[1]["human"] or 0))
+    ordered = sorted(
+        compared["systems"].items(), key=lambda row: -(row[1]["human"]["estimate"] or 0)
+    )
     return [
-        (name, f"{row['n']:,}", _number(row["human"]), _number(row["judge"]))
+        (name, f"{row['n']:,}", _interval(row["human"]), _interval(row["judge"]))
         for name, row in ordered
     ]
 
@@ -255,7 +269,7 @@ def _interval(value: Mapping[str, Any] | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    return "-" if value is None else f"{round(value, 3) + 0.0:.3f}"  # never -0.000
 
 
 def judged_row(example: Example, line: Mapping[str, Any]) -> dict[str, Any]:

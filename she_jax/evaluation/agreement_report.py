@@ -5,18 +5,17 @@ cannot be read counts as the label farthest from the human one.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from she_jax.data.intake import normalize_text
 from she_jax.evaluation.agreement import (
     Judgments,
     accuracy,
-    confusions,
     judge_metrics,
     macro_f1,
     quadratic_kappa,
@@ -24,7 +23,7 @@ from she_jax.evaluation.agreement import (
 from she_jax.evaluation.confidence import brier, log_loss, reliability, review_limit, trusted
 from she_jax.evaluation.decide import UNREAD
 from she_jax.evaluation.floor import LabeledPairs, labeled_floor
-from she_jax.evaluation.intervals import Interval, interval_of_sums
+from she_jax.evaluation.intervals import Interval, interval_of_tables
 from she_jax.evaluation.judged import JudgedPairs
 from she_jax.evaluation.lazy import Lazy
 from she_jax.evaluation.ranking import compare_systems, mean_ndcg, ndcg_by_query
@@ -43,6 +42,7 @@ def agreement_report(
     judged: JudgedPairs,
     train: Sequence[Example],
     ranks: Mapping[str, Mapping[int, float]] | None = None,
+    known: Collection[str] = (),
 ) -> dict[str, Any]:
     """The report as plain values.
 
@@ -50,18 +50,19 @@ def agreement_report(
       judged: labeled pairs with a judge's answers, at least one.
       train: the pairs that the judge was trained on, for the floor; none if they are not known.
       ranks: of ranking systems to compare, see ``compare_systems``; None for none.
+      known: further queries that the judge was trained or tuned on.
 
     Returns:
-      ``pairs``, ``queries``, ``seen`` (pairs whose query is one of the training pairs), ``labels``,
+      ``pairs``, ``queries``, ``seen`` (pairs whose query the judge knows), ``labels``,
       ``metrics`` (of ``judge``, ``unseen``, ``floor`` and ``raters``, each by name an interval; the
       floor's are those of the unseen queries, if there are any, as it has seen the others too),
       ``confusion``, ``calibration``, ``review``, ``slices``, ``unread`` (a count), ``systems``
       (see ``compare_systems``; None without).
     """
     labels, size = judged.labels, len(judged.labels.values)
-    seen_queries = {_folded(example.query) for example in train}
-    known = {query: _folded(query) in seen_queries for query in set(judged.queries)}
-    seen = np.array([known[query] for query in judged.queries], bool)
+    folded = {_folded(query) for query in (*known, *(example.query for example in train))}
+    is_known = {query: _folded(query) in folded for query in set(judged.queries)}
+    seen = np.array([is_known[query] for query in judged.queries], bool)
     metrics, others = {"judge": judge_report(judged)}, judged
     if train and 0 < seen.sum() < len(seen):
         others = judged.subset(~seen)
@@ -112,13 +113,15 @@ def judge_report(judged: JudgedPairs) -> dict[str, Interval]:
     good = [judged.labels.index(value) for value in judged.labels.good]
     score = judged.expected
     if judged.confident is not None:
-        score = np.nan_to_num(judged.confident[:, good].sum(1), nan=-1.0)
+        by_label = np.isin(judged.farthest, good).astype(float)
+        score = judged.confident[:, good].sum(1)
+        score = np.where(np.isnan(score), by_label, score)
     judgments = Judgments(judged.farthest, score)
     metrics = judge_metrics(judged.queries, judged.gold, judgments, classes=size, good=good)
     unread = np.where(judged.predicted == UNREAD, size, judged.predicted)
-    matrices = confusions(judged.gold, unread, size + 1)
+    table = judged.queries, judged.gold, unread, size + 1
     for name, metric in (("macro_f1", macro_f1), ("accuracy", accuracy)):  # as ``metrics.score``
-        metrics[name] = interval_of_sums(judged.queries, metric, matrices)
+        metrics[name] = _interval(metric, *table)
     metrics["alpha"] = judge_alpha(judged.queries, judged.gold, judged.farthest, size)
     metrics["ndcg@10"] = _ndcg(judged, judged.expected)
     return {name: metrics[name] for name in METRICS}
@@ -190,10 +193,33 @@ def _slice(judged: JudgedPairs, values: Sequence[str]) -> dict[str, dict[str, An
     slices = {}
     for value, count in Counter(values).most_common():
         part = judged.subset(number == places[value])
-        matrices = confusions(part.gold, part.farthest, size)
-        intervals = {n: interval_of_sums(part.queries, m, matrices) for n, m in metrics.items()}
+        table = part.queries, part.gold, part.farthest, size
+        intervals = {name: _interval(metric, *table) for name, metric in metrics.items()}
         slices[value] = {"pairs": count, **{n: asdict(i) for n, i in intervals.items()}}
     return slices
+
+
+def flagged(judged: JudgedPairs, limit: float) -> dict[str, Any]:
+    """What a limit of review that was fitted on other pairs does here.
+
+    Returns:
+      ``limit``, the number of ``pairs`` below it, and the ``accuracy`` of the others; None if there
+      are none.
+    """
+    rest = np.nan_to_num(judged.confidence) >= limit
+    right = judged.predicted[rest] == judged.gold[rest]
+    accuracy = float(right.mean()) if right.size else None
+    return {"limit": limit, "pairs": int((~rest).sum()), "accuracy": accuracy}
+
+
+def _interval(
+    metric: Callable[[np.ndarray], np.ndarray],
+    queries: Sequence[str],
+    gold: Int[np.ndarray, "N"],
+    predicted: Int[np.ndarray, "N"],
+    classes: int,
+) -> Interval:
+    return interval_of_tables(queries, metric, gold, predicted, (classes, classes))
 
 
 def _folded(query: str) -> str:

@@ -88,7 +88,10 @@ def reliability(
 
 
 def review_limit(
-    confidence: Float[np.ndarray, "N"], correct: Bool[np.ndarray, "N"], accuracy: float
+    confidence: Float[np.ndarray, "N"],
+    correct: Bool[np.ndarray, "N"],
+    accuracy: float,
+    least: int = 1,
 ) -> tuple[float, float]:
     """The least confidence from which on the labels have an accuracy, and the share below it.
 
@@ -98,13 +101,14 @@ def review_limit(
       confidence: of each validation pair.
       correct: whether its label is right.
       accuracy: wanted of the pairs that nobody looks at, in [0, 1].
+      least: pairs that have to be at or above the limit: of three, all may be right by chance.
 
     Returns:
       The limit and the share of pairs below it; infinity and 1 if no limit gives the accuracy.
     """
     limits, pairs, accuracies = trusted(confidence, correct)
     for limit, n, reached in zip(limits, pairs, accuracies, strict=True):
-        if reached >= accuracy:
+        if reached >= accuracy and n >= least:
             return float(limit), float(1 - n / len(confidence))
     return float("inf"), 1.0
 

@@ -89,9 +89,45 @@ def interval_of_sums(
     query_index = _query_index(queries)
     by_query = np.zeros((query_index.max() + 1, *rows.shape[1:]))
     np.add.at(by_query, query_index, rows)
+    return _of_sums(query_index, metric, by_query)
+
+
+def _of_sums(
+    query_index: Int[np.ndarray, "N"],
+    metric: Callable[[Float[np.ndarray, "R ..."]], Float[np.ndarray, "R"]],
+    by_query: Float[np.ndarray, "Q ..."],
+) -> Interval:
     # Not by BLAS, whose last digits change with the number of threads.
     values = [metric(np.einsum("rq,q...->r...", draw, by_query)) for draw in _draws(query_index)]
     return _percentiles(metric(by_query.sum(0)[None])[0], np.concatenate([*values, []]))
+
+
+def interval_of_tables(
+    queries: Sequence[Hashable],
+    metric: Callable[[Float[np.ndarray, "R K L"]], Float[np.ndarray, "R"]],
+    rows: Int[np.ndarray, "N"],
+    columns: Int[np.ndarray, "N"],
+    shape: tuple[int, int],
+) -> Interval:
+    """``interval_of_sums`` of a K x L table, such as a confusion matrix, in which each pair is a 1.
+
+    Args:
+      queries: the query of each pair.
+      metric: from R tables to R values; NaN where it is undefined.
+      rows: of the cell of each pair, in [0, K).
+      columns: of the cell, in [0, L).
+      shape: K and L.
+
+    Raises:
+      ValueError: if the lengths differ.
+    """
+    check_lengths(queries, rows, columns)
+    if not len(queries):
+        return Interval(estimate=None, note="no pairs")
+    query_index = _query_index(queries)
+    cells = np.ravel_multi_index((query_index, rows, columns), (query_index.max() + 1, *shape))
+    counts = np.bincount(cells, minlength=(query_index.max() + 1) * shape[0] * shape[1])
+    return _of_sums(query_index, metric, counts.reshape(-1, *shape).astype(float))
 
 
 def difference(

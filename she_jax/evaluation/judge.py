@@ -91,6 +91,7 @@ class Judgment:
       expected: mean of the label set's values (of their places, 0 to K - 1, if they are words)
         under the probabilities after the temperature.
       review: whether a human should look at it.
+      votes: sampled chains whose label could be read; None without.
     """
 
     label: Label | None
@@ -99,6 +100,7 @@ class Judgment:
     confidence: float | None = None
     expected: float | None = None
     review: bool | None = None
+    votes: int | None = None
 
 
 def gather(
@@ -140,7 +142,7 @@ def gather(
 
 def judge(evidence: Evidence, calibration: Calibration, labels: LabelSet) -> list[Judgment]:
     """One label for each pair, with the chain that speaks for it, and how sure it is."""
-    shares = evidence.shares(labels)
+    shares, votes = evidence.shares(labels), evidence.votes(labels)
     chosen = calibration.decision.labels(evidence.greedy_labels(labels), shares)
     logits = evidence.log_probabilities(labels)
     honest = shares
@@ -149,9 +151,9 @@ def judge(evidence: Evidence, calibration: Calibration, labels: LabelSet) -> lis
     grades = _grades(labels)
     judgments = []
     for n, index in enumerate(chosen.tolist()):
-        known: dict[str, Any] = {}
+        known: dict[str, Any] = {} if votes is None else {"votes": int(votes[n].sum())}
         if shares is not None and honest is not None and not np.isnan(shares[n]).any():
-            known = {"probabilities": tuple(shares[n].tolist())}
+            known["probabilities"] = tuple(shares[n].tolist())
             known["expected"] = float(honest[n] @ grades)
             if index != UNREAD:
                 known["confidence"] = float(honest[n, index])

@@ -51,8 +51,8 @@ class JudgedPairs:
 
     @property
     def expected(self) -> Float[np.ndarray, "N"]:
-        """What ranks the products: the expected grade, else the label; the worst if unread."""
-        places = np.maximum(self.predicted, 0).astype(float)
+        """What ranks the products: the expected grade, else the label, see ``farthest``."""
+        places = self.farthest.astype(float)
         if self.confident is None:
             return places
         grades = self.confident @ np.arange(len(self.labels.values))
@@ -99,13 +99,14 @@ def judged_pairs(
       examples: the pairs; all are read once here.
       lines: their lines of ``predictions.jsonl``; the same.
       labels: the label set.
-      samples: k, chains that voted; 0 if the probabilities are the label's own.
+      samples: k, chains that were sampled; 0 if the probabilities are the label's own.
       temperature: that was fitted; None for none.
     """
     size, kept = len(examples), np.zeros(len(examples), bool)
     gold, predicted = np.zeros(size, int), np.full(size, UNREAD)
     confidence = np.full(size, np.nan)
     probabilities = np.full((size, len(labels.values)), np.nan)
+    votes = np.full((size, 1), samples)  # that could be read
     queries: list[str] = []
     ratings: list[tuple[int, ...]] = []
     slices: dict[str, list[str]] = {"kind": [], "language": [], "length": []}
@@ -125,12 +126,14 @@ def judged_pairs(
             confidence[n] = line["confidence"]
         if line["probabilities"]:
             probabilities[n] = list(line["probabilities"].values())
+        if line.get("votes") is not None:  # not in files from before it was written
+            votes[n] = line["votes"]
     rows = np.flatnonzero(kept)
     known = None if np.isnan(probabilities[rows]).all() else probabilities[rows]
     confident = known
     if known is not None and temperature is not None:
         with np.errstate(divide="ignore"):
-            logits = log_votes(np.round(known * samples)) if samples else np.log(known)
+            logits = log_votes(np.round(known * votes[rows])) if samples else np.log(known)
         confident = tempered(logits, temperature)
     return JudgedPairs(
         examples=Lazy(rows, examples.__getitem__),

@@ -3,11 +3,13 @@
 Gains are the class indices 0 to K - 1, worst to best, discounts 1 / log2(rank + 1) (Järvelin and
 Kekäläinen 2002, with linear gains as trec_eval has them). Products with equal scores share the mean
 of the gains that their places could have (scikit-learn), so that no order of ids decides. Queries
-with one judged product, or none above the worst class, have no nDCG and are left out.
+without a judged product above the worst class have no nDCG and are left out, and where a judge's
+own order of all products is scored, those with one product, too.
 """
 
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -56,7 +58,10 @@ def compare_systems(
 ) -> dict[str, object]:
     """nDCG@10 of ranking systems under human and under a judge's labels.
 
-    Only judged products count: others of a system's ranking are taken out before it is scored.
+    Only judged products count: others of a system's ranking are taken out before it is scored. The
+    ideal order is that of all judged products of the query, whoever found them. All systems are
+    averaged over the same queries, those of which some system ranks a product and that have one
+    above the worst class; who shows nothing good there has 0.
 
     Args:
       ranks: by system, for some of the pairs (by index) a number that is smaller for those in
@@ -66,25 +71,51 @@ def compare_systems(
       judge: class index of each pair, by the judge.
 
     Returns:
-      ``systems``: for each its ``human`` and ``judge`` nDCG (means over its queries) and ``n``, its
+      ``systems``: for each its ``human`` and ``judge`` nDCG, an interval by query, and ``n``, its
       pairs; ``tau``: Kendall's tau-b of the two orders of systems; None of fewer than two.
     """
     from scipy.stats import kendalltau
 
-    systems = {}
+    named = {queries[row] for places in ranks.values() for row in places}
+    rows: dict[Hashable, list[int]] = defaultdict(list)
+    for row, query in enumerate(queries):
+        if query in named:
+            rows[query].append(row)
+    systems: dict[str, Any] = {}
     for name, places in ranks.items():
-        rows = np.array(sorted(places), int)
-        named = [queries[row] for row in rows]
-        scores = np.array([-places[row] for row in rows], float)
         means = {
-            side: list(ndcg_by_query(named, labels[rows], scores).values())
+            side: mean_ndcg(_ndcg_of_system(places, rows, labels))
             for side, labels in (("human", human), ("judge", judge))
         }
-        systems[name] = {side: float(np.mean(v)) if v else None for side, v in means.items()}
-        systems[name]["n"] = len(rows)
-    both = [(s["human"], s["judge"]) for s in systems.values() if None not in s.values()]
+        systems[name] = {side: asdict(mean) for side, mean in means.items()} | {"n": len(places)}
+    estimates = [[s[side]["estimate"] for side in ("human", "judge")] for s in systems.values()]
+    both = [pair for pair in estimates if None not in pair]
     tau = float("nan")
     if len(both) > 1:
         result: Any = kendalltau(*zip(*both, strict=True))
         tau = float(result.statistic)
     return {"systems": systems, "tau": None if np.isnan(tau) else tau}
+
+
+def _ndcg_of_system(
+    places: Mapping[int, float],
+    rows: Mapping[Hashable, Sequence[int]],
+    gains: Int[np.ndarray, "N"],
+) -> dict[Hashable, float]:
+    from sklearn import config_context
+    from sklearn.metrics import dcg_score
+
+    def dcg(rows: Sequence[int], scores: Sequence[float]) -> float:
+        # With two worthless products at the end, since scikit-learn refuses fewer.
+        last = [min(scores, default=0) - 1] * 2
+        return dcg_score([[*gains[rows], 0, 0]], [[*scores, *last]], k=CUT)
+
+    values = {}
+    with config_context(assume_finite=True, skip_parameter_validation=True):
+        for query, of in rows.items():
+            if not gains[of].any():
+                continue
+            ranked = [row for row in of if row in places]
+            found = dcg(ranked, [-places[row] for row in ranked])
+            values[query] = float(found / dcg(of, gains[of].tolist()))
+    return values

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from she_jax.evaluation.agreement import accuracy, kappa, quadratic_kappa
-from she_jax.evaluation.intervals import Interval, check_lengths, interval_of_sums
+from she_jax.evaluation.intervals import Interval, interval_of_sums, interval_of_tables
 
 
 def rater_metrics(
@@ -89,6 +89,10 @@ def judge_alpha(
     classes: int,
 ) -> Interval:
     """``krippendorff_alpha`` of the gold labels and a judge as two raters, by query."""
-    check_lengths(gold, judge)
-    rows = coincidences(list(zip(gold.tolist(), judge.tolist(), strict=True)), classes)
-    return interval_of_sums(queries, krippendorff_alpha, rows)
+    return interval_of_tables(
+        queries,
+        lambda tables: krippendorff_alpha(tables + tables.swapaxes(-1, -2)),  # in both orders
+        gold,
+        judge,
+        (classes, classes),
+    )

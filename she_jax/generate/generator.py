@@ -13,6 +13,7 @@ from she_jax.cot import Chain
 from she_jax.data.dataset import ExampleSource
 from she_jax.generate.batching import by_length, narrowed
 from she_jax.generate.language_model import LanguageModel
+from she_jax.generate.prompts import PromptFormat
 from she_jax.generate.sampler import jit_sample
 from she_jax.types import Example, PromptBatch, Rollout
 
@@ -32,6 +33,15 @@ class Sample:
     text: str
     chain: Chain
     truncated: bool
+
+
+def cut_sentence(prompts: PromptFormat, examples: Sequence[Example]) -> str:
+    """How many pairs are longer than a prompt may be."""
+    cut = int((prompts.prompt_sizes(examples) > prompts.prompt_length).sum())
+    return (
+        f"{cut} of the first {len(examples)} pairs do not fit into model.prompt_length="
+        f"{prompts.prompt_length}: their product texts are truncated"
+    )
 
 
 class Generator:
@@ -146,11 +156,7 @@ class Generator:
         prompts, cut = self.prompts.encode_prompts(filled)
         if cut and not self._reported_cut:
             self._reported_cut = True
-            cut = int((self.prompts.prompt_sizes(examples) > self.prompts.prompt_length).sum())
-            self._warn(
-                f"{cut} of the first {len(examples)} pairs do not fit into model.prompt_length="
-                f"{self.prompts.prompt_length}: their product texts are truncated"
-            )
+            self._warn(cut_sentence(self.prompts, examples))
         return prompts
 
     def _to_samples(self, rollout: Rollout) -> list[Sample]:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from she_jax.cot import LABEL_STEP
 from she_jax.generate.batching import by_length
+from she_jax.generate.generator import cut_sentence
 from she_jax.generate.language_model import LanguageModel
 from she_jax.generate.prompts import PromptFormat
 from she_jax.generate.sampler import prefill
@@ -40,7 +41,7 @@ def label_tokens(prompts: PromptFormat) -> tuple[list[int], Int[np.ndarray, "K W
 
 
 def make_label_logits(
-    lm: LanguageModel, batch_size: int
+    lm: LanguageModel, batch_size: int, warn: Callable[[str], None]
 ) -> Callable[[Any, Sequence[Example]], Float[np.ndarray, "N K"]]:
     """Makes the function that reads the labels' own probabilities off prompts, before any chain.
 
@@ -50,6 +51,7 @@ def make_label_logits(
     Args:
       lm: model and prompts.
       batch_size: pairs at a time, a multiple of the number of devices.
+      warn: called once, with a message, when prompts are first cut.
 
     Returns:
       (params, examples) -> the log-probabilities of the K labels, normalized over the set.
@@ -64,6 +66,8 @@ def make_label_logits(
             "has no probability before the chain is written"
         )
     before, label_ids = label_tokens(prompts)
+
+    warned: list[bool] = []
 
     @jax.jit
     def read_out(params: Any, batch: PromptBatch) -> Array:
@@ -92,7 +96,11 @@ def make_label_logits(
 
     def label_logits(params: Any, examples: Sequence[Example]) -> Float[np.ndarray, "N K"]:
         logits = np.zeros((len(examples), len(label_ids)))
-        for rows, batch in by_length(prompts.encode_prompts(examples)[0], batch_size):
+        encoded, cut = prompts.encode_prompts(examples)
+        if cut and not warned:
+            warned.append(True)
+            warn(cut_sentence(prompts, examples))
+        for rows, batch in by_length(encoded, batch_size):
             placed = jax.device_put(_followed(batch, before), batch_sharding(lm.mesh))
             logits[rows] = np.asarray(read_out(params, placed), np.float64)[: len(rows)]
         return logits

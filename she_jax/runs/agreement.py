@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from she_jax.cot import LabelSet
+from she_jax.data.dataset import open_split
 from she_jax.evaluation.agreement_page import agreement_page, judged_row, other_mix
-from she_jax.evaluation.agreement_report import agreement_report
-from she_jax.evaluation.evaluate import evenly_spaced
+from she_jax.evaluation.agreement_report import agreement_report, flagged
+from she_jax.evaluation.evaluate import VALIDATION, evenly_spaced
 from she_jax.evaluation.judge import Calibration
 from she_jax.evaluation.judged import JudgedPairs, judged_pairs
 from she_jax.runs.decide import pairs_of_run
@@ -48,8 +49,11 @@ def write_agreement(
     """
     temperature = calibration.temperature
     judged = judged_pairs(examples, lines, labels, samples=samples, temperature=temperature)
-    report = agreement_report(judged, _training_pairs(source), _labeled(ranks, judged))
+    train, known = _training_pairs(source)
+    report = agreement_report(judged, train, _labeled(ranks, judged), known)
     report["decide"] = calibration.to_json()
+    if (limit := calibration.review_below) is not None:
+        report["flagged"] = flagged(judged, limit)
     write_json(workdir / "agreement.json", report)
     if warning := other_mix(report):
         log(warning)
@@ -71,14 +75,22 @@ def _labeled(ranks: Ranks, judged: JudgedPairs) -> dict[str, dict[int, float]]:
     return labeled
 
 
-def _training_pairs(source: Source) -> list[Example]:
+def _training_pairs(source: Source) -> tuple[list[Example], set[str]]:
+    """Some training pairs of the run, and all queries that it was trained or tuned on."""
     if source.folder is None:
-        return []
+        return [], set()
     try:
-        return evenly_spaced(pairs_of_run(source.folder), "train", FLOOR_PAIRS)
+        dataset = pairs_of_run(source.folder)
     except FileNotFoundError as error:
         log(f"no floor, and nothing is known of the training pairs: {error}")
-        return []
+        return [], set()
+    known = {
+        query
+        for split in ("train", VALIDATION)
+        if dataset.splits.get(split)
+        for query in open_split(dataset.path, split).texts("query")
+    }
+    return evenly_spaced(dataset, "train", FLOOR_PAIRS), known
 
 
 def write_judged(

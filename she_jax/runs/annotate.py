@@ -34,7 +34,7 @@ from she_jax.runs.blocks import Share
 from she_jax.runs.config import INHERITED, AnnotateConfig, Recipe, inherit, read_run
 from she_jax.runs.decide import Decider, pairs_of_run
 from she_jax.runs.load import PHASES, Source, fit_lengths, load_policy
-from she_jax.runs.predictions import OutputConfig
+from she_jax.runs.predictions import FORMATS, OutputConfig, read_predictions
 from she_jax.training.checkpoint import params_digest
 from she_jax.training.files import write_json, write_text
 from she_jax.training.logging import Progress, log
@@ -61,7 +61,7 @@ def complete(recipe: Recipe) -> Recipe:
     changes: dict[str, Any] = {}
     split = WHOLE
     if stored.get("kind") == "evaluate":
-        if not (folder / "predictions.jsonl").is_file():
+        if _predictions(folder) is None:
             raise UserError(f"{folder}: the predictions are not done; repeat their command first")
         changes = {name: stored[name] for name in INHERITED}
         changes["data"] |= {"dir": stored["data"]["dir"] or str(folder / "data")}
@@ -100,6 +100,12 @@ def _is_run(checkpoint: str) -> bool:
     return (Path(checkpoint) / "config.json").is_file()
 
 
+def _predictions(folder: Path) -> Path | None:
+    """The finished predictions in a folder; None if there are none."""
+    paths = [folder / f"predictions.{suffix}" for suffix in FORMATS]
+    return next((path for path in paths if path.is_file()), None)
+
+
 def _of_predictions(
     config: AnnotateConfig, workdir: Path
 ) -> tuple[CotSchema, Judged, dict[Cell, float] | None, str]:
@@ -109,8 +115,9 @@ def _of_predictions(
     source = Path(stored["checkpoint"])
     schema = read_run(source).schema if _is_run(str(source)) else config.schema
     dataset = prepare_dataset(config.data.for_chain(schema.options))
-    with (folder / "predictions.jsonl").open(encoding="utf-8") as file:
-        lines = {line["uid"]: line for line in map(json.loads, file)}
+    path = _predictions(folder)
+    assert path is not None
+    lines = {line["uid"]: line for line in read_predictions(path)}
     examples = open_split(dataset.path, config.split)
     uids = examples.texts("uid")
     judged = [(examples[n], lines[uid]) for n, uid in enumerate(uids) if uid in lines]

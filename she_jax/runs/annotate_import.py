@@ -80,7 +80,7 @@ def _merge(
 ) -> None:
     pairs = by_pair(opinions)
     rows = {u: annotated_row(tasks[u].example, pairs[u], schema) for u in tasks if u in pairs}
-    usable = {uid: row for uid, row in rows.items() if "steps" in row and _trainable(row, schema)}
+    usable = {uid: row for uid, row in rows.items() if _trainable(row, schema)}
     write_text(folder / "annotated.jsonl", json_lines(usable.values()))
     judged = [judged_row(tasks[u], schema, consensus(pairs[u], schema).correct) for u in rows]
     if any(judged):  # datasets refuses an empty file

@@ -35,6 +35,7 @@ UNREADABLE = {
     "uid": None,
     "label": None,
     "probabilities": None,
+    "votes": None,
     "confidence": None,
     "expected": None,
     "review": None,

@@ -34,6 +34,7 @@ from she_jax.training.setup import prepare_dataset
 from she_jax.types import Example, UserError
 
 TRUSTED = 0.95  # accuracy of the labels that nobody needs to look at
+LEAST = 30  # validation pairs that have to show it
 MOST = 2_000  # validation pairs that are judged, evenly spaced
 
 
@@ -81,7 +82,7 @@ class Decider:
 
     def _label_logits(self) -> LabelLogits:
         devices = self.lm.mesh.shape["data"] * self.lm.mesh.shape["fsdp"]
-        return make_label_logits(self.lm, -(-self._batch_size // devices) * devices)
+        return make_label_logits(self.lm, -(-self._batch_size // devices) * devices, log)
 
     def gather(
         self, examples: list[Example], rule: str, seed: int, show: Callable[[int], None]
@@ -186,7 +187,7 @@ def fit(
         decision = Decision(rule=rule, threshold=threshold if rule == "cumulative" else None)
         given = decision.labels(greedy, shares)
         confidence = np.where(given < 0, 0.0, honest[np.arange(len(gold)), given])
-        limits[rule] = min(review_limit(confidence, given == gold, TRUSTED)[0], 2.0)
+        limits[rule] = min(review_limit(confidence, given == gold, TRUSTED, LEAST)[0], 2.0)
     mix = np.bincount(gold, minlength=len(labels.values)) / len(gold)
     return {
         "auto": auto.rule,

@@ -23,7 +23,10 @@ from she_jax.types import UserError
 
 _RULES = {
     "encode": "the whole prompt at once, as one text; a chain apart from its prompt",
-    "texts": "NFC, single blanks, none at the ends; the product's fields as in training",
+    "texts": (
+        "NFC, single blanks, none at the ends, no control characters, HTML read as text; the "
+        "product's fields as in training"
+    ),
     "too long": (
         "cut the product's end, the query's where it takes more than half of the room; nothing else"
     ),

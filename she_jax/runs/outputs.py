@@ -15,7 +15,7 @@ from she_jax.data.dataset import ExampleSource, PreparedDataset, fingerprint
 from she_jax.data.intake import repeated_uid
 from she_jax.data.readers.copies import copy_table
 from she_jax.data.readers.delimited import Record
-from she_jax.data.readers.judgments import RANKED, Judgments, TableConfig
+from she_jax.data.readers.judgments import Judgments, TableConfig
 from she_jax.data.sources import TABLES, DataConfig, table_config
 from she_jax.evaluation.agreement_page import chain_lines
 from she_jax.runs.predictions import label_type
@@ -129,11 +129,11 @@ class Table:
 
     def ranks(self) -> Iterator[tuple[int, str, str]]:
         """The place, the system and the rank of each record that has them, repeated ones too."""
-        if not self._judgments.ranked:
+        if not (columns := self._judgments.columns.ranked):
             return
         for record, outcome in zip(self._judgments.records(), self.outcomes(), strict=True):
             if isinstance(record, Record) and outcome.place is not None:
-                system, rank = (record.cells.get(name, "") for name in RANKED)
+                system, rank = (record.cells.get(name, "") for name in columns)
                 if system and rank:
                     yield outcome.place, system, rank
 

@@ -175,6 +175,8 @@ def _finish(job: Job, share: Share, workdir: Path, final: Path) -> None:
     if labeled:
         chains = Lazy(range(len(lines)), lambda n: read_chain(lines[n], schema))
         metrics = score(chains, examples, schema)
+        if not job.config.decide.chains:  # nothing was asked of the steps
+            metrics |= {"parse_rate": None, "step_accuracy": {}, "right_for_wrong_reason": None}
         write_json(workdir / "summary.json", metrics | {"decide": share.calibration.to_json()})
         if schema.label_index >= 0:
             log(f"macro F1 {metrics['macro_f1']:.3f}, accuracy {metrics['accuracy']:.3f}")
@@ -189,7 +191,7 @@ def _finish(job: Job, share: Share, workdir: Path, final: Path) -> None:
     draft.replace(final)
     if not job.config.output.blocks:  # those that several runs share are not ours
         shutil.rmtree(job.folder)
-    if unread.share:
+    if unread.share and job.config.decide.chains:
         log(unread.sentence(labeled))
     if share.calibration.temperature is None:
         log("no confidence: --config.decide.samples=8 gives one, by votes, for 8 chains a pair")

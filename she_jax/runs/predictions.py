@@ -55,7 +55,8 @@ def prediction(example: Example, judgment: Judgment, schema: CotSchema) -> dict[
     """A line of ``predictions.jsonl``.
 
     ``uid``; ``label``, null if none could be read; ``probabilities`` of the labels: the shares of
-    the votes, or the label's own of a policy that gives it first, else null; ``confidence``,
+    the ``votes`` (how many could be read), or the label's own of a policy that gives it first, else
+    null; ``confidence``,
     ``expected`` and ``review``, see ``Judgment``; ``well_formed``, ``steps`` (each with its name,
     text and verdict) of the chain that speaks for the label, and ``text``, all that the model
     wrote, where that is not a well-formed chain.
@@ -68,6 +69,7 @@ def prediction(example: Example, judgment: Judgment, schema: CotSchema) -> dict[
         "uid": example.uid,
         "label": judgment.label,
         "probabilities": by_label,
+        "votes": judgment.votes,
         "confidence": judgment.confidence,
         "expected": judgment.expected,
         "review": judgment.review,
@@ -116,6 +118,7 @@ def _schema(labels: LabelSet) -> pa.Schema:
         "uid": text,
         "label": label_type(labels),
         "probabilities": pa.struct([(name, number) for name in labels.texts]),
+        "votes": pa.int64(),
         "confidence": number,
         "expected": number,
         "review": pa.bool_(),

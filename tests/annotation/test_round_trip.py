@@ -176,6 +176,27 @@ def test_an_import_may_be_repeated_and_comes_in_any_order(folder, tmp_path_facto
     assert len(expected[0].splitlines()) == 1_000
 
 
+def test_what_is_taken_back_after_an_import_is_gone(folder):
+    (said,) = page_lines(opinions_of("ann", list(TASKS)[:1])[2:3])
+    (folder / "ann.jsonl").write_text(json_lines([said]))
+    import_annotations(folder, [folder / "ann.jsonl"])
+    assert (folder / "annotated.jsonl").read_text()
+    back = {key: said[key] for key in ("uid", "step", "annotator")}
+    back |= {"at": "2027-01-01T00:00Z", "withdrawn": True}
+    (folder / "ann.jsonl").write_text(json_lines([back]))
+    import_annotations(folder, [folder / "ann.jsonl"])
+    assert not (folder / "annotated.jsonl").read_text()
+    assert json.loads((folder / "annotators.json").read_text())["pairs"] == 0
+
+
+def test_a_pair_whose_label_alone_was_corrected_is_trained_on(folder):
+    said = [o for o in opinions_of("ann", list(TASKS)[:3]) if o.step == "label"]
+    (folder / "ann.jsonl").write_text(json_lines(page_lines(said)))
+    import_annotations(folder, [folder / "ann.jsonl"])
+    rows = [json.loads(line) for line in (folder / "annotated.jsonl").read_text().splitlines()]
+    assert {row["uid"]: row["label"] for row in rows} == {o.uid: int(o.value) for o in said}
+
+
 def test_bad_lines_are_set_aside_with_file_and_line_and_the_rest_is_used(folder, capsys):
     (good,) = page_lines(opinions_of("ann", list(TASKS)[:1])[2:3])
     (studio,) = label_studio_export(opinions_of("ann", list(TASKS)[:1]))

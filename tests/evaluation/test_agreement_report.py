@@ -9,7 +9,7 @@ from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, ndcg_sc
 
 from she_jax.cot import LabelSet
 from she_jax.evaluation.agreement_page import agreement_page, judged_row
-from she_jax.evaluation.agreement_report import agreement_report, worst_disagreements
+from she_jax.evaluation.agreement_report import agreement_report, flagged, worst_disagreements
 from she_jax.evaluation.judged import judged_pairs
 from she_jax.types import Example
 
@@ -128,7 +128,33 @@ def test_queries_of_the_training_pairs_are_counted_and_left_out():
     assert report["metrics"]["unseen"]["accuracy"]["estimate"] == pytest.approx(expected)
     page = agreement_page(report, judged(examples, lines), "")
     assert "floor, unseen queries" in page
-    assert f"{len(train)} of the {SIZE} pairs have a query that the judge was trained on" in page
+    assert f"{len(train)} of the {SIZE} pairs have a query that the judge was trained or" in page
+    everything = {example.query for example in examples}
+    report = agreement_report(judged(examples, lines), train, known=everything)
+    assert report["seen"] == SIZE
+    page = agreement_page(report, judged(examples, lines), "")
+    assert "so nothing here says how far it agrees on other queries" in page
+
+
+def test_votes_that_could_not_be_read_are_none():
+    """One read vote of eight: the report's confidence is the issued one, (1 + 1) / (1 + 4)."""
+    examples, lines = pairs()
+    lines[0] |= {"probabilities": {"0": 0, "1": 0, "2": 1, "3": 0}, "label": 2, "votes": 1}
+    assert judged(examples, lines, 1.0).confident[0].tolist() == [0.2, 0.2, 0.4, 0.2]
+
+
+def test_a_limit_that_was_fitted_elsewhere_is_tried_on_these_pairs():
+    examples, lines = pairs()
+    lines[0] = unread(lines[0])
+    case = judged(examples, lines)
+    tried = flagged(case, 0.5)
+    sure = [n for n in range(1, SIZE) if lines[n]["confidence"] >= 0.5]
+    assert tried["pairs"] == SIZE - len(sure)
+    right = [lines[n]["label"] == examples[n].label for n in sure]
+    assert tried["accuracy"] == pytest.approx(np.mean(right))
+    assert flagged(case, 2.0) == {"limit": 2.0, "pairs": SIZE, "accuracy": None}
+    page = agreement_page(agreement_report(case, []) | {"flagged": tried}, case, "")
+    assert f"a human looks at {tried['pairs']} of {SIZE} pairs" in page
 
 
 def test_without_votes_there_is_no_calibration_and_the_page_says_how_to_get_it():

@@ -74,3 +74,9 @@ def test_from_the_limit_on_the_labels_have_the_accuracy(pairs):
     else:
         assert correct[trusted].mean() >= 0.8
         assert all(correct[confidence >= v].mean() < 0.8 for v in confidence if v < limit)
+
+
+def test_a_limit_needs_so_many_pairs():
+    confidence, correct = np.array([0.9] * 3 + [0.5] * 3), np.array([True] * 3 + [False] * 3)
+    assert review_limit(confidence, correct, 0.95) == (0.9, 0.5)
+    assert review_limit(confidence, correct, 0.95, least=4) == (np.inf, 1.0)

@@ -37,7 +37,21 @@ def test_systems_keep_their_order_under_a_judge_that_agrees():
     ranks = {"good": good, "bad": bad, "middle": middle}
     same = compare_systems(ranks, queries, human, human)
     assert same["tau"] == 1
-    assert same["systems"]["good"] == {"human": 1, "judge": 1, "n": 6}
+    assert [same["systems"]["good"][side]["estimate"] for side in ("human", "judge")] == [1, 1]
+    assert same["systems"]["good"]["n"] == 6
     upside_down = compare_systems(ranks, queries, human, 2 - human)
     assert upside_down["tau"] == -1
     assert compare_systems({"good": good}, queries, human, human)["tau"] is None
+
+
+def test_the_ideal_order_has_all_judged_products_and_a_system_that_misses_them_has_0():
+    """As trec_eval: who shows only the worse products of a query, or nothing, loses there."""
+    queries = ["a"] * 4 + ["b"] * 2
+    gains = np.array([3, 3, 1, 1, 2, 0])
+    ranks = {"best": {0: 1, 1: 2, 4: 1}, "worse": {2: 1, 3: 2, 5: 1}, "half": {0: 1, 1: 2}}
+    systems = compare_systems(ranks, queries, gains, gains)["systems"]
+    ideal = [gain / np.log2(place) for place, gain in enumerate((3, 3, 1, 1), start=2)]
+    a_best, a_worse = sum(ideal[:2]) / sum(ideal), (1 + 1 / np.log2(3)) / sum(ideal)
+    expected = {"best": (a_best + 1) / 2, "worse": a_worse / 2, "half": a_best / 2}
+    found = {name: system["human"]["estimate"] for name, system in systems.items()}
+    assert found == pytest.approx(expected)

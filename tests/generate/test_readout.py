@@ -57,11 +57,11 @@ def test_a_label_that_comes_first_has_the_probability_of_its_text(labels, width)
         logps = jax.nn.log_softmax(output.hidden[0] @ output.head)
         places = len(tokens) - len(completion) - 1 + jnp.arange(len(completion))
         expected[row, k] = logps[places, jnp.array(completion)][len(before) :].sum()
-    logits = make_label_logits(lm, 2)(params, PAIRS)
+    logits = make_label_logits(lm, 2, print)(params, PAIRS)
     np.testing.assert_allclose(logits, jax.nn.log_softmax(expected), rtol=1e-3, atol=1e-4)
 
 
 def test_a_label_that_comes_last_has_no_probability_before_its_chain():
     lm, _ = language_model("0-3")
     with pytest.raises(ValueError, match="the chain begins with 'query', not with the label"):
-        make_label_logits(lm, 2)
+        make_label_logits(lm, 2, print)

@@ -149,6 +149,12 @@ def test_systems_are_those_of_the_table_or_of_a_run_file(judgments, capsys):
     table, data, _ = table_of(judgments)
     assert not table._judgments.unread()
     assert read_systems(table, "") == {"a": {0: 1, 1: 3, 2: 1}, "b": {0: 2, 1: 1, 3: 1}}
+    renamed = JUDGMENTS.replace("system,rank", "engine,pos")
+    (judgments / "pairs.csv").write_text(renamed)
+    mapped, *_, examples = table_of(judgments, columns="docid=sku,system=engine,rank=pos")
+    assert read_systems(mapped, "") == read_systems(table, "")
+    assert not {"system", "rank"} & examples[0].product.keys()
+    (judgments / "pairs.csv").write_text(JUDGMENTS)
     run = judgments / "run.txt"
     run.write_text("q1 Q0 d1 9 0.5 x\nq1 Q0 d2 1 0.7 x\n\nq1 Q0 d7 2 0.1 x\nq2 Q0 d3 1 2e1 y\n")
     check_run(str(run), data)

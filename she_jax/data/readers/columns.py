@@ -9,6 +9,7 @@ from she_jax.types import UserError
 
 # What a pair has besides its product: a column of this name is read as that.
 FIELDS = ("query", "qid", "docid", "uid", "label", "raters", "kind", "split", "rationale", "steps")
+RANKED = ("system", "rank")  # which ranking system has shown the product, and where
 STEP = "steps."  # how the columns of annotated steps begin
 _OTHER_NAMES = {"label": ("rating",)}  # Quepid's export
 
@@ -23,6 +24,7 @@ class Columns:
       judged: of the judgments: a product field to its column.
       key: of the products: the column that ``docid`` of a judgment finds; "" without such a table.
       renamed: of the products: a column to the field that it becomes, where the names differ.
+      ranked: of the judgments: the columns of ``RANKED``; empty unless there are both.
     """
 
     pair: Mapping[str, str]
@@ -30,11 +32,12 @@ class Columns:
     judged: Mapping[str, str]
     key: str = ""
     renamed: Mapping[str, str]
+    ranked: tuple[str, ...] = ()
 
     @property
     def read(self) -> set[str]:
         """The columns of the judgments that are read."""
-        return {*self.pair.values(), *self.raters, *self.judged.values()}
+        return {*self.pair.values(), *self.raters, *self.judged.values(), *self.ranked}
 
 
 def parse_columns(text: str) -> dict[str, str]:
@@ -79,6 +82,10 @@ def find_columns(
             _existing("docid", column, judgments)
     docid.append("docid")
     raters = mapping.pop("raters", "raters" if "raters" in columns else "")
+    ranked = [
+        _existing(name, mapping.pop(name), judgments) if name in mapping else name
+        for name in RANKED
+    ]
     pair = {field: field for field in FIELDS if field in columns and field != "raters"}
     pair |= {name: name for name in columns if name.startswith(STEP)}
     pair |= {
@@ -109,6 +116,7 @@ def find_columns(
         judged=judged,
         key=_key(docid, pair, judgments, products) if products else "",
         renamed={column: field for column, field in renamed.items() if column != field},
+        ranked=tuple(ranked) if {*ranked} <= {*columns} else (),
     )
 
 

@@ -16,7 +16,6 @@ from she_jax.data.splits import HashSplitConfig
 from she_jax.types import BadRow
 
 _QUERY_COLUMNS = ("qid", "query")
-RANKED = ("system", "rank")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -114,14 +113,9 @@ class Judgments:
         cells = (record.cells.get(column, "") for column in self.columns.raters)
         return [t for cell in cells for text in cell.split(",") if (t := text.strip())]
 
-    @property
-    def ranked(self) -> bool:
-        """Whether the rows say at which rank which system has shown them (``RANKED``)."""
-        return {*RANKED} <= {*self.names}
-
     def unread(self) -> list[str]:
         """The columns that are not read."""
-        read = {*self.columns.read, *(RANKED if self.ranked else ())}
+        read = self.columns.read
         return [n for n in self.names if n not in read and not n.startswith(PRODUCT)]
 
 
