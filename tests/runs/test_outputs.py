@@ -148,11 +148,12 @@ def test_a_better_label_has_a_larger_grade_in_every_list(labels, expected):
 def test_systems_are_those_of_the_table_or_of_a_run_file(judgments, capsys):
     table, data, _ = table_of(judgments)
     assert not table._judgments.unread()
-    assert read_systems(table, "") == {"a": {0: 1, 1: 3, 2: 1}, "b": {0: 2, 1: 1, 3: 1}}
+    expected = {"a": {0: 1, 1: 3, 2: 1}, "b": {0: 2, 1: 1, 3: 1}}
+    assert read_systems(table, "") == expected
     renamed = JUDGMENTS.replace("system,rank", "engine,pos")
     (judgments / "pairs.csv").write_text(renamed)
     mapped, *_, examples = table_of(judgments, columns="docid=sku,system=engine,rank=pos")
-    assert read_systems(mapped, "") == read_systems(table, "")
+    assert read_systems(mapped, "") == expected
     assert not {"system", "rank"} & examples[0].product.keys()
     (judgments / "pairs.csv").write_text(JUDGMENTS)
     run = judgments / "run.txt"
